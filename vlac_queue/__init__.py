@@ -1,0 +1,46 @@
+"""Serves the VLAC vision-language critic to robot reinforcement learning, through Redis and RQ.
+
+from vlac_queue import CriticClient, VlacConfig
+
+client = CriticClient(VlacConfig(redis_url="redis://localhost:6379/0"))
+with client.episode(task="open the drawer") as episode:
+    episode.push(frames)
+    verdict = episode.ask_done().result(timeout=30)
+"""
+
+from vlac_queue.client import CriticClient, Episode, Pending
+from vlac_queue.config import VlacConfig
+from vlac_queue.errors import (
+    ConfigError,
+    CriticFailed,
+    CriticTimeout,
+    FrameError,
+    NoWorkers,
+    ProtocolError,
+    QueueFull,
+    RedisUnavailable,
+    VlacQueueError,
+)
+from vlac_queue.gate import RolloutGate
+from vlac_queue.messages import DoneVerdict, ValueVerdict
+from vlac_queue.rule import Outcome
+
+__all__ = [
+    "ConfigError",
+    "CriticClient",
+    "CriticFailed",
+    "CriticTimeout",
+    "DoneVerdict",
+    "Episode",
+    "FrameError",
+    "NoWorkers",
+    "Outcome",
+    "Pending",
+    "ProtocolError",
+    "QueueFull",
+    "RedisUnavailable",
+    "RolloutGate",
+    "ValueVerdict",
+    "VlacConfig",
+    "VlacQueueError",
+]

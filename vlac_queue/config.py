@@ -1,0 +1,199 @@
+"""The one configuration of both sides: `VlacConfig`."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from vlac_queue.errors import ConfigError
+
+#: Prefix of the environment variable of each field, e.g. VLAC_REDIS_URL.
+ENV_PREFIX = "VLAC_"
+
+_QUEUE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_CRITIC_CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def redact_url(url: str) -> str:
+    """The URL with its password replaced by ***, fit for logs and messages."""
+    parts = urlsplit(url)
+    query = re.sub(r"(?i)(password=)[^&]*", r"\1***", parts.query)
+    netloc = parts.netloc
+    if parts.password is not None:
+        netloc = f"{parts.username or ''}:***@{netloc.rpartition('@')[2]}"
+    return urlunsplit(parts._replace(netloc=netloc, query=query))
+
+
+def _setting(default: Any, doc: str) -> Any:
+    return field(default=default, metadata={"doc": doc})
+
+
+@dataclass(frozen=True)
+class VlacConfig:
+    """Settings of rollouts and workers, from code, a mapping (hydra) or the environment (`VLAC_*`).
+
+    A worker reads its own (critic, model_path, engine, max_batch, ...) from its environment; a rollout's
+    settings travel with its queries. `VlacConfig.describe()` gives each field's documentation.
+
+    Raises:
+        ConfigError: a value is of the wrong type or out of range.
+    """
+
+    redis_url: str = _setting(
+        "redis://localhost:6379/0",
+        "Redis to use: redis://, rediss:// (TLS) or unix://; never shown with password.",
+    )
+    queue: str = _setting("vlac", "RQ queue that the workers listen on.")
+    critic: str = _setting("vlac", "Critic that a worker runs: vlac, reference, or package.module:Class.")
+    model_path: str = _setting("", "Folder (or hub name) of the VLAC weights; needed by the critic vlac.")
+    engine: str = _setting("pt", "Inference engine of the critic vlac: pt (torch) or vllm.")
+    done_threshold: float = _setting(0.9, "A score above this (strictly) means done; 0..1.")
+    frame_stride: int = _setting(
+        0, "Environment steps between frames sent within an action chunk; 0 sends the chunk's last frame only."
+    )
+    value_stride: int = _setting(
+        1, "Distance in frames between the images of a pair in value lists (VLAC's skip)."
+    )
+    reference: str | None = _setting(
+        None, "File (.npz with 'frames', or .npy) of a successful run, uint8 (T,H,W,3); optional."
+    )
+    timeout_s: float = _setting(120.0, "Seconds until an unanswered query raises CriticTimeout.")
+    retries: int = _setting(
+        2, "Times a query is tried again: after a failure (on_failure=retry) or a worker's death."
+    )
+    on_failure: str = _setting(
+        "raise", "What a failed query does to its episode: raise, mask or retry (then raise)."
+    )
+    overlap: bool = _setting(True, "Whether rollouts go on while the critic works; the outcomes are the same.")
+    max_batch: int = _setting(16, "Most queries in one call of the critic.")
+    max_wait_ms: float = _setting(5.0, "Milliseconds that a worker waits for a batch to fill.")
+    gpu_memory_fraction: float = _setting(
+        0.15, "Part of the GPU's memory that the critic may use; above 0, up to 1."
+    )
+    idle_offload_s: float = _setting(
+        0.0, "Seconds without work until the weights leave the GPU; 0 keeps them there."
+    )
+    episode_ttl_s: int = _setting(3600, "Seconds until the keys of an episode that nobody touches expire.")
+    max_pending_bytes: int = _setting(2 << 30, "Most bytes of encoded frames of all open episodes of the queue.")
+
+    def __post_init__(self) -> None:
+        for spec in fields(self):
+            # Hydra and the environment give 1 where 1.0 is meant; a bool is never meant as a number.
+            value, kind = getattr(self, spec.name), type(spec.default)
+            if kind is float and type(value) is int:
+                value = float(value)
+                object.__setattr__(self, spec.name, value)
+            optional = spec.default is None
+            if not (value is None and optional) and type(value) is not (str if optional else kind):
+                expected = "str or None" if optional else kind.__name__
+                raise ConfigError(f"{spec.name} must be {expected}, not {value!r}.")
+        for name, (test, requirement) in _CHECKS.items():
+            value = getattr(self, name)
+            if (isinstance(value, float) and not math.isfinite(value)) or not test(value):
+                shown = redact_url(value) if name == "redis_url" else repr(value)
+                raise ConfigError(f"{name} must be {requirement}, not {shown}.{_nearest_choice(name, value)}")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> VlacConfig:
+        """From a mapping of field names to values, e.g. a hydra node.
+
+        Raises:
+            ConfigError: a name is unknown (the nearest right one is named), or a value is refused.
+        """
+        known = [spec.name for spec in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise ConfigError(f"unknown setting {name!r}; {_did_you_mean(str(name), known)}")
+        return cls(**values)
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ, **overrides: Any) -> VlacConfig:
+        """From the environment variables `VLAC_<FIELD>`; `overrides` that are not None win.
+
+        Raises:
+            ConfigError: a `VLAC_*` variable names no field or its text is not a value of the field's type.
+        """
+        specs = {ENV_PREFIX + spec.name.upper(): spec for spec in fields(cls)}
+        values: dict[str, Any] = {}
+        for variable, text in environ.items():
+            # VLAC_HOME is the user's checkout of VLAC, not a setting of ours.
+            if not variable.startswith(ENV_PREFIX) or variable == "VLAC_HOME":
+                continue
+            spec = specs.get(variable)
+            if spec is None:
+                raise ConfigError(
+                    f"unknown environment variable {variable}; {_did_you_mean(variable, list(specs))}"
+                )
+            values[spec.name] = _parse(variable, text, spec.default)
+        values.update({name: value for name, value in overrides.items() if value is not None})
+        return cls.from_mapping(values)
+
+    @classmethod
+    def describe(cls) -> dict[str, str]:
+        """Each field's name and its documentation, in the order of declaration."""
+        return {spec.name: spec.metadata["doc"] for spec in fields(cls)}
+
+    def __repr__(self) -> str:
+        shown = {spec.name: getattr(self, spec.name) for spec in fields(self)}
+        shown["redis_url"] = redact_url(self.redis_url)
+        return f"VlacConfig({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+
+_CHOICES = {
+    "engine": ("pt", "vllm"),
+    "critic": ("vlac", "reference"),
+    "on_failure": ("raise", "mask", "retry"),
+}
+
+_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "redis_url": (
+        lambda v: v.split("://")[0] in ("redis", "rediss", "unix"),
+        "a redis://, rediss:// or unix:// URL",
+    ),
+    "queue": (lambda v: bool(_QUEUE_NAME.fullmatch(v)), "1 to 64 letters, digits, '.', '_' or '-'"),
+    "critic": (
+        lambda v: v in _CHOICES["critic"] or bool(_CRITIC_CLASS.fullmatch(v)),
+        "vlac, reference or package.module:Class",
+    ),
+    "engine": (lambda v: v in _CHOICES["engine"], "pt or vllm"),
+    "on_failure": (lambda v: v in _CHOICES["on_failure"], "raise, mask or retry"),
+    "done_threshold": (lambda v: 0 <= v <= 1, "within 0..1"),
+    "frame_stride": (lambda v: v >= 0, "0 or more environment steps"),
+    "value_stride": (lambda v: v >= 1, "1 or more frames"),
+    "timeout_s": (lambda v: v > 0, "above 0 seconds"),
+    "retries": (lambda v: v >= 0, "0 or more"),
+    "max_batch": (lambda v: 1 <= v <= 4096, "within 1..4096 queries"),
+    "max_wait_ms": (lambda v: v >= 0, "0 or more milliseconds"),
+    "gpu_memory_fraction": (lambda v: 0 < v <= 1, "above 0 and at most 1"),
+    "idle_offload_s": (lambda v: v >= 0, "0 or more seconds"),
+    "episode_ttl_s": (lambda v: v >= 1, "1 or more seconds"),
+    "max_pending_bytes": (lambda v: v >= 1, "1 or more bytes"),
+}
+
+
+def _parse(variable: str, text: str, default: Any) -> Any:
+    try:
+        if isinstance(default, bool):
+            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text.lower()]
+        if isinstance(default, int | float):
+            return type(default)(text)
+    except (KeyError, ValueError):
+        kind = "true or false" if isinstance(default, bool) else f"a number ({type(default).__name__})"
+        raise ConfigError(f"{variable} must be {kind}, not {text!r}.") from None
+    return text
+
+
+def _did_you_mean(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"the settings are: {', '.join(known)}."
+
+
+def _nearest_choice(name: str, value: Any) -> str:
+    near = difflib.get_close_matches(str(value), _CHOICES.get(name, ()), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""

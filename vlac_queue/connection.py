@@ -1,0 +1,94 @@
+"""Connections to Redis, and Redis' errors in our terms."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import redis
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
+from rq.connections import parse_connection
+
+from vlac_queue.config import redact_url
+from vlac_queue.errors import ConfigError, QueueFull, RedisUnavailable
+
+#: Seconds that a blocking read waits on the server at a time; between two reads the deadline is looked at.
+BLOCK_S = 1.0
+#: Seconds until a silent connection counts as broken; well above BLOCK_S.
+SOCKET_TIMEOUT_S = 10.0
+
+
+#: How a connection behaves on both sides of the queue, whoever made it.
+_BEHAVIOUR: dict[str, Any] = {
+    "socket_timeout": SOCKET_TIMEOUT_S,
+    "socket_connect_timeout": 5.0,
+    "health_check_interval": 30,
+}
+
+
+def _retry() -> Retry:
+    return Retry(ExponentialBackoff(cap=0.5, base=0.05), retries=3)
+
+
+def connect(url: str) -> redis.Redis:
+    """A client for `url` that connects at its first command, and again whenever the connection broke.
+
+    Raises:
+        ConfigError: the URL can't be parsed.
+    """
+    try:
+        return redis.Redis.from_url(url, retry=_retry(), **_BEHAVIOUR)
+    except ValueError as error:
+        raise ConfigError(f"redis_url {redact_url(url)} can't be used: {error}") from None
+
+
+def reconnect(connection: redis.Redis) -> redis.Redis:
+    """A client of its own for the server of `connection`; safe to use after a fork."""
+    client_class, connection_class, kwargs = parse_connection(connection)
+    kwargs.update(_BEHAVIOUR, retry=_retry())
+    return client_class(connection_pool=redis.ConnectionPool(connection_class=connection_class, **kwargs))
+
+
+@contextmanager
+def redis_errors(url: str) -> Iterator[None]:
+    """Raises Redis' errors as ours.
+
+    Raises:
+        RedisUnavailable: the server can't be reached, is still loading or refuses the password.
+        QueueFull: the server has reached its maxmemory.
+    """
+    try:
+        yield
+    except redis.exceptions.AuthenticationError as error:
+        raise RedisUnavailable(
+            f"Redis at {redact_url(url)} refused the password: {error}; mend redis_url."
+        ) from error
+    except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as error:
+        raise RedisUnavailable(
+            f"can't reach Redis at {redact_url(url)} ({type(error).__name__}: {error}); "
+            "start redis-server there, or correct redis_url (VLAC_REDIS_URL)."
+        ) from error
+    except redis.exceptions.ResponseError as error:
+        if str(error).startswith("OOM") or "OOM command" in str(error):
+            raise QueueFull(
+                "Redis has reached its maxmemory; raise it, or lower max_pending_bytes below it."
+            ) from error
+        raise
+
+
+class RedisClock:
+    """Seconds since 1970 on the server's clock, so that deadlines mean the same on every host."""
+
+    def __init__(self, connection: redis.Redis) -> None:
+        self._connection = connection
+        self._offset: float | None = None
+
+    def now(self) -> float:
+        """The server's time; asks the server once and goes on with the local monotonic clock."""
+        if self._offset is None:
+            seconds, microseconds = self._connection.time()
+            self._offset = seconds + microseconds / 1e6 - time.monotonic()
+        return time.monotonic() + self._offset

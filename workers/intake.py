@@ -1,0 +1,180 @@
+"""From job texts to queries with frames: reads episodes from Redis and decodes them."""
+
+from __future__ import annotations
+
+import traceback
+from collections import OrderedDict, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vlac_queue.errors import FrameError, ProtocolError
+from vlac_queue.frames import Frames, decode_many
+from vlac_queue.messages import Failure, Query
+from vlac_queue.store import EpisodeMeta, EpisodeStore
+from workers.critics import CriticQuery
+
+#: Most pixel bytes that one query may need: 10,000 frames of 256x256, say.
+MAX_QUERY_BYTES = 2 << 30
+#: Bytes of last frames kept decoded, so that a new frame costs one XOR and not the whole episode.
+LAST_FRAMES_BYTES = 256 << 20
+#: Bytes of reference frames kept decoded.
+REFERENCES_BYTES = 512 << 20
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A query on its way to the critic.
+
+    Attributes:
+        job: id of the RQ job that asked.
+        query: the query.
+        ask: the query with its frames, or the failure met on the way to them; None where nobody waits for
+            the answer any more (answered already, closed).
+        ttl_s: seconds for which the answer is kept.
+    """
+
+    job: str
+    query: Query
+    ask: CriticQuery | Failure | None
+    ttl_s: int | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.ask.frames.nbytes if isinstance(self.ask, CriticQuery) else 0
+
+
+class _FrameCache(OrderedDict[str, "_Cached"]):
+    """Least recently used first; holds at most `limit` bytes, but always the newest entry."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self._limit = limit
+        self._bytes = 0
+
+    def keep(self, key: str, entry: _Cached) -> None:
+        self.drop(key)
+        self[key] = entry
+        self._bytes += entry.frames.nbytes
+        while self._bytes > self._limit and len(self) > 1:
+            _, oldest = self.popitem(last=False)
+            self._bytes -= oldest.frames.nbytes
+
+    def drop(self, key: str) -> None:
+        if entry := self.pop(key, None):
+            self._bytes -= entry.frames.nbytes
+
+
+@dataclass(frozen=True)
+class _Cached:
+    frames: Frames
+    #: Index of the batch that ends with the (last of the) frames, and the number of frames up to there.
+    batch: int = 0
+    count: int = 0
+
+
+class Intake:
+    """Turns queries into what a critic takes. One thread calls it; its round trips do not grow with the batch."""
+
+    def __init__(self, store: EpisodeStore) -> None:
+        self._store = store
+        self._last = _FrameCache(LAST_FRAMES_BYTES)
+        self._references = _FrameCache(REFERENCES_BYTES)
+
+    def prepare(self, queries: Sequence[tuple[str, Query]]) -> list[Prepared]:
+        """Reads and decodes the frames of queries.
+
+        A query whose frames are missing or damaged becomes a failure of its own; errors of Redis are raised.
+
+        Args:
+            queries: (job id, query).
+        """
+        runs: dict[tuple[str, str], list[tuple[str, Query]]] = defaultdict(list)
+        for job, query in queries:
+            runs[query.episode, query.token].append((job, query))
+        wanted = [(episode, *self._span(token, asked)) for (episode, token), asked in runs.items()]
+        prepared: dict[tuple[str, str], Prepared] = {}
+        for asked, (_, first, _), (meta, pending, batches) in zip(
+            runs.values(), wanted, self._store.read_episodes(wanted), strict=True
+        ):
+            for job, query in sorted(asked, key=lambda each: each[1].batch):
+                ask: CriticQuery | Failure | None = None
+                if meta is not None and query.id.encode() in pending:
+                    try:
+                        if isinstance(meta, ProtocolError):
+                            raise meta
+                        ask = self._critic_query(query, meta, first, batches)
+                    except (FrameError, ProtocolError) as error:
+                        ask = Failure(str(error), traceback.format_exc())
+                ttl_s = meta.ttl_s if isinstance(meta, EpisodeMeta) else None
+                prepared[job, query.id] = Prepared(job, query, ask, ttl_s)
+        return [prepared[job, query.id] for job, query in queries]
+
+    def _span(self, token: str, asked: Sequence[tuple[str, Query]]) -> tuple[int, int]:
+        """Indices of the first and last batch to read: what follows the last frame kept, or all."""
+        last = max(query.batch for _, query in asked)
+        kept = self._last.get(token)
+        every_frame = any(query.kind != "done" for _, query in asked)
+        if kept is None or every_frame or any(query.batch < kept.batch for _, query in asked):
+            return 0, last
+        return kept.batch + 1, last
+
+    def _critic_query(self, query: Query, meta: EpisodeMeta, first: int, batches: Sequence[bytes]) -> CriticQuery:
+        wanted = batches[: query.batch + 1 - first]
+        if len(wanted) != query.batch + 1 - first:
+            raise FrameError(
+                f"batch {query.batch} of episode {query.episode!r} is not on Redis (evicted?); "
+                "set maxmemory-policy noeviction, and push the episode again."
+            )
+        frames = self._frames(query, first, wanted)
+        return CriticQuery(
+            kind=query.kind,
+            task=meta.task,
+            frames=frames,
+            frame=query.frame,
+            reference=self._reference(meta.reference) if meta.reference else None,
+            reference_id=meta.reference,
+            done_threshold=meta.done_threshold,
+            value_stride=meta.value_stride,
+        )
+
+    def _frames(self, query: Query, first: int, batches: Sequence[bytes]) -> Frames:
+        kept = self._last.get(query.token)
+        if query.kind == "done" and kept is not None and kept.batch >= first - 1 and kept.batch <= query.batch:
+            # Decode only what came after the frame kept.
+            decoded = decode_many(
+                batches[kept.batch + 1 - first :], first=kept.count, base=kept.frames, limit=MAX_QUERY_BYTES
+            )
+            count = kept.count + sum(len(batch) for batch in decoded)
+            last = decoded[-1][-1] if decoded else kept.frames
+        else:
+            decoded = decode_many(batches, limit=MAX_QUERY_BYTES)
+            count, last = sum(len(batch) for batch in decoded), decoded[-1][-1]
+        if count != query.frame + 1:
+            raise ProtocolError(
+                f"frame {query.frame} of episode {query.episode!r} is not the last of batch {query.batch}."
+            )
+        if kept is None or query.batch >= kept.batch:
+            self._last.keep(query.token, _Cached(last.copy(), query.batch, count))
+        if query.kind == "done":
+            return last[None]
+        shapes = {batch.shape[1:] for batch in decoded}
+        if len(shapes) > 1:
+            raise FrameError(f"the frames of episode {query.episode!r} are of several sizes; push one size only.")
+        return np.concatenate(decoded) if len(decoded) > 1 else decoded[0]
+
+    def _reference(self, reference: str) -> Frames:
+        kept = self._references.get(reference)
+        if kept is not None:
+            self._references.move_to_end(reference)
+            return kept.frames
+        batches = self._store.read_reference(reference)
+        if not batches:
+            raise FrameError(f"the reference {reference[:12]} is not on Redis (evicted?); open the episode again.")
+        frames = np.concatenate(decode_many(batches, limit=MAX_QUERY_BYTES))
+        self._references.keep(reference, _Cached(frames))
+        return frames
+
+
+__all__ = ["Intake", "Prepared"]

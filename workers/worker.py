@@ -1,0 +1,628 @@
+"""`CriticWorker`: an RQ worker that keeps the critic loaded and answers many jobs in one batch.
+
+Three threads, so that the critic never waits for Redis:
+
+    main     takes jobs, reads and decodes their frames, and puts the queries into the batcher
+    critic   takes batches and asks the critic
+    replies  writes the answers and finishes the jobs
+
+and a fourth that beats once a second, and gives the jobs of dead workers back to the queue.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+import uuid
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import redis
+from redis.client import Pipeline
+from rq import SimpleWorker
+from rq.defaults import DEFAULT_LOGGING_DATE_FORMAT, DEFAULT_LOGGING_FORMAT
+from rq.exceptions import StopRequested
+from rq.job import Job, JobStatus
+from rq.registry import FailedJobRegistry
+from rq.results import Result
+from rq.suspension import WORKERS_SUSPENDED
+from rq.worker import DequeueStrategy, WorkerStatus
+from rq.worker_registration import clean_worker_registry
+
+from vlac_queue.config import VlacConfig
+from vlac_queue.connection import RedisClock, reconnect
+from vlac_queue.errors import ConfigError, CriticFailed, ProtocolError
+from vlac_queue.keys import WORKER_TTL_MS, Keys
+from vlac_queue.messages import (
+    MAX_JOB_BYTES,
+    Answer,
+    DoneVerdict,
+    Failure,
+    ValueVerdict,
+    decode_job,
+    encode_answer,
+)
+from vlac_queue.store import EpisodeStore
+from workers.batcher import Batcher
+from workers.claims import Claims, TakenJob
+from workers.critics import Critic, CriticQuery, make_critic
+from workers.envelope import DataOnlySerializer, read_envelope
+from workers.intake import Intake, Prepared
+
+#: Seconds between two beats, and so between two looks for dead workers.
+BEAT_S = 1.0
+#: Seconds that taking a job waits on Redis at a time; a stop is noticed in between.
+_TAKE_S = 1.0
+#: Seconds between two rounds of maintenance.
+_MAINTENANCE_S = 60.0
+#: Batches of answers that may wait for Redis before the critic does.
+_REPLIES_WAITING = 8
+#: Seconds that a rejected job stays on Redis for `rq info` to show.
+_FAILURE_TTL_S = 3600
+#: Seconds to wait after a failed connection.
+_REDIS_PAUSE_S = 0.5
+#: Seconds for which a stopping worker goes on trying to write its last answers.
+_LAST_ANSWERS_S = 10.0
+
+_CONNECTION_ERRORS = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
+
+
+@dataclass(frozen=True)
+class _Parent:
+    """The RQ worker whose work-horse this worker lives in."""
+
+    name: str
+    pid: int
+    #: Whether that worker runs its jobs in its own process (SimpleWorker) instead of forking.
+    same_process: bool
+
+
+@dataclass
+class WorkerStats:
+    """Totals since the worker started; published with every beat."""
+
+    loads: int = 0
+    jobs: int = 0
+    rejected_jobs: int = 0
+    queries: int = 0
+    failures: int = 0
+    batches: int = 0
+    #: Seconds that the critic worked.
+    busy_s: float = 0.0
+
+
+class CriticWorker(SimpleWorker):
+    """Answers queries with the critic that `VLAC_CRITIC` names, many jobs to a batch.
+
+    Start it with `RQ_WORKER_CLASS=workers.CriticWorker rq worker vlac --with-scheduler`, or with the
+    shortcut `vlac-queue worker`. SIGTERM or Ctrl-C finishes the batch at hand, gives jobs that are not
+    begun back to the queue and ends; a second one ends at once.
+
+    Nothing read from Redis is run: jobs are read as data, and only those for `workers.job.answer` are
+    answered; RQ's clean-up of abandoned jobs, which calls the callbacks that a job names, is left out.
+
+    Raises:
+        ConfigError: `VLAC_*` variables are wrong, or not exactly one queue was given.
+    """
+
+    def __init__(self, queues: Any, name: str | None = None, *args: Any, **kwargs: Any) -> None:
+        kwargs["serializer"] = DataOnlySerializer
+        names = [
+            each if isinstance(each, str) else each.name
+            for each in ([queues] if isinstance(queues, str) else queues)
+        ]
+        serves = kwargs.get("prepare_for_work", True)
+        if serves and len(names) != 1:
+            raise ConfigError(f"a CriticWorker serves one queue, not {len(names)}; start one worker for each.")
+        if kwargs.get("connection") is None and not isinstance(queues, str) and queues:
+            kwargs["connection"] = queues[0].connection
+        unique = name or f"{socket.gethostname().split('.')[0]}-{os.getpid()}-{uuid.uuid4().hex[:4]}"
+        super().__init__(names, unique, *args, **kwargs)
+        if not serves:  # RQ reads other workers' state through instances that never work
+            return
+        self.config = VlacConfig.from_env(queue=names[0])
+        self.stats = WorkerStats()
+        self.critic: Critic = make_critic(self.config)
+        self._keys = Keys(names[0])
+        self._claims = Claims(self.connection, self._keys, self.name)
+        self._store = EpisodeStore(self.connection, self._keys, ttl_s=self.config.episode_ttl_s)
+        self._intake = Intake(self._store)
+        self._clock = RedisClock(self.connection)
+        self._batcher: Batcher[Prepared] = Batcher(self.config.max_batch, self.config.max_wait_ms / 1000)
+        self._replies: queue.Queue[list[tuple[Prepared, Answer]] | None] = queue.Queue(_REPLIES_WAITING)
+        self._open_queries: dict[str, int] = {}
+        self._open_lock = threading.Lock()
+        self._halt = threading.Event()
+        self._suspended = False
+        self._loading = False
+        self._fatal: BaseException | None = None
+        self._parent: _Parent | None = None
+        self._adopted: tuple[str, str] | None = None
+        self._started = time.monotonic()
+
+    # RQ's interface.
+
+    @classmethod
+    def serve_inside(cls, job: Job, text: str) -> None:
+        """Becomes a worker inside a job of another one (see `workers.job.answer`), beginning with that job.
+
+        Args:
+            job: the RQ job that runs.
+            text: its argument.
+        """
+        name = job.worker_name or os.environ.get("RQ_WORKER_ID", "rq")
+        pid = job.connection.hget(f"{cls.redis_worker_namespace_prefix}{name}", "pid")
+        same_process = pid is not None and int(pid) == os.getpid()
+        worker = cls([job.origin], f"{name}.{os.getpid()}", connection=job.connection)
+        worker._parent = _Parent(name, os.getppid(), same_process)
+        worker._adopted = (job.id, text)
+        handlers = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+        try:
+            worker.work()
+        finally:
+            for number, handler in handlers:
+                signal.signal(number, handler)
+        if same_process and worker._shutdown_requested_date:
+            # The signal was meant for the worker around this job.
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def work(
+        self,
+        burst: bool = False,
+        logging_level: str | None = None,
+        date_format: str = DEFAULT_LOGGING_DATE_FORMAT,
+        log_format: str = DEFAULT_LOGGING_FORMAT,
+        max_jobs: int | None = None,
+        max_idle_time: int | None = None,
+        with_scheduler: bool = False,
+        dequeue_strategy: DequeueStrategy = DequeueStrategy.DEFAULT,
+    ) -> bool:
+        """Loads the critic and serves until stopped; the arguments are those of `rq worker`.
+
+        Returns:
+            Whether any job was answered.
+
+        Raises:
+            CriticFailed: the critic could not be loaded, or its thread died.
+        """
+        self._check_server()
+        self.bootstrap(logging_level, date_format, log_format)
+        threads = [
+            threading.Thread(target=self._guarded, args=(loop,), name=loop.__name__, daemon=True)
+            for loop in (self._ask_loop, self._reply_loop)
+        ]
+        beat = threading.Thread(target=self._beat_loop, name="beat", daemon=True)
+        try:
+            if with_scheduler:
+                self._start_scheduler(burst, logging_level, date_format, log_format)
+            self._install_signal_handlers()
+            self._beat()
+            beat.start()
+            self._load()
+            for thread in threads:
+                thread.start()
+            self._serve(burst, max_jobs, max_idle_time)
+        except StopRequested:
+            pass
+        finally:
+            self._finish(threads)
+            self._halt.set()
+            if beat.is_alive():
+                beat.join()
+            self._leave()
+            self.critic.close()
+            self.teardown()
+        if self._fatal is not None:
+            raise CriticFailed(f"the worker stopped: {self._fatal}") from self._fatal
+        return self.stats.jobs > 0
+
+    def _set_connection(self, connection: redis.Redis) -> redis.Redis:
+        # RQ would let a read hang for 415 s; our reads are short, and a dead connection must show.
+        return reconnect(connection)
+
+    def _shutdown(self) -> None:
+        # Unlike RQ's, this never raises in the middle of taking a job.
+        self._stop_requested = True
+        if self._loading:
+            raise StopRequested()
+
+    def run_maintenance_tasks(self) -> None:
+        """Restarts a dead scheduler and forgets dead workers and old failures.
+
+        RQ's own round also fails abandoned jobs and calls the callbacks they name: code named on Redis.
+        """
+        if self.scheduler and (not self.scheduler._process or not self.scheduler._process.is_alive()):
+            self.scheduler.acquire_locks(auto_start=True)
+        clean_worker_registry(self.queues[0])
+        self._failed_registry().cleanup()
+
+    # The main thread: jobs in.
+
+    def _serve(self, burst: bool, max_jobs: int | None, max_idle_time: int | None) -> None:
+        unread: list[TakenJob] = []
+        if self._adopted is not None:
+            job_id, text = self._adopted
+            self._claims.add(job_id)
+            self._accept([(job_id, text)])
+        idle_since = last_maintenance = time.monotonic()
+        while not self._stop_requested and self._fatal is None:
+            if max_jobs is not None and self.stats.jobs >= max_jobs:
+                break
+            try:
+                if time.monotonic() - last_maintenance > _MAINTENANCE_S:
+                    last_maintenance = time.monotonic()
+                    self.run_maintenance_tasks()
+                room = self._batcher.wait_for_room(_TAKE_S)
+                if not unread and room and not self._suspended:
+                    unread = self._claims.take(room, block_s=0 if burst else _TAKE_S)
+                elif self._suspended:
+                    self._halt.wait(BEAT_S)
+                jobs = self._readable(unread)
+                if jobs:
+                    self._accept(jobs)
+                unread = []
+            except _CONNECTION_ERRORS as error:
+                # The jobs at hand are kept and read again.
+                self.log.error("Worker %s: Redis is away (%s); trying again", self.name, type(error).__name__)
+                self._halt.wait(_REDIS_PAUSE_S)
+                continue
+            busy = bool(self._open_queries)
+            if jobs or busy:
+                idle_since = time.monotonic()
+            elif burst and not self._suspended:
+                break
+            elif max_idle_time is not None and time.monotonic() - idle_since > max_idle_time:
+                self.log.info("Worker %s: idle for %d seconds, quitting", self.name, max_idle_time)
+                break
+
+    def _readable(self, taken: Sequence[TakenJob]) -> list[tuple[str, str]]:
+        """(job id, text) of those jobs that are ours to answer; the others are rejected."""
+        jobs = []
+        for job in taken:
+            try:
+                if job.data is None:
+                    raise ProtocolError(f"the job's envelope exceeds the limit of {MAX_JOB_BYTES} bytes.")
+                if job.data:
+                    jobs.append((job.id, read_envelope(job.data)))
+                else:  # expired or deleted while it waited
+                    self.connection.lrem(self._claims.key, 1, job.id)
+            except ProtocolError as error:
+                self._reject(job.id, error)
+        return jobs
+
+    def _accept(self, jobs: Sequence[tuple[str, str]]) -> None:
+        """Prepares the queries of jobs and hands them to the critic's thread."""
+        queries = []
+        for job_id, text in jobs:
+            try:
+                queries += [(job_id, query) for query in decode_job(text)]
+            except ProtocolError as error:
+                self._reject(job_id, error)
+        prepared = self._intake.prepare(queries)
+        with self._open_lock:
+            for each in prepared:
+                self._open_queries[each.job] = self._open_queries.get(each.job, 0) + 1
+        ready = [(each, each.nbytes) for each in prepared if isinstance(each.ask, CriticQuery)]
+        settled = [(each, each.ask) for each in prepared if not isinstance(each.ask, CriticQuery)]
+        if ready:
+            self._batcher.put(ready)
+        if settled:
+            self._replies.put(settled)  # type: ignore[arg-type]
+
+    def _reject(self, job_id: str, error: ProtocolError) -> None:
+        """Fails a job that is not ours, where `rq info` shows it."""
+        self.log.warning("Worker %s: rejected job %s: %s", self.name, job_id, error)
+        self.stats.rejected_jobs += 1
+        job = Job(job_id, connection=self.connection, serializer=DataOnlySerializer)
+        with self.connection.pipeline() as pipeline:
+            pipeline.lrem(self._claims.key, 1, job_id)
+            pipeline.hset(
+                job.key,
+                mapping={"status": JobStatus.FAILED.value, "exc_info": zlib.compress(str(error).encode())},
+            )
+            pipeline.expire(job.key, _FAILURE_TTL_S)
+            pipeline.zadd(self._failed_registry().key, {job_id: time.time() + _FAILURE_TTL_S})
+            Result.create_failure(
+                job, _FAILURE_TTL_S, exc_string=str(error), worker_name=self.name, pipeline=pipeline
+            )
+            self.increment_failed_job_count(pipeline)
+            pipeline.execute()
+
+    # The critic's thread.
+
+    def _load(self) -> None:
+        self._loading = True
+        started = time.monotonic()
+        self.log.info("Worker %s: loading critic %s", self.name, self.config.critic)
+        try:
+            self.critic.load()
+        except StopRequested:
+            raise
+        except Exception as error:
+            if self._adopted is not None:
+                self._fail_job(
+                    *self._adopted, Failure(f"the critic could not be loaded: {error}", traceback.format_exc())
+                )
+            raise CriticFailed(f"the critic {self.config.critic!r} could not be loaded: {error}") from error
+        finally:
+            self._loading = False
+        self.stats.loads += 1
+        self.log.info(
+            "Worker %s: critic %s loaded in %.1f s", self.name, self.config.critic, time.monotonic() - started
+        )
+
+    def _ask_loop(self) -> None:
+        idle_s = self.config.idle_offload_s or None
+        offloaded = False
+        while not self._batcher.closed:
+            batch = self._batcher.take(None if offloaded else idle_s)
+            if not batch:
+                if not self._batcher.closed and idle_s:
+                    self.log.info("Worker %s: idle for %.0f s, giving accelerator memory back", self.name, idle_s)
+                    self.critic.offload()
+                    offloaded = True
+                continue
+            offloaded = False
+            started = time.monotonic()
+            now = self._clock.now()
+            late = [each for each in batch if each.query.deadline < now]
+            batch = [each for each in batch if each.query.deadline >= now]
+            answers: list[tuple[Prepared, Answer]] = [
+                (
+                    each,
+                    Failure(
+                        "no worker came to this query before its deadline; start more workers or raise timeout_s."
+                    ),
+                )
+                for each in late
+            ]
+            answers += zip(batch, self._ask(batch), strict=True)
+            self.stats.busy_s += time.monotonic() - started
+            self.stats.batches += 1
+            self._replies.put(answers)
+
+    def _ask(self, batch: Sequence[Prepared]) -> list[Answer]:
+        """One answer for each query; where the critic fails on a batch, each query is asked on its own."""
+        if not batch:
+            return []
+        queries = [each.ask for each in batch if isinstance(each.ask, CriticQuery)]
+        try:
+            answers = list(self.critic.answer(queries))
+            if len(answers) != len(queries):
+                raise ProtocolError(f"the critic gave {len(answers)} answers to {len(queries)} queries.")
+        except Exception as error:
+            if len(batch) == 1:
+                return [_failure(error)]
+            self.log.warning(
+                "Worker %s: the critic failed on a batch of %d (%s: %s); asking one by one",
+                self.name, len(batch), type(error).__name__, error,
+            )  # fmt: skip
+            return [answer for each in batch for answer in self._ask([each])]
+        return [_checked(each, answer) for each, answer in zip(batch, answers, strict=True)]
+
+    # The replies' thread.
+
+    def _reply_loop(self) -> None:
+        while (answers := self._replies.get()) is not None:
+            gives_up = None
+            while True:
+                try:
+                    self._reply(answers)
+                    break
+                except _CONNECTION_ERRORS as error:
+                    if self._batcher.closed:
+                        gives_up = gives_up or time.monotonic() + _LAST_ANSWERS_S
+                        if time.monotonic() > gives_up:
+                            raise
+                    self.log.error("Worker %s: Redis is away (%s); answers wait", self.name, type(error).__name__)
+                    time.sleep(_REDIS_PAUSE_S)
+
+    def _reply(self, answers: Sequence[tuple[Prepared, Answer | None]]) -> None:
+        """Writes answers, and finishes the jobs whose last ones they are; doing it again changes nothing."""
+        with self._open_lock:
+            left = dict(self._open_queries)
+        with self.connection.pipeline(transaction=False) as pipeline:
+            finished = []
+            for prepared, answer in answers:
+                if answer is not None:
+                    self._store.answer(prepared.query, answer, pipeline, ttl_s=prepared.ttl_s)
+                left[prepared.job] -= 1
+                if left[prepared.job] == 0:
+                    finished.append(prepared.job)
+                    self._finish_job(prepared.job, pipeline)
+            pipeline.execute()
+        with self._open_lock:
+            for prepared, _ in answers:
+                self._open_queries[prepared.job] -= 1
+            for job_id in finished:
+                del self._open_queries[job_id]
+        self.stats.jobs += len(finished)
+        self.stats.queries += len(answers)
+        self.stats.failures += sum(isinstance(answer, Failure) for _, answer in answers)
+
+    def _finish_job(self, job_id: str, pipeline: Pipeline) -> None:
+        pipeline.lrem(self._claims.key, 1, job_id)
+        # The job that this worker lives in is its parent's to delete, once it ends.
+        if self._adopted is None or job_id != self._adopted[0]:
+            pipeline.delete(self._keys.rq_job(job_id))
+        pipeline.hincrby(self.key, "successful_job_count", 1)
+
+    def _fail_job(self, job_id: str, text: str, failure: Failure) -> None:
+        """Answers every query of a job with `failure`."""
+        with self.connection.pipeline(transaction=False) as pipeline:
+            for query in decode_job(text):
+                self._store.answer(query, failure, pipeline)
+            self._finish_job(job_id, pipeline)
+            pipeline.execute()
+
+    # The beating thread.
+
+    def _beat_loop(self) -> None:
+        away = False
+        while not self._halt.wait(BEAT_S):
+            try:
+                self._beat()
+                away = False
+            except _CONNECTION_ERRORS as error:
+                if not away:
+                    self.log.error("Worker %s: no heartbeat, Redis is away (%s)", self.name, type(error).__name__)
+                away = True
+            except Exception as error:
+                self._fatal = self._fatal or error
+                self.log.exception("Worker %s: the heartbeat failed", self.name)
+                return
+
+    def _beat(self) -> None:
+        """Says that this worker lives, learns what it should know, and finds dead workers."""
+        self._state = (WorkerStatus.BUSY if self._open_queries else WorkerStatus.IDLE).value
+        worker_key = self._keys.worker(self.name)
+        with self.connection.pipeline(transaction=False) as pipeline:
+            pipeline.smembers(self._keys.workers)
+            pipeline.exists(WORKERS_SUSPENDED)
+            parent = self._parent.name if self._parent else ""
+            pipeline.hget(f"{self.redis_worker_namespace_prefix}{parent}", "shutdown_requested_date")
+            pipeline.hset(self.key, mapping={**self.serialize(), "state": self._state})
+            pipeline.pexpire(self.key, WORKER_TTL_MS)
+            pipeline.sadd(self.redis_workers_keys, self.key)
+            pipeline.sadd(self._keys.rq_workers, self.key)
+            pipeline.sadd(self._keys.workers, self.name)
+            pipeline.hset(worker_key, mapping=self._description())
+            pipeline.pexpire(worker_key, WORKER_TTL_MS)
+            names, suspended, parent_stops = pipeline.execute()[:3]
+        self._suspended = bool(suspended)
+        if self._parent and not self._stop_requested and (parent_stops or self._orphaned()):
+            self.log.info("Worker %s: its parent %s stops, stopping too", self.name, self._parent.name)
+            self._stop_requested = True
+        self._recover(sorted({name.decode() for name in names} - {self.name}))
+
+    def _description(self) -> Any:
+        """What `vlac:<queue>:worker:<name>` holds; read by dashboards (docs/protocol.md)."""
+        return {
+            **vars(self.stats),
+            "host": self.hostname,
+            "pid": os.getpid(),
+            "critic": self.config.critic,
+            "model": self.config.model_path,
+            "engine": self.config.engine if self.config.critic == "vlac" else "",
+            "state": "loading" if self._loading else self._state,
+            "parent": self._parent.name if self._parent else "",
+            "uptime_s": round(time.monotonic() - self._started, 1),
+            "max_batch": self.config.max_batch,
+            "rss_bytes": psutil.Process().memory_info().rss,
+            "accelerator_bytes": _accelerator_bytes(),
+            "time": time.time(),
+        }
+
+    def _orphaned(self) -> bool:
+        return self._parent is not None and not self._parent.same_process and os.getppid() != self._parent.pid
+
+    def _recover(self, others: Sequence[str]) -> None:
+        if not others:
+            return
+        with self.connection.pipeline(transaction=False) as pipeline:
+            for name in others:
+                pipeline.exists(self._keys.worker(name))
+            alive = pipeline.execute()
+        for name, lives in zip(others, alive, strict=True):
+            if lives:
+                continue
+            given_back, spent = self._claims.recover(name)
+            if given_back or spent:
+                self.log.warning(
+                    "Worker %s: worker %s died; %d of its jobs go to others, %d have no retries left",
+                    self.name, name, given_back, len(spent),
+                )  # fmt: skip
+            for job_id, text in self._readable(spent):
+                self._fail_job(
+                    job_id,
+                    text,
+                    Failure("every worker that took this query died; see their logs, or raise retries."),
+                )
+
+    # The end.
+
+    def _guarded(self, loop: Any) -> None:
+        try:
+            loop()
+        except BaseException as error:
+            self._fatal = self._fatal or error
+            self.log.exception("Worker %s: thread %s died", self.name, loop.__name__)
+            self._batcher.close()
+
+    def _finish(self, threads: Sequence[threading.Thread]) -> None:
+        """Ends the critic's thread after the batch at hand, then the replies'."""
+        self._batcher.close()
+        asking, replying = threads
+        if asking.ident is not None:
+            asking.join()
+        if replying.is_alive():
+            self._replies.put(None)
+            replying.join()
+
+    def _leave(self) -> None:
+        """Gives unfinished jobs back and takes this worker off the lists; others do it where Redis is away."""
+        try:
+            given_back = self._claims.give_back()
+            with self.connection.pipeline() as pipeline:
+                pipeline.srem(self._keys.workers, self.name)
+                pipeline.delete(self._keys.worker(self.name))
+                pipeline.execute()
+            if given_back:
+                self.log.info("Worker %s: gave %d jobs back to the queue", self.name, given_back)
+        except _CONNECTION_ERRORS as error:
+            self.log.error(
+                "Worker %s: Redis is away (%s); others will find its jobs", self.name, type(error).__name__
+            )
+
+    def teardown(self) -> None:
+        try:
+            super().teardown()
+        except _CONNECTION_ERRORS as error:
+            self.log.error("Worker %s: Redis is away (%s) at the end", self.name, type(error).__name__)
+
+    def _failed_registry(self) -> FailedJobRegistry:
+        return FailedJobRegistry(self.queues[0].name, connection=self.connection, serializer=DataOnlySerializer)
+
+    def _check_server(self) -> None:
+        version = self.get_redis_server_version()
+        if version < (6, 2, 0):
+            raise ConfigError(
+                f"Redis 6.2 or newer is needed, this server is {'.'.join(map(str, version))}; update it."
+            )
+
+
+def _checked(prepared: Prepared, answer: object) -> Answer:
+    """A critic's answer, if it is one to this query; else a failure of this query alone."""
+    if isinstance(answer, Exception):
+        return _failure(answer)
+    expected = DoneVerdict if prepared.query.kind == "done" else ValueVerdict
+    if not isinstance(answer, expected):
+        return Failure(f"the critic answered a {prepared.query.kind} query with {type(answer).__name__}.")
+    if isinstance(answer, ValueVerdict) and not answer.values:
+        return Failure("the critic answered with an empty value list.")
+    try:
+        encode_answer(prepared.query.id, answer)
+    except (ProtocolError, TypeError) as error:
+        return Failure(str(error))
+    return answer
+
+
+def _failure(error: BaseException) -> Failure:
+    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    return Failure(f"{type(error).__name__}: {error}"[:2000], text)
+
+
+def _accelerator_bytes() -> int:
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+        return 0
+    return int(torch.cuda.memory_reserved())
