@@ -75,10 +75,16 @@ class _Cached:
 
 
 class Intake:
-    """Turns queries into what a critic takes. One thread calls it; its round trips do not grow with the batch."""
+    """Turns queries into what a critic takes. One thread calls it; its round trips do not grow with the batch.
 
-    def __init__(self, store: EpisodeStore) -> None:
+    Args:
+        store: the episodes.
+        done_history: whether done queries get all frames up to theirs, instead of that one alone.
+    """
+
+    def __init__(self, store: EpisodeStore, *, done_history: bool = False) -> None:
         self._store = store
+        self._done_history = done_history
         self._last = _FrameCache(LAST_FRAMES_BYTES)
         self._references = _FrameCache(REFERENCES_BYTES)
 
@@ -111,11 +117,14 @@ class Intake:
                 prepared[job, query.id] = Prepared(job, query, ask, ttl_s)
         return [prepared[job, query.id] for job, query in queries]
 
+    def _one_frame(self, query: Query) -> bool:
+        return query.kind == "done" and not self._done_history
+
     def _span(self, token: str, asked: Sequence[tuple[str, Query]]) -> tuple[int, int]:
         """Indices of the first and last batch to read: what follows the last frame kept, or all."""
         last = max(query.batch for _, query in asked)
         kept = self._last.get(token)
-        every_frame = any(query.kind != "done" for _, query in asked)
+        every_frame = any(not self._one_frame(query) for _, query in asked)
         if kept is None or every_frame or any(query.batch < kept.batch for _, query in asked):
             return 0, last
         return kept.batch + 1, last
@@ -141,7 +150,8 @@ class Intake:
 
     def _frames(self, query: Query, first: int, batches: Sequence[bytes]) -> Frames:
         kept = self._last.get(query.token)
-        if query.kind == "done" and kept is not None and kept.batch >= first - 1 and kept.batch <= query.batch:
+        one_frame = self._one_frame(query)
+        if one_frame and kept is not None and kept.batch >= first - 1 and kept.batch <= query.batch:
             # Decode only what came after the frame kept.
             decoded = decode_many(
                 batches[kept.batch + 1 - first :], first=kept.count, base=kept.frames, limit=MAX_QUERY_BYTES
@@ -157,7 +167,7 @@ class Intake:
             )
         if kept is None or query.batch >= kept.batch:
             self._last.keep(query.token, _Cached(last.copy(), query.batch, count))
-        if query.kind == "done":
+        if one_frame:
             return last[None]
         shapes = {batch.shape[1:] for batch in decoded}
         if len(shapes) > 1:

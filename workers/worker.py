@@ -135,7 +135,7 @@ class CriticWorker(SimpleWorker):
         self._keys = Keys(names[0])
         self._claims = Claims(self.connection, self._keys, self.name)
         self._store = EpisodeStore(self.connection, self._keys, ttl_s=self.config.episode_ttl_s)
-        self._intake = Intake(self._store)
+        self._intake = Intake(self._store, done_history=getattr(self.critic, "done_history", False))
         self._clock = RedisClock(self.connection)
         self._batcher: Batcher[Prepared] = Batcher(self.config.max_batch, self.config.max_wait_ms / 1000)
         self._replies: queue.Queue[list[tuple[Prepared, Answer]] | None] = queue.Queue(_REPLIES_WAITING)

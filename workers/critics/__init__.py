@@ -20,7 +20,8 @@ class CriticQuery:
     Attributes:
         kind: "done" or "value".
         task: the task's text, as the rollout gave it.
-        frames: uint8 (T,H,W,3), RGB: the one frame asked about for "done", all of the episode for "value".
+        frames: uint8 (T,H,W,3), RGB: all of the episode for "value"; for "done" the one frame asked about, or
+            all up to it where the critic's attribute `done_history` is true.
         frame: index within the episode of the last of `frames`.
         reference: uint8 (R,H,W,3), frames of a successful run, or None.
         reference_id: id of the reference (SHA-256), "" without one; for caches.
@@ -43,7 +44,10 @@ CriticAnswer: TypeAlias = "DoneVerdict | ValueVerdict | Exception"
 
 @runtime_checkable
 class Critic(Protocol):
-    """What a worker runs. One thread calls it; `load` comes first."""
+    """What a worker runs. One thread calls it; `load` comes first.
+
+    A critic that judges done by earlier frames too has the attribute `done_history = True`.
+    """
 
     def load(self) -> None:
         """Makes it ready: weights, compiled kernels. Raises with a message that says what to do."""
