@@ -150,7 +150,10 @@ def read_number(text: str) -> float:
     Raises:
         ValueError: the text is not one finite number.
     """
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        raise ValueError("not a number") from None  # Python's message would repeat the text at full length
     if not math.isfinite(number):
         raise ValueError("not a finite number")
     return number
