@@ -7,6 +7,6 @@ import torch
 
 _NMS = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
-if not torch.cuda.is_available():
+if torch.version.cuda is None:
     for name in ("nms", "qnms"):
         torch.library.define(f"torchvision::{name}", _NMS)
