@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from vlac_queue import VlacConfig
-from vlac_queue.errors import CriticFailed
+from vlac_queue.errors import ConfigError, CriticFailed
+from workers.critics.vlac import model as model_module
 from workers.critics.vlac.model import VlacModel
 from workers.critics.vlac.rows import Row, read_number
 
@@ -110,3 +112,128 @@ def test_a_frame_that_many_rows_show_is_prepared_once() -> None:
 
 def test_special_tokens_come_from_the_tokenizer() -> None:
     assert model()[0].special_tokens == ("<image>",)
+
+
+class StandInTorch(ModuleType):
+    """What loading and offloading take of torch, on a machine with `gpus` GPUs; notes what happens."""
+
+    float32, bfloat16, float16 = "torch.float32", "torch.bfloat16", "torch.float16"
+
+    def __init__(self, gpus: int) -> None:
+        super().__init__("torch")
+        self.events: list[str] = []
+        self.cuda = SimpleNamespace(
+            is_available=lambda: gpus > 0,
+            device_count=lambda: gpus,
+            empty_cache=lambda: self.events.append("empty cache"),
+            set_per_process_memory_fraction=lambda part, device: self.events.append(f"cap {part} on {device}"),
+        )
+
+
+class _Request:
+    pass
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Stand-ins for torch (one GPU), ms-swift and evo_vlac, and the events they note."""
+    torch = StandInTorch(gpus=1)
+
+    class Gac(StandInGacModel):
+        def __init__(self, tag: str) -> None:
+            super().__init__([])
+
+        def set_system_prompt(self) -> None:
+            torch.events.append("system prompt")
+
+    utils = SimpleNamespace(GAC_model=Gac, TemplateInputs=type("NewTemplateInputs", (), {}))
+
+    def stand_in_class(gac_model: Any, config: VlacConfig) -> Any:
+        class Loaded(gac_model):  # type: ignore[misc]
+            def init_model(self, path: str, device_map: str, torch_dtype: str) -> None:
+                torch.events.append(f"load {path} on {device_map} as {torch_dtype}")
+                if path == "too big":
+                    raise RuntimeError("CUDA out of memory")
+                self.model = SimpleNamespace(to=lambda device: torch.events.append(f"to {device}"))
+
+        return Loaded
+
+    for name, module in {
+        "torch": torch,
+        "swift": ModuleType("swift"),
+        "swift.llm": SimpleNamespace(InferRequest=_Request),
+        "evo_vlac": ModuleType("evo_vlac"),
+        "evo_vlac.utils": SimpleNamespace(model_utils=utils),
+    }.items():
+        monkeypatch.setitem(sys.modules, name, module)  # type: ignore[arg-type]
+    monkeypatch.setattr(model_module, "check_installation", lambda config: None)
+    monkeypatch.setattr(model_module, "_gac_class", stand_in_class)
+    return SimpleNamespace(events=torch.events, utils=utils)
+
+
+def test_memory_is_capped_before_the_weights_are_loaded(installed: Any) -> None:
+    VlacModel.load(VlacConfig(model_path="weights", gpu_memory_fraction=0.2))
+    assert installed.events[:2] == ["cap 0.2 on cuda:0", "load weights on cuda:0 as torch.bfloat16"]
+
+
+def test_the_cpu_gets_full_precision_and_no_cap(installed: Any) -> None:
+    VlacModel.load(VlacConfig(model_path="weights", device="cpu"))
+    assert installed.events[0] == "load weights on cpu as torch.float32"
+
+
+def test_a_gpu_that_is_not_there_is_refused(installed: Any) -> None:
+    with pytest.raises(ConfigError, match=r"torch sees 1 GPU"):
+        VlacModel.load(VlacConfig(model_path="weights", device="cuda:1"))
+
+
+def test_weights_beyond_the_fraction_name_the_setting(installed: Any) -> None:
+    with pytest.raises(ConfigError, match="VLAC_GPU_MEMORY_FRACTION"):
+        VlacModel.load(VlacConfig(model_path="too big"))
+
+
+def test_requests_are_requests_with_newer_ms_swift_too(installed: Any) -> None:
+    VlacModel.load(VlacConfig(model_path="weights"))
+    assert installed.utils.TemplateInputs is _Request
+
+
+def test_offloading_moves_the_weights_to_the_host_and_back(installed: Any) -> None:
+    loaded = VlacModel.load(VlacConfig(model_path="weights"))
+    installed.events.clear()
+    loaded.offload()
+    assert installed.events == ["to cpu", "empty cache"]
+    loaded.wake()
+    assert installed.events[2:] == ["to cuda:0"]
+
+
+def test_vllm_offloads_by_its_sleep_mode() -> None:
+    events: list[str] = []
+    gac = StandInGacModel([])
+    gac.engine = SimpleNamespace(  # type: ignore[attr-defined]
+        engine=SimpleNamespace(
+            sleep=lambda level: events.append(f"sleep {level}"), wake_up=lambda: events.append("wake up")
+        )
+    )
+    loaded = VlacModel(gac, VlacConfig(engine="vllm"), "cuda:0")
+    loaded.offload()
+    loaded.wake()
+    assert events == ["sleep 1", "wake up"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "dtype", "installed_too", "used"),
+    [
+        ("auto", "cuda:0", "torch.bfloat16", True, "flash_attn"),
+        ("auto", "cuda:0", "torch.bfloat16", False, "eager"),
+        ("auto", "cuda:0", "torch.float32", True, "eager"),
+        ("auto", "cpu", "torch.bfloat16", True, "eager"),
+        ("eager", "cuda:0", "torch.bfloat16", True, "eager"),
+        ("flash_attn", "cuda:0", "torch.bfloat16", True, "flash_attn"),
+    ],
+)
+def test_attention_is_what_is_installed_and_fits(
+    monkeypatch: pytest.MonkeyPatch, asked: str, device: str, dtype: str, installed_too: bool, used: str
+) -> None:
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: object() if installed_too and name == "flash_attn" else None
+    )
+    assert model_module._attention(asked, device, dtype) == used
