@@ -19,7 +19,7 @@ from rq import Queue, Retry
 from vlac_queue.config import VlacConfig, redact_url
 from vlac_queue.connection import BLOCK_S, RedisClock, connect, redis_errors
 from vlac_queue.errors import CriticFailed, CriticTimeout, FrameError, NoWorkers, ProtocolError, VlacQueueError
-from vlac_queue.frames import MAX_BATCH_BYTES, Frames, as_batch, encode
+from vlac_queue.frames import MAX_BATCH_BYTES, Base, Frames, as_batch, encode
 from vlac_queue.keys import Keys
 from vlac_queue.messages import (
     JOB_FUNCTION,
@@ -133,7 +133,7 @@ class Episode:
         # Tells this episode's queries from those of an earlier one with the same id.
         self._token = uuid.uuid4().hex[:12]
         self._batches = 0
-        self._last: Frames | None = None
+        self._base: Base | None = None
         self._pending: dict[str, Pending[Any]] = {}
         self._seen = b"0"
 
@@ -282,12 +282,14 @@ class CriticClient:
             RedisUnavailable: Redis can't be reached; pushing the same again is safe.
         """
         batches: list[tuple[Episode, Frames, Push]] = []
+        seen: set[str] = set()
         for episode, frames in pushes:
             self._check_open(episode)
             batch = as_batch(frames)
-            if any(episode is other for other, _, _ in batches):
+            if episode.id in seen:
                 raise ProtocolError(f"episode {episode.id!r} stands twice in one push_many; join its frames.")
-            payload = encode(batch, first=episode.frames, base=episode._last)
+            seen.add(episode.id)
+            payload = encode(batch, first=episode.frames, base=episode._base)
             batches.append((episode, batch, Push(episode.id, episode._reference, episode._batches, payload)))
         if not batches:
             return []
@@ -298,8 +300,7 @@ class CriticClient:
                 continue
             episode._batches += 1
             episode.frames += len(batch)
-            # A copy: the caller may fill the same array with the next frame.
-            episode._last = batch[-1].copy()
+            episode._base = Base.after(batch, push.payload)
             episode.raw_bytes += batch.nbytes
             episode.sent_bytes += len(push.payload)
             with self._lock:
@@ -332,7 +333,7 @@ class CriticClient:
         with self._lock:
             for episode in closing:
                 episode.closed = True
-                episode._last = None
+                episode._base = None
                 episode._pending.clear()
                 self._episodes.pop(episode.id, None)
 
@@ -573,9 +574,12 @@ def load_frames(path: Path) -> Frames:
 
 def _encode_reference(batch: Frames) -> Iterable[bytes]:
     size = max(1, MAX_BATCH_BYTES // max(1, batch[0].nbytes))
+    base: Base | None = None
     for start in range(0, len(batch), size):
-        base = batch[start - 1] if start else None
-        yield encode(batch[start : start + size], first=start, base=base)
+        part = batch[start : start + size]
+        payload = encode(part, first=start, base=base)
+        base = Base.after(part, payload)
+        yield payload
 
 
 def _stream_position(entry_id: bytes) -> tuple[int, int]:

@@ -113,7 +113,7 @@ Answer: TypeAlias = "DoneVerdict | ValueVerdict | Failure"
 def encode_job(queries: Sequence[Query]) -> str:
     """The text that is a job's one argument."""
     return json.dumps(
-        {"v": PROTOCOL_VERSION, "queries": [asdict(query) for query in queries]}, separators=(",", ":")
+        {"v": PROTOCOL_VERSION, "queries": [vars(query) for query in queries]}, separators=(",", ":")
     )
 
 
