@@ -53,11 +53,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def gac(checkpoint: Path) -> Any:
     """GAC_model as VLAC's examples use it, but for what needs a GPU; loaded without any of our code."""
     import torch
-    from evo_vlac import GAC_model
-    from swift.llm import PtEngine, get_model_tokenizer, get_template
+    from evo_vlac.utils import model_utils
+    from swift.llm import InferRequest, PtEngine, get_model_tokenizer, get_template
     from swift.plugin import InferStats
 
-    class CpuGac(GAC_model):  # type: ignore[misc]
+    # For ms-swift 3.8 and newer; before, a TemplateInputs is an InferRequest.
+    model_utils.TemplateInputs = InferRequest
+
+    class CpuGac(model_utils.GAC_model):  # type: ignore[misc]
         def init_model(self, model_path: str) -> None:
             self.model, tokenizer = get_model_tokenizer(
                 model_path, model_type="internvl2", torch_dtype=torch.float32, device_map="cpu", attn_impl="eager"
