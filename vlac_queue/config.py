@@ -72,6 +72,11 @@ class VlacConfig:
     value_recursion: str = _setting(
         "default", "How VLAC's pair scores become values: default or mix_f (VLAC's value_simple)."
     )
+    eager_value: bool = _setting(
+        False,
+        "Whether an idle worker asks VLAC's pair scores ahead, so that the value list is there at once; for "
+        "queues with one worker.",
+    )
     ref_num: int = _setting(9, "Reference frames shown to VLAC, spread evenly over the run; 2..11.")
     max_images: int = _setting(
         32, "Most images in one call of the model, padding counted; halved when its memory runs out."

@@ -151,6 +151,7 @@ class Intake:
             reference_id=meta.reference,
             done_threshold=meta.done_threshold,
             value_stride=meta.value_stride,
+            token=query.token,
         )
 
     def _frames(self, query: Query, first: int, batches: Sequence[bytes]) -> Frames:

@@ -381,8 +381,15 @@ class CriticWorker(SimpleWorker):
     def _ask_loop(self) -> None:
         idle_s = self.config.idle_offload_s or None
         offloaded = False
+        work_ahead = getattr(self.critic, "work_ahead", None)
+        may_work_ahead = False
         while not self._batcher.closed:
-            batch = self._batcher.take(None if offloaded else idle_s)
+            batch = self._batcher.take(0 if may_work_ahead else None if offloaded else idle_s)
+            if not batch and work_ahead is not None and may_work_ahead:
+                started = time.monotonic()
+                may_work_ahead = work_ahead()
+                self.stats.busy_s += time.monotonic() - started
+                continue
             if not batch:
                 if not self._batcher.closed and idle_s:
                     self.log.info("Worker %s: idle for %.0f s, giving accelerator memory back", self.name, idle_s)
@@ -390,6 +397,7 @@ class CriticWorker(SimpleWorker):
                     offloaded = True
                 continue
             offloaded = False
+            may_work_ahead = work_ahead is not None
             started = time.monotonic()
             now = self._clock.now()
             late = [each for each in batch if each.query.deadline < now]

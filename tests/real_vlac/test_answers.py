@@ -125,6 +125,18 @@ def test_values_of_simulator_frames_are_vlacs_own(load: Load, gac: Any) -> None:
     assert len(set(critics)) > 2, "the checkpoint must tell pairs apart"
 
 
+@pytest.mark.parametrize("with_reference", [False, True])
+def test_values_asked_ahead_are_the_same(load: Load, run: Frames, reference: Frames, with_reference: bool) -> None:
+    fields: Any = {"reference": reference if with_reference else None, "token": "opening"}
+    eager = load(eager_value=True, ref_num=3)
+    for query in done_queries(run, history=True, done_threshold=1.0, **fields):
+        eager.answer([query])
+        while eager.work_ahead():
+            pass
+    (ours,) = eager.answer([value_query(run, **fields)])
+    assert value(ours) == load(ref_num=3).answer([value_query(run, **fields)])[0]
+
+
 def mixed_queries(run: Frames, reference: Frames) -> list[CriticQuery]:
     return [
         *done_queries(run),

@@ -33,6 +33,7 @@ def client(request: pytest.FixtureRequest, checkpoint: Path, tmp_path: Path) -> 
             "VLAC_MODEL_PATH": str(checkpoint),
             "VLAC_REF_NUM": "3",
             "VLAC_DONE_BY": "reference",
+            "VLAC_EAGER_VALUE": "true",
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
             **({"RQ_WORKER_CLASS": request.param} if request.param else {}),
         }

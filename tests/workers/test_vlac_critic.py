@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.workers.vlac_stand_in import StandInModel
+from tests.workers.vlac_stand_in import StandInModel, colour
 from vlac_queue import VlacConfig
 from vlac_queue.errors import CriticFailed
 from vlac_queue.messages import DoneVerdict, ValueVerdict
@@ -30,11 +30,6 @@ def query(kind: Any, task: str = "lift", count: int = 3, **fields: Any) -> Criti
 def failed(answer: CriticAnswer) -> str:
     assert isinstance(answer, CriticFailed)
     return str(answer)
-
-
-def colour(row: Row) -> str:
-    """The last image's frame index: an answer that depends on the row alone."""
-    return str(int(row.images[-1][0, 0, 0]))
 
 
 def test_the_queue_finds_it_by_name() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from vlac_queue.config import VlacConfig
 from vlac_queue.errors import CriticFailed
+from workers.critics import CriticAnswer, CriticQuery
+from workers.critics.vlac import VlacCritic
 from workers.critics.vlac.calls import Completion
 from workers.critics.vlac.rows import Row
 
@@ -76,3 +79,31 @@ class StandInModel:
 
     def close(self) -> None:
         self.asleep = True
+
+
+def colour(row: Row) -> str:
+    """The top left red of the last image: an answer that depends on the row alone."""
+    return str(int(row.images[-1][0, 0, 0]))
+
+
+AHEAD_ONLY = "tests.workers.vlac_stand_in:AheadOnlyCritic"
+
+
+class AheadOnlyCritic(VlacCritic):
+    """The critic vlac on the stand-in; nothing is ever done, and pairs fail unless they were asked ahead."""
+
+    def __init__(self, config: VlacConfig) -> None:
+        self._answering = False
+        super().__init__(config, StandInModel(self._say))
+
+    def answer(self, queries: Sequence[CriticQuery]) -> list[CriticAnswer]:
+        self._answering = True
+        try:
+            return super().answer(queries)
+        finally:
+            self._answering = False
+
+    def _say(self, row: Row) -> str | Exception:
+        if row.prompt.startswith("done"):
+            return "0"
+        return CriticFailed("not asked ahead") if self._answering else colour(row)

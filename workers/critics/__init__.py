@@ -27,6 +27,7 @@ class CriticQuery:
         reference_id: id of the reference (SHA-256), "" without one; for caches.
         done_threshold: a score above this (strictly) means done, 0..1.
         value_stride: distance in frames between the images of a pair in value lists.
+        token: made anew at each opening of an episode, whose frames only grow; "" where it is not known.
     """
 
     kind: Kind
@@ -37,6 +38,7 @@ class CriticQuery:
     reference_id: str = ""
     done_threshold: float = 0.9
     value_stride: int = 1
+    token: str = ""
 
 
 CriticAnswer: TypeAlias = "DoneVerdict | ValueVerdict | Exception"
@@ -46,7 +48,8 @@ CriticAnswer: TypeAlias = "DoneVerdict | ValueVerdict | Exception"
 class Critic(Protocol):
     """What a worker runs. One thread calls it; `load` comes first.
 
-    A critic that judges done by earlier frames too has the attribute `done_history = True`.
+    A critic that judges done by earlier frames too has the attribute `done_history = True`. One that can use
+    idle time has a method `work_ahead() -> bool`, called while no query waits until it returns False.
     """
 
     def load(self) -> None:

@@ -4,6 +4,7 @@
     model         GAC_model on an engine: one call of the model, offloading
     calls         how rows become calls: sizes, memory that runs out, rows that fail
     rows          what is asked for a query, and how the answers are read
+    ahead         pair scores asked while nobody waits
     critic        `VlacCritic`, which puts them together
 
 Only `model` imports torch, ms-swift and evo_vlac, and only when it loads.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from vlac_queue.config import VlacConfig
 from vlac_queue.errors import CriticFailed
 from vlac_queue.messages import DoneVerdict, ValueVerdict
 from workers.critics import CriticAnswer, CriticQuery
+from workers.critics.vlac.ahead import PairsAhead
 from workers.critics.vlac.calls import Completion, Reading, RowCalls
 from workers.critics.vlac.rows import Prompts, Row, clean_task, done_rows, value_rows
 
@@ -48,7 +50,8 @@ class VlacCritic:
     the query has them, are shown with every pair.
 
     Rows of all queries share calls of the model, whatever their tasks and kinds. A row that can't be read
-    fails its own query, with what the model said.
+    fails its own query, with what the model said. With `eager_value`, pairs of open episodes are asked while
+    nobody waits (`work_ahead`), and a value query asks what is left.
     """
 
     def __init__(self, config: VlacConfig | None = None, model: Model | None = None) -> None:
@@ -56,11 +59,12 @@ class VlacCritic:
         self._model = model
         self._asleep = False
         self._calls: RowCalls | None = None
+        self._ahead: PairsAhead | None = None
 
     @property
     def done_history(self) -> bool:
         """Whether done queries need all frames of their episode."""
-        return self.config.done_by == "reference"
+        return self.config.done_by == "reference" or self.config.eager_value
 
     def load(self) -> None:
         """Loads the weights.
@@ -73,16 +77,39 @@ class VlacCritic:
 
             self._model = VlacModel.load(self.config)
         self._calls = RowCalls(self._model.complete, self._model.free_memory, self.config.max_images)
+        if self.config.eager_value:
+            self._ahead = PairsAhead(self._pairs, self._calls.ask)
 
     def answer(self, queries: Sequence[CriticQuery]) -> list[CriticAnswer]:
         """One answer for each query, in order; the failure of one is its own answer."""
         model, calls = self._awake()
         plans = [self._rows(model, query) for query in queries]
-        readings = iter(calls.ask([row for plan in plans if isinstance(plan, list) for row in plan]))
-        return [
-            plan if isinstance(plan, CriticFailed) else self._verdict(model, query, [next(readings) for _ in plan])
-            for query, plan in zip(queries, plans, strict=True)
+        known = [self._known(query) for query in queries]
+        asked = [
+            row
+            for plan, scores in zip(plans, known, strict=True)
+            if isinstance(plan, list)
+            for index, row in enumerate(plan)
+            if index not in scores
         ]
+        readings = iter(calls.ask(asked))
+        answers: list[CriticAnswer] = []
+        for query, plan, scores in zip(queries, plans, known, strict=True):
+            if isinstance(plan, CriticFailed):
+                answers.append(plan)
+                continue
+            numbers = [scores[i] if i in scores else next(readings) for i in range(len(plan))]
+            answers.append(self._verdict(model, query, numbers))
+        self._look_ahead(queries, answers)
+        return answers
+
+    def work_ahead(self) -> bool:
+        """Asks some pairs of open episodes, if there are any; a part of a full call, so that queries wait little.
+
+        Returns:
+            Whether there was anything to ask; false as well while the weights are offloaded.
+        """
+        return self._ahead is not None and not self._asleep and self._ahead.work(self.config.max_images // 4 or 1)
 
     def offload(self) -> None:
         """Moves the weights to host memory; the next `answer` brings them back."""
@@ -94,7 +121,7 @@ class VlacCritic:
         """Frees the model."""
         if self._model is not None:
             self._model.close()
-        self._model = self._calls = None
+        self._model = self._calls = self._ahead = None
 
     def _awake(self) -> tuple[Model, RowCalls]:
         if self._model is None or self._calls is None:
@@ -113,6 +140,25 @@ class VlacCritic:
             return rows(query, model.gac, self.config, task)
         except CriticFailed as error:
             return error
+
+    def _pairs(self, query: CriticQuery) -> list[Row]:
+        """The rows of the value query that the episode of `query` could ask now; none where it would fail."""
+        assert self._model is not None
+        rows = self._rows(self._model, replace(query, kind="value"))
+        return rows if isinstance(rows, list) else []
+
+    def _known(self, query: CriticQuery) -> dict[int, float]:
+        return self._ahead.scores(query) if self._ahead and query.kind == "value" else {}
+
+    def _look_ahead(self, queries: Sequence[CriticQuery], answers: Sequence[CriticAnswer]) -> None:
+        if self._ahead is None:
+            return
+        for query, answer in zip(queries, answers, strict=True):
+            # Nobody asks for the value of an episode that is done, or again for one that has it.
+            if query.kind == "value" or (isinstance(answer, DoneVerdict) and answer.done):
+                self._ahead.drop(query.token)
+            elif query.token:
+                self._ahead.add(query)
 
     def _verdict(self, model: Model, query: CriticQuery, readings: Sequence[Reading]) -> CriticAnswer:
         numbers: list[float] = []
