@@ -85,3 +85,25 @@ def test_loading_without_torch_names_the_command(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("workers.critics.vlac.installation.installed_versions", dict)
     with pytest.raises(ConfigError, match="pip install torch"):
         VlacCritic(VlacConfig(model_path="x")).load()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("device", "gpu"),
+        ("dtype", "float64"),
+        ("attention", "sdpa"),
+        ("done_by", "goals"),
+        ("value_recursion", "mix"),
+        ("ref_num", 1),
+        ("max_images", 0),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused_by_name(setting: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=setting):
+        VlacConfig(**{setting: value})  # type: ignore[arg-type]
+
+
+def test_settings_come_from_the_workers_environment() -> None:
+    config = VlacConfig.from_env({"VLAC_DONE_BY": "goal", "VLAC_EAGER_VALUE": "true", "VLAC_REF_NUM": "5"})
+    assert (config.done_by, config.eager_value, config.ref_num) == ("goal", True, 5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,8 @@ from workers.critics.vlac.rows import Row, shown
 
 #: VLAC's examples use these; with top_k 1 the answer is the likeliest, at any temperature.
 _TEMPERATURE, _TOP_K = 0.5, 1
+#: Threads that make images ready; a call has up to max_images of them, at some milliseconds each.
+_PREPARING_THREADS = 4
 #: Tokens that an image takes in a prompt.
 _IMAGE_TOKENS = 256
 #: Tokens left for a prompt's words and the answer.
@@ -36,6 +39,8 @@ class VlacModel:
         self.special_tokens: tuple[str, ...] = tuple(gac.template.processor.all_special_tokens)
         self._config = config
         self._device = device
+        # Pillow lets go of the interpreter's lock while it resizes.
+        self._preparing = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="vlac-images")
 
     @classmethod
     def load(cls, config: VlacConfig) -> VlacModel:
@@ -84,7 +89,7 @@ class VlacModel:
         gac = self.gac
         gac.max_tokens = rows[0].max_tokens
         gac.set_config()
-        images = _prepared_images(rows, gac._process_image_to_pil)
+        images = self._prepared_images(rows)
         requests = gac.get_infer_requests(prompt=[row.prompt for row in rows], images=images)
         responses, _ = gac.chat(requests)
         # They keep an entry for every answer ever given.
@@ -117,8 +122,24 @@ class VlacModel:
 
     def close(self) -> None:
         """Forgets the weights."""
+        self._preparing.shutdown()
         self.gac = None
         self.free_memory()
+
+    def _prepared_images(self, rows: Sequence[Row]) -> list[list[Any]]:
+        """PIL images for each row, made ready by VLAC's own function: once for each frame, several at a time.
+
+        get_infer_requests makes them ready again, which then only copies; frames of pairs and references are
+        shown in many rows.
+        """
+        from PIL import Image
+
+        frames = {_address(frame): frame for row in rows for frame in row.images}
+        prepared = self._preparing.map(
+            lambda frame: self.gac._process_image_to_pil(Image.fromarray(frame)), frames.values()
+        )
+        images = dict(zip(frames, prepared, strict=True))
+        return [[images[_address(frame)] for frame in row.images] for row in rows]
 
     def _completion(self, row: Row, response: Any) -> Completion:
         if isinstance(response, Exception):
@@ -135,23 +156,9 @@ class VlacModel:
         return str(answers[0])
 
 
-def _prepared_images(rows: Sequence[Row], prepare: Any) -> list[list[Any]]:
-    """PIL images for each row, made ready by VLAC's own function once for each frame.
-
-    get_infer_requests prepares them again, which then only copies; frames of pairs and references are shown
-    in many rows.
-    """
-    from PIL import Image
-
-    known: dict[tuple[int, tuple[int, ...]], Any] = {}
-
-    def image(frame: Frames) -> Any:
-        key = (frame.__array_interface__["data"][0], frame.shape)
-        if key not in known:
-            known[key] = prepare(Image.fromarray(frame))
-        return known[key]
-
-    return [[image(frame) for frame in row.images] for row in rows]
+def _address(frame: Frames) -> tuple[Any, ...]:
+    """The same for arrays that show the same memory in the same way."""
+    return frame.__array_interface__["data"][0], frame.shape, frame.strides
 
 
 def _gac_class(gac_model: Any, config: VlacConfig) -> Any:
