@@ -15,10 +15,8 @@ from rich.table import Table
 from vlac_queue.demo.play import Report
 from vlac_queue.frames import Frames
 
-#: Columns after the task, and their widths.
-_COLUMNS = {
-    "episode": 10, "ended": 5, "by": 11, "reward": 6, "env.": 5, "asked": 5, "MB sent/raw": 11, "ms": 4,
-}  # fmt: skip
+_HEADER = ["task", "episode", "ended", "by", "reward", "env.", "asked", "MB sent/raw", "ms"]
+_TITLES = {"train": "Training: the critic decides", "eval": "Evaluation: the environment decides"}
 #: What ended an episode: its colour in the terminal and in the picture.
 _COLOURS = {"critic": ("green", "#1a7f37"), "environment": ("cyan", "#0969da"), "max_step": ("yellow", "#9a6700")}
 #: Frames of an episode in the picture, and their side in pixels.
@@ -27,32 +25,36 @@ _THUMBNAILS, _SIDE = 8, 96
 
 def tables(reports: Sequence[Report], width: int) -> list[Table]:
     """Training and evaluation, one row for each episode, for a terminal of `width` columns, 80 or more."""
+    rows = [_row(report) for report in reports]
     # In a narrow terminal the task's text is cut, never a figure.
-    task_width = max(8, min(26, width - sum(_COLUMNS.values()) - len(_COLUMNS) - 3))
-    titles = {"train": "Training: the critic decides", "eval": "Evaluation: the environment decides"}
+    others = sum(max(len(row[place]) for row in [_HEADER, *rows]) + 1 for place in range(1, len(_HEADER)))
+    room = max(8, width - others - 3)
     made = []
-    for mode, title in titles.items():
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-        table.add_column("task", no_wrap=True, width=task_width)
-        for column, cells in _COLUMNS.items():
-            table.add_column(column, justify="left" if column == "episode" else "right", width=cells)
-        for report in reports:
-            if report.mode != mode:
-                continue
-            colour = _COLOURS[report.ended_by][0]
-            table.add_row(
-                report.task,
-                report.name,
-                str(report.finish_step),
-                f"[{colour}]{report.ended_by}",
-                f"{report.reward:.2f}",
-                "never" if report.environment_done is None else str(report.environment_done),
-                str(report.queries),
-                f"{report.sent_bytes / 1e6:.2f}/{report.raw_bytes / 1e6:.1f}" if report.raw_bytes else "-",
-                "-" if report.latency_ms is None else f"{report.latency_ms:.0f}",
-            )
+    for mode, title in _TITLES.items():
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
+        for place, column in enumerate(_HEADER):
+            table.add_column(column, justify="left" if place < 2 else "right", no_wrap=True)
+        for report, row in zip(reports, rows, strict=True):
+            if report.mode == mode:
+                task = row[0] if len(row[0]) <= room else row[0][: room - 1] + "…"
+                colour = _COLOURS[report.ended_by][0]
+                table.add_row(task, *row[1:3], f"[{colour}]{row[3]}", *row[4:])
         made.append(table)
     return made
+
+
+def _row(report: Report) -> list[str]:
+    return [
+        report.task,
+        report.name,
+        str(report.finish_step),
+        report.ended_by,
+        f"{report.reward:.2f}",
+        "never" if report.environment_done is None else str(report.environment_done),
+        str(report.queries),
+        f"{report.sent_bytes / 1e6:.2f}/{report.raw_bytes / 1e6:.1f}" if report.raw_bytes else "-",
+        "-" if report.latency_ms is None else f"{report.latency_ms:.0f}",
+    ]
 
 
 def write_json(reports: Sequence[Report], path: Path, summary: dict[str, Any]) -> None:
