@@ -40,6 +40,8 @@ Verdict = TypeVar("Verdict", DoneVerdict, ValueVerdict)
 
 #: Seconds for which "a worker listens" is taken as still true.
 _WORKERS_FRESH_S = 1.0
+#: Seconds for which the difference to Redis' clock is taken as still true.
+_CLOCK_FRESH_S = 60.0
 #: Seconds that a failed job stays for `rq info` to show.
 _FAILURE_TTL_S = 3600
 
@@ -125,8 +127,10 @@ class Episode:
         #: Bytes pushed so far, as pixels and as sent.
         self.raw_bytes = 0
         self.sent_bytes = 0
-        #: Queries asked so far.
+        #: Queries asked so far, answers read so far, and seconds from asking to reading, summed.
         self.queries = 0
+        self.answers = 0
+        self.latency_s = 0.0
         self.closed = False
         self._client = client
         self._reference = reference
@@ -433,7 +437,7 @@ class CriticClient:
         if time.monotonic() - self._workers_seen > _WORKERS_FRESH_S:
             self.ping()
         with redis_errors(self.config.redis_url):
-            deadline = self._clock.now() + self.config.timeout_s
+            deadline = self._clock.sync(_CLOCK_FRESH_S).now() + self.config.timeout_s
             queries = [replace(query, deadline=deadline) for query in queries]
             pendings: list[Pending[Any]] = [Pending(self, query) for query in queries]
             episodes = [self._episode(query) for query in queries]
@@ -497,6 +501,8 @@ class CriticClient:
                     # Another thread that waits on the same stream may have taken it in already.
                     if pending := episode._pending.pop(query_id, None):
                         pending._resolve(answer)
+                        episode.answers += 1
+                        episode.latency_s += pending.latency_s
         return bool(news)
 
     def _check_there(self, pendings: Sequence[Pending[Any]]) -> None:

@@ -54,8 +54,8 @@ _CRC = struct.Struct("<I")
 HEADER_BYTES = _HEADER.size + _CRC.size
 #: An lz4 block never unpacks to more than 255 times its size: more was never encoded by lz4.
 _LZ4_MAX_RATIO = 255
-#: From this size on, the encoding is chosen on every 16th row: compressing everything twice would double
-#: the cost of a push for a choice that the sample gets right.
+#: Frames from this size on have their encoding chosen on every 16th row of the last one: compressing all of
+#: them twice would double the cost of a push for a choice that the sample gets right.
 _SAMPLE_FROM_BYTES = 64 << 10
 
 
@@ -146,9 +146,11 @@ def encode(frames: Frames, *, first: int = 0, base: Base | None = None) -> bytes
         The encoded batch; at most 0.4% and 52 bytes longer than the raw pixels.
 
     Raises:
-        FrameError: the frames are not usable (see `as_batch`).
+        FrameError: the frames are not usable (see `as_batch`), or `first` is out of range.
     """
     batch = as_batch(frames)
+    if not 0 <= first < 2**32:
+        raise FrameError(f"the index of a batch's first frame must be within 0..2**32-1, not {first}.")
     if base is not None and base.frame.shape != batch.shape[1:]:
         base = None
     delta = _xor_chain(batch, base.frame if base else None) if base is not None or len(batch) > 1 else None
@@ -201,7 +203,7 @@ def decode(payload: bytes, *, base: Base | None = None, limit: int = MAX_BATCH_B
         limit: most pixel bytes to decode to, checked before anything is allocated.
 
     Returns:
-        uint8 (T,H,W,3).
+        uint8 (T,H,W,3), read-only.
 
     Raises:
         FrameError: the payload is truncated, corrupted, of another version or larger than `limit`, or
@@ -221,17 +223,20 @@ def decode(payload: bytes, *, base: Base | None = None, limit: int = MAX_BATCH_B
     if len(raw) != raw_bytes:
         raise FrameError(f"the batch unpacks to {len(raw)} bytes instead of {raw_bytes}; push the frames again.")
     pixels = np.frombuffer(raw, np.uint8).reshape(count, height, width, 3)
-    if encoding == _PLAIN:
-        return pixels
-    if not has_base:
-        return np.bitwise_xor.accumulate(pixels, axis=0)
-    if base is None or base.frame.shape != pixels.shape[1:] or base.checksum != base_crc:
+    if encoding == _XOR:
+        pixels = _unchain(pixels, base, base_crc if has_base else None)
+        pixels.setflags(write=False)
+    return pixels
+
+
+def _unchain(delta: Frames, base: Base | None, checksum: int | None) -> Frames:
+    """The frames of an XOR batch; `checksum` is that of the base it needs, None where it needs none."""
+    if checksum is None:
+        return np.bitwise_xor.accumulate(delta, axis=0)
+    if base is None or base.frame.shape != delta.shape[1:] or base.checksum != checksum:
         raise FrameError("the batch is XORed with the frame before it, and the given base is not that frame.")
-    if count == 1:
-        return np.bitwise_xor(pixels, base.frame)
-    chain = pixels.copy()
-    chain[0] ^= base.frame
-    return np.bitwise_xor.accumulate(chain, axis=0, out=chain)
+    first = np.bitwise_xor(delta[:1], base.frame)
+    return first if len(delta) == 1 else np.bitwise_xor.accumulate(np.concatenate([first, delta[1:]]), axis=0)
 
 
 def decode_many(
@@ -284,9 +289,13 @@ def _xor_chain(batch: Frames, base: Frames | None) -> Frames:
 
 
 def _packs_better(delta: Frames, batch: Frames) -> bool:
-    step = 16 if batch.nbytes >= _SAMPLE_FROM_BYTES and batch.shape[1] >= 64 else 1
-    sizes = [len(lz4.block.compress(np.ascontiguousarray(each[:, ::step]))) for each in (delta, batch)]
-    return sizes[0] < sizes[1]
+    if batch[0].nbytes < _SAMPLE_FROM_BYTES or batch.shape[1] < 64:
+        return len(lz4.block.compress(delta)) < len(lz4.block.compress(batch))
+    # Rows of one frame only: sampled rows of several would lie within lz4's window of 64 KiB, where it finds
+    # a frame's likeness to the one before, as it never does among whole frames.
+    sampled = (np.ascontiguousarray(each[-1, ::16]) for each in (delta, batch))
+    delta_bytes, plain_bytes = (len(lz4.block.compress(rows)) for rows in sampled)
+    return delta_bytes < plain_bytes
 
 
 def _checked(payload: bytes) -> tuple[tuple, memoryview]:

@@ -21,7 +21,7 @@ Entry = TypeVar("Entry")
 #: Most pixel bytes that one query may need: 10,000 frames of 256x256, say.
 MAX_QUERY_BYTES = 2 << 30
 #: Bytes of last frames kept decoded, so that a new frame costs one XOR and not the whole episode.
-LAST_FRAMES_BYTES = 256 << 20
+LAST_FRAMES_BYTES = 64 << 20
 #: Bytes of reference frames kept decoded.
 REFERENCES_BYTES = 512 << 20
 

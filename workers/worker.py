@@ -199,6 +199,7 @@ class CriticWorker(SimpleWorker):
             CriticFailed: the critic could not be loaded, or its thread died.
         """
         self._check_server()
+        self._clock.sync()
         self.bootstrap(logging_level, date_format, log_format)
         threads = [
             threading.Thread(target=self._guarded, args=(loop,), name=loop.__name__, daemon=True)
@@ -256,6 +257,7 @@ class CriticWorker(SimpleWorker):
         """
         if self.scheduler and (not self.scheduler._process or not self.scheduler._process.is_alive()):
             self.scheduler.acquire_locks(auto_start=True)
+        self._clock.sync()
         clean_worker_registry(self.queues[0])
         self._failed_registry().cleanup()
 
@@ -312,7 +314,9 @@ class CriticWorker(SimpleWorker):
                     jobs.append((job.id, read_envelope(job.data)))
                 else:  # expired or deleted while it waited
                     self.connection.lrem(self._claims.key, 1, job.id)
-            except ProtocolError as error:
+            except _CONNECTION_ERRORS:
+                raise
+            except Exception as error:  # whatever a stranger's job provokes must not end the worker
                 self._reject(job.id, error)
         return jobs
 
@@ -336,7 +340,7 @@ class CriticWorker(SimpleWorker):
         if settled:
             self._replies.put(settled)  # type: ignore[arg-type]
 
-    def _reject(self, job_id: str, error: ProtocolError) -> None:
+    def _reject(self, job_id: str, error: Exception) -> None:
         """Fails a job that is not ours, where `rq info` shows it."""
         self.log.warning("Worker %s: rejected job %s: %s", self.name, job_id, error)
         self.stats.rejected_jobs += 1

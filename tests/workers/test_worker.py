@@ -403,6 +403,6 @@ def test_time_is_redis_time() -> None:
         def time(self) -> tuple[int, int]:
             return 1_000_000, 500_000
 
-    clock = RedisClock(Server())  # type: ignore[arg-type]
+    clock = RedisClock(Server()).sync()  # type: ignore[arg-type]
     assert 1_000_000.5 <= clock.now() < 1_000_001.5
     assert abs(time.time() - clock.now()) > 1e6
