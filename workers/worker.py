@@ -223,7 +223,10 @@ class CriticWorker(SimpleWorker):
             self._halt.set()
             if beat.is_alive():
                 beat.join()
-            self._leave()
+            if self._fatal is None:
+                self._leave()
+            # Else its jobs stay claimed until others find it dead: what ended it may come from one of them,
+            # and so costs it a retry.
             self.critic.close()
             self.teardown()
         if self._fatal is not None:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.workers.vlac_stand_in import OutOfMemoryError, StandInModel
 from vlac_queue.errors import CriticFailed
+from workers.critics import AcceleratorLost
 from workers.critics.vlac.calls import Reading, RowCalls, is_out_of_memory
 from workers.critics.vlac.rows import Row, read_number
 
@@ -125,6 +126,16 @@ def test_a_row_refused_by_the_model_keeps_its_reason() -> None:
 def test_an_engine_that_loses_rows_is_asked_row_by_row() -> None:
     complete: Callable[..., list[str]] = lambda rows: [rows[0].prompt]  # noqa: E731
     assert RowCalls(complete, lambda: None, 8).ask([row("1"), row("2")]) == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    "text", ["CUDA error: an illegal memory access was encountered", "CUDA error: device-side assert triggered"]
+)
+def test_a_lost_accelerator_is_no_failure_of_rows(text: str) -> None:
+    model = StandInModel(lambda row: RuntimeError(text))
+    with pytest.raises(AcceleratorLost, match="start the worker again"):
+        calls(model).ask([row("1"), row("2")])
+    assert model.tried == [2]
 
 
 @pytest.mark.parametrize(

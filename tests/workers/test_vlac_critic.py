@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.workers.vlac_stand_in import StandInModel, colour
-from vlac_queue import VlacConfig
+from tests.workers.vlac_stand_in import LOST_ONCE, StandInModel, colour
+from vlac_queue import CriticClient, VlacConfig
 from vlac_queue.errors import CriticFailed
 from vlac_queue.messages import DoneVerdict, ValueVerdict
 from workers.critics import CriticAnswer, CriticQuery, make_critic
@@ -138,3 +138,18 @@ def test_it_says_so_when_it_was_not_loaded() -> None:
 
 def test_done_queries_need_no_earlier_frames_by_default() -> None:
     assert not critic(lambda row: "1")[0].done_history
+
+
+def test_a_worker_that_lost_its_accelerator_ends_and_another_answers(
+    workers: Any, client: CriticClient, connection: Any
+) -> None:
+    first = workers.start(LOST_ONCE)
+    with client.episode(task="lift") as episode:
+        episode.push(np.zeros((4, 4, 3), np.uint8))
+        pending = episode.ask_done()
+        assert first.wait(timeout=20) != 0
+        assert "illegal memory access" in workers.log.read_text()
+        # Still claimed: finding it costs a retry, so that a job which ruins every GPU does not go round for ever.
+        assert len(connection.keys("vlac:vlac:claims:*")) == 1
+        workers.start(LOST_ONCE)
+        assert pending.result().done

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from vlac_queue.config import VlacConfig
 from vlac_queue.errors import CriticFailed
@@ -84,6 +85,22 @@ class StandInModel:
 def colour(row: Row) -> str:
     """The top left red of the last image: an answer that depends on the row alone."""
     return str(int(row.images[-1][0, 0, 0]))
+
+
+LOST_ONCE = "tests.workers.vlac_stand_in:LostOnceCritic"
+
+
+class LostOnceCritic(VlacCritic):
+    """The critic vlac on the stand-in; the first one in a folder to be asked loses its accelerator."""
+
+    def __init__(self, config: VlacConfig) -> None:
+        super().__init__(config, StandInModel(self._say))
+
+    def _say(self, row: Row) -> str | Exception:
+        if Path("lost").exists():
+            return "1"
+        Path("lost").touch()
+        return RuntimeError("CUDA error: an illegal memory access was encountered")
 
 
 AHEAD_ONLY = "tests.workers.vlac_stand_in:AheadOnlyCritic"

@@ -44,6 +44,14 @@ class CriticQuery:
 CriticAnswer: TypeAlias = "DoneVerdict | ValueVerdict | Exception"
 
 
+class AcceleratorLost(BaseException):
+    """The process can't use its accelerator any more (a CUDA error that stays until the process ends).
+
+    No `Exception`, so that nothing takes it for the failure of one query: the worker ends, and its jobs go to
+    others, each at the cost of a retry, since one of them may be what did it.
+    """
+
+
 @runtime_checkable
 class Critic(Protocol):
     """What a worker runs. One thread calls it; `load` comes first.
@@ -59,7 +67,7 @@ class Critic(Protocol):
         """One answer for each query, in order: a verdict, or the exception with which this query failed.
 
         An answer never depends on what else is in the batch. If this raises, the worker asks each query
-        again on its own. After `offload`, it comes back by itself.
+        again on its own; `AcceleratorLost` ends the worker. After `offload`, it comes back by itself.
         """
 
     def offload(self) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from vlac_queue.errors import CriticFailed
+from workers.critics import AcceleratorLost
 from workers.critics.vlac.rows import Row, shown
 
 logger = logging.getLogger(__name__)
@@ -17,13 +18,24 @@ Completion: TypeAlias = "str | CriticFailed"
 #: The number in what it said, or why there is none.
 Reading: TypeAlias = "float | CriticFailed"
 
+#: CUDA errors after which a process can't use its GPU again, as torch words them.
+_STICKY = (
+    "device-side assert triggered",
+    "illegal memory access",
+    "illegal instruction",
+    "misaligned address",
+    "unspecified launch failure",
+    "uncorrectable ecc error",
+    "gpu is lost",
+)
+
 
 class RowCalls:
     """Asks rows in as few calls of the model as fit its memory.
 
     Rows of like length go together, since a call costs as much as its rows would at the length of the
     longest. Out of memory, a call is halved, and calls stay that small until `reset`; any other error is
-    met row by row, so that it costs only the row it belongs to.
+    met row by row, so that it costs only the row it belongs to. A lost accelerator raises `AcceleratorLost`.
 
     Args:
         complete: one call: a completion for each row, in order. Its rows have one `max_tokens`.
@@ -79,6 +91,8 @@ class RowCalls:
                 raise CriticFailed(f"the engine gave {len(completions)} answers to {len(rows)} rows.")
             return [_read(row, completion) for row, completion in zip(rows, completions, strict=True)]
         except Exception as error:
+            if is_accelerator_lost(error):
+                raise AcceleratorLost(f"{type(error).__name__}: {error}; start the worker again") from error
             out_of_memory, reason = is_out_of_memory(error), f"{type(error).__name__}: {error}"
             trace = traceback.format_exc()
         # Out of the handler: the exception's frames would keep the failed call's tensors alive.
@@ -109,6 +123,11 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+
+
+def is_accelerator_lost(error: BaseException) -> bool:
+    """Whether every later call of this process would fail too; knows torch's errors by their text."""
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _STICKY)
 
 
 def _read(row: Row, completion: Completion) -> Reading:

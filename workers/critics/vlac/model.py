@@ -124,7 +124,6 @@ class VlacModel:
         """Forgets the weights."""
         self._preparing.shutdown()
         self.gac = None
-        self.free_memory()
 
     def _prepared_images(self, rows: Sequence[Row]) -> list[list[Any]]:
         """PIL images for each row, made ready by VLAC's own function: once for each frame, several at a time.
