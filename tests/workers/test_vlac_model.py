@@ -186,6 +186,11 @@ def test_a_gpu_that_is_not_there_is_refused(installed: Any) -> None:
         VlacModel.load(VlacConfig(model_path="weights", device="cuda:1"))
 
 
+def test_vllm_on_another_gpu_than_the_first_is_refused(installed: Any) -> None:
+    with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES"):
+        VlacModel.load(VlacConfig(model_path="weights", engine="vllm", device="cpu"))
+
+
 def test_weights_beyond_the_fraction_name_the_setting(installed: Any) -> None:
     with pytest.raises(ConfigError, match="VLAC_GPU_MEMORY_FRACTION"):
         VlacModel.load(VlacConfig(model_path="too big"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -15,6 +16,8 @@ from vlac_queue.frames import Frames
 from workers.critics.vlac.calls import Completion, is_out_of_memory
 from workers.critics.vlac.installation import INSTALL_PT, INSTALL_VLLM, check_installation
 from workers.critics.vlac.rows import Row, shown
+
+logger = logging.getLogger(__name__)
 
 #: VLAC's examples use these; with top_k 1 the answer is the likeliest, at any temperature.
 _TEMPERATURE, _TOP_K = 0.5, 1
@@ -63,6 +66,13 @@ class VlacModel:
         if not issubclass(model_utils.TemplateInputs, InferRequest):
             model_utils.TemplateInputs = InferRequest
         device = _device(config.device, torch)
+        if config.engine == "vllm" and device != "cuda:0":
+            raise ConfigError(
+                f"vLLM takes the first GPU that it sees, and VLAC_DEVICE={config.device} is {device} here; choose "
+                "the GPU with CUDA_VISIBLE_DEVICES, or set VLAC_ENGINE=pt."
+            )
+        if device == "cpu" and config.device == "auto":
+            logger.warning("torch sees no GPU: VLAC runs on the CPU, and slowly; see docs/vlac.md")
         if device != "cpu" and config.engine == "pt":
             # It caps this process's allocator; the CUDA context (some 0.5 GB) comes on top.
             torch.cuda.set_per_process_memory_fraction(config.gpu_memory_fraction, device)
