@@ -30,6 +30,7 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.queue
+	$(BIN)/python -m benchmarks.busy
 
 clean:
 	rm -rf $(VENV) demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -38,6 +38,11 @@ from vlac_queue.server import RedisServer
 EPISODES = 64
 
 
+def machine() -> str:
+    """What the figures were measured on."""
+    return f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+
+
 @contextmanager
 def worker(url: str, queue: str, worker_class: str, **environ: str) -> Iterator[psutil.Process]:
     """A real `rq worker` process on `queue`."""
@@ -223,10 +228,7 @@ def main(steps: int, memory_queries: int, json_file: str | None) -> None:
         ):
             held = memory(server.url, process, memory_queries, progress)
     best = {name: max(each) for name, each in rates.items()}
-    machine = (
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    )
-    table = Table(title="64 episodes at once, 256x256x3, critic with zero cost", caption=machine)
+    table = Table(title="64 episodes at once, 256x256x3, critic with zero cost", caption=machine())
     for column in ("", "queries/s", "x plain RQ", "x bare loop"):
         table.add_column(column, justify="right" if column else "left")
     for name, rate in best.items():
@@ -241,7 +243,7 @@ def main(steps: int, memory_queries: int, json_file: str | None) -> None:
             f"worker {held['worker_rss_mb']} MB, Redis keys {held['redis_keys']}"
         )
     if json_file:
-        figures = {"machine": machine, "queries_per_s": rates, "bytes_share": shares, "memory": held}
+        figures = {"machine": machine(), "queries_per_s": rates, "bytes_share": shares, "memory": held}
         with open(json_file, "w") as file:
             json.dump(figures, file, indent=2)
 
