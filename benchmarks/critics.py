@@ -33,6 +33,9 @@ class InstantCritic:
     def offload(self) -> None:
         pass
 
+    def wake(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

@@ -18,6 +18,7 @@ from rq import Queue, Retry
 
 from vlac_queue.config import VlacConfig, redact_url
 from vlac_queue.connection import BLOCK_S, RedisClock, connect, redis_errors
+from vlac_queue.control import order_workers
 from vlac_queue.errors import CriticFailed, CriticTimeout, FrameError, NoWorkers, ProtocolError, VlacQueueError
 from vlac_queue.frames import MAX_BATCH_BYTES, Base, Frames, as_batch, encode
 from vlac_queue.keys import Keys
@@ -393,6 +394,22 @@ class CriticClient:
             )
         self._workers_seen = time.monotonic()
         return workers
+
+    def sleep_workers(self, timeout_s: float = 60.0) -> None:
+        """Has all critics give their accelerator memory back, e.g. for an update of the policy, and waits for it.
+
+        Nothing is lost: the next query wakes its worker's critic.
+
+        Raises:
+            NoWorkers, CriticTimeout, RedisUnavailable.
+        """
+        with redis_errors(self.config.redis_url):
+            order_workers(self._connection, self._keys, "sleep", timeout_s=timeout_s)
+
+    def wake_workers(self, timeout_s: float = 60.0) -> None:
+        """Brings all critics back, ahead of the next query. Raises as `sleep_workers`."""
+        with redis_errors(self.config.redis_url):
+            order_workers(self._connection, self._keys, "wake", timeout_s=timeout_s)
 
     def close(self) -> None:
         """Closes all open episodes and the connections."""

@@ -142,16 +142,22 @@ def encode_answer(query_id: str, answer: Answer) -> str:
     """The text of an answer as it stands in the episode's stream.
 
     Raises:
-        ProtocolError: a number of the verdict is not finite; no such answer ever leaves a worker.
+        ProtocolError: a number of the verdict is not finite, or there are too many; no such answer ever leaves
+            a worker.
     """
     kind = {DoneVerdict: "done", ValueVerdict: "value", Failure: "failure"}[type(answer)]
     fields = asdict(answer)
     if isinstance(answer, Failure):
         fields["traceback"] = answer.traceback[-MAX_TRACEBACK_CHARS:]
     try:
-        return json.dumps({"id": query_id, "kind": kind, **fields}, separators=(",", ":"), allow_nan=False)
+        text = json.dumps({"id": query_id, "kind": kind, **fields}, separators=(",", ":"), allow_nan=False)
     except ValueError:
         raise ProtocolError(f"the critic answered a number that is not finite: {str(answer)[:200]}") from None
+    if len(text) > MAX_ANSWER_BYTES:
+        raise ProtocolError(
+            f"the answer takes {len(text)} characters, over {MAX_ANSWER_BYTES}; ask about fewer frames."
+        )
+    return text
 
 
 def decode_answer(text: str) -> tuple[str, Answer]:

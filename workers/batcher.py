@@ -30,6 +30,7 @@ class Batcher(Generic[Item]):
         self._items: deque[tuple[Item, int, float]] = deque()
         self._bytes = 0
         self._closed = False
+        self._poked = False
         self._changed = threading.Condition()
 
     def room(self) -> int:
@@ -53,9 +54,10 @@ class Batcher(Generic[Item]):
             self._changed.notify_all()
 
     def take(self, timeout_s: float | None) -> list[Item]:
-        """The next batch, in the order put; empty after `timeout_s` seconds without items, or when closed."""
+        """The next batch, in order; empty after `timeout_s` seconds without any, or when poked or closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or bool(self._items), timeout_s)
+            self._changed.wait_for(lambda: self._closed or self._poked or bool(self._items), timeout_s)
+            self._poked = False
             while not self._closed and self._items and len(self._items) < self.max_batch:
                 left = self._items[0][2] + self.max_wait_s - time.monotonic()
                 if left <= 0:
@@ -70,6 +72,12 @@ class Batcher(Generic[Item]):
                 batch.append(item)
             self._changed.notify_all()
             return batch
+
+    def poke(self) -> None:
+        """Has a waiting `take`, or the next one, return even where there is nothing to take."""
+        with self._changed:
+            self._poked = True
+            self._changed.notify_all()
 
     def close(self) -> None:
         """Ends taking: `take` returns nothing from now on, and what waits is dropped."""

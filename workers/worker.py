@@ -3,7 +3,7 @@
 Three threads, so that the critic never waits for Redis:
 
     main     takes jobs, reads and decodes their frames, and puts the queries into the batcher
-    critic   takes batches and asks the critic
+    critic   takes batches and asks the critic (workers/asker.py)
     replies  writes the answers and finishes the jobs
 
 and a fourth that beats once a second, and gives the jobs of dead workers back to the queue.
@@ -11,6 +11,7 @@ and a fourth that beats once a second, and gives the jobs of dead workers back t
 
 from __future__ import annotations
 
+import json
 import os
 import queue
 import signal
@@ -40,18 +41,17 @@ from rq.worker_registration import clean_worker_registry
 
 from vlac_queue.config import VlacConfig
 from vlac_queue.connection import RedisClock, reconnect
+from vlac_queue.control import ORDERS, SLEEP
 from vlac_queue.errors import ConfigError, CriticFailed, ProtocolError
 from vlac_queue.keys import WORKER_TTL_MS, Keys
 from vlac_queue.messages import (
     MAX_JOB_BYTES,
     Answer,
-    DoneVerdict,
     Failure,
-    ValueVerdict,
     decode_job,
-    encode_answer,
 )
 from vlac_queue.store import EpisodeStore
+from workers.asker import Asker, WorkerStats
 from workers.batcher import Batcher
 from workers.claims import Claims, TakenJob
 from workers.critics import Critic, CriticQuery, make_critic
@@ -87,20 +87,6 @@ class _Parent:
     pid: int
     #: Whether that worker runs its jobs in its own process (SimpleWorker) instead of forking.
     same_process: bool
-
-
-@dataclass
-class WorkerStats:
-    """Totals since the worker started; published with every beat."""
-
-    loads: int = 0
-    jobs: int = 0
-    rejected_jobs: int = 0
-    queries: int = 0
-    failures: int = 0
-    batches: int = 0
-    #: Seconds that the critic worked.
-    busy_s: float = 0.0
 
 
 class CriticWorker(SimpleWorker):
@@ -141,6 +127,15 @@ class CriticWorker(SimpleWorker):
         self._intake = Intake(self._store, done_history=getattr(self.critic, "done_history", False))
         self._clock = RedisClock(self.connection)
         self._batcher: Batcher[Prepared] = Batcher(self.config.max_batch, self.config.max_wait_ms / 1000)
+        self._asker = Asker(
+            self.critic,
+            self._batcher,
+            self._clock,
+            idle_offload_s=self.config.idle_offload_s,
+            deliver=self._deliver,
+            stats=self.stats,
+            log=self.log,
+        )
         self._replies: queue.Queue[list[tuple[Prepared, Answer]] | None] = queue.Queue(_REPLIES_WAITING)
         self._open_queries: dict[str, int] = {}
         self._open_lock = threading.Lock()
@@ -203,7 +198,7 @@ class CriticWorker(SimpleWorker):
         self.bootstrap(logging_level, date_format, log_format)
         threads = [
             threading.Thread(target=self._guarded, args=(loop,), name=loop.__name__, daemon=True)
-            for loop in (self._ask_loop, self._reply_loop)
+            for loop in (self._asker.run, self._reply_loop)
         ]
         beat = threading.Thread(target=self._beat_loop, name="beat", daemon=True)
         try:
@@ -252,6 +247,18 @@ class CriticWorker(SimpleWorker):
         """Stops taking jobs, and ends the critic's thread after the batch at hand."""
         self._stop_requested = True
         self._batcher.close()
+
+    def handle_payload(self, message: Any) -> None:
+        """Follows the orders of `vlac-queue workers`, and RQ's own."""
+        try:
+            command = json.loads(message["data"])["command"]
+        except (ValueError, KeyError, TypeError) as error:
+            self.log.warning("Worker %s: an order can't be read (%r)", self.name, error)
+            return
+        if command in ORDERS:
+            self._asker.order("sleep" if command == SLEEP else "wake")
+        else:
+            super().handle_payload(message)
 
     def run_maintenance_tasks(self) -> None:
         """Restarts a dead scheduler and forgets dead workers and old failures.
@@ -385,64 +392,10 @@ class CriticWorker(SimpleWorker):
             "Worker %s: critic %s loaded in %.1f s", self.name, self.config.critic, time.monotonic() - started
         )
 
-    def _ask_loop(self) -> None:
-        idle_s = self.config.idle_offload_s or None
-        offloaded = False
-        work_ahead = getattr(self.critic, "work_ahead", None)
-        may_work_ahead = False
-        while not self._batcher.closed:
-            batch = self._batcher.take(0 if may_work_ahead else None if offloaded else idle_s)
-            if not batch and work_ahead is not None and may_work_ahead:
-                started = time.monotonic()
-                may_work_ahead = work_ahead()
-                self.stats.busy_s += time.monotonic() - started
-                continue
-            if not batch:
-                if not self._batcher.closed and idle_s:
-                    self.log.info("Worker %s: idle for %.0f s, giving accelerator memory back", self.name, idle_s)
-                    self.critic.offload()
-                    offloaded = True
-                continue
-            offloaded = False
-            may_work_ahead = work_ahead is not None
-            started = time.monotonic()
-            now = self._clock.now()
-            late = [each for each in batch if each.query.deadline < now]
-            batch = [each for each in batch if each.query.deadline >= now]
-            answers: list[tuple[Prepared, Answer]] = [
-                (
-                    each,
-                    Failure(
-                        "no worker came to this query before its deadline; start more workers or raise timeout_s."
-                    ),
-                )
-                for each in late
-            ]
-            answers += zip(batch, self._ask(batch), strict=True)
-            self.stats.busy_s += time.monotonic() - started
-            self.stats.batches += 1
-            self._replies.put(answers)
-
-    def _ask(self, batch: Sequence[Prepared]) -> list[Answer]:
-        """One answer for each query; where the critic fails on a batch, each query is asked on its own."""
-        if not batch:
-            return []
-        queries = [each.ask for each in batch if isinstance(each.ask, CriticQuery)]
-        try:
-            answers = list(self.critic.answer(queries))
-            if len(answers) != len(queries):
-                raise ProtocolError(f"the critic gave {len(answers)} answers to {len(queries)} queries.")
-        except Exception as error:
-            if len(batch) == 1:
-                return [_failure(error)]
-            self.log.warning(
-                "Worker %s: the critic failed on a batch of %d (%s: %s); asking one by one",
-                self.name, len(batch), type(error).__name__, error,
-            )  # fmt: skip
-            return [answer for each in batch for answer in self._ask([each])]
-        return [_checked(each, answer) for each, answer in zip(batch, answers, strict=True)]
-
     # The replies' thread.
+
+    def _deliver(self, answers: list[tuple[Prepared, Answer]]) -> None:
+        self._replies.put(answers)
 
     def _reply_loop(self) -> None:
         while (answers := self._replies.get()) is not None:
@@ -548,7 +501,7 @@ class CriticWorker(SimpleWorker):
             "critic": self.config.critic,
             "model": self.config.model_path,
             "engine": self.config.engine if self.config.critic == "vlac" else "",
-            "state": "loading" if self._loading else self._state,
+            "state": "loading" if self._loading else "asleep" if self._asker.asleep else self._state,
             "parent": self._parent.name if self._parent else "",
             "uptime_s": round(time.monotonic() - self._started, 1),
             "max_batch": self.config.max_batch,
@@ -633,27 +586,6 @@ class CriticWorker(SimpleWorker):
             raise ConfigError(
                 f"Redis 6.2 or newer is needed, this server is {'.'.join(map(str, version))}; update it."
             )
-
-
-def _checked(prepared: Prepared, answer: object) -> Answer:
-    """A critic's answer, if it is one to this query; else a failure of this query alone."""
-    if isinstance(answer, Exception):
-        return _failure(answer)
-    expected = DoneVerdict if prepared.query.kind == "done" else ValueVerdict
-    if not isinstance(answer, expected):
-        return Failure(f"the critic answered a {prepared.query.kind} query with {type(answer).__name__}.")
-    if isinstance(answer, ValueVerdict) and not answer.values:
-        return Failure("the critic answered with an empty value list.")
-    try:
-        encode_answer(prepared.query.id, answer)
-    except (ProtocolError, TypeError) as error:
-        return Failure(str(error))
-    return answer
-
-
-def _failure(error: BaseException) -> Failure:
-    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    return Failure(f"{type(error).__name__}: {error}"[:2000], text)
 
 
 def _accelerator_bytes() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 import redis
 from click.testing import CliRunner
 
-from tests.conftest import until
+from tests.conftest import Workers, until
 from tests.workers.critics import frame
 from vlac_queue import CriticClient, NoWorkers, RedisUnavailable
 from vlac_queue.cli import main
@@ -48,6 +49,22 @@ def test_worker_refuses_wrong_settings_in_one_sentence() -> None:
     result = CliRunner().invoke(main, ["worker", "--critic", "referense"])
     assert result.exit_code == 1
     assert "Did you mean 'reference'?" in result.output and "Traceback" not in result.output
+
+
+def test_workers_are_listed_put_to_sleep_and_woken(client: CriticClient, workers: Workers) -> None:
+    url = ["--redis-url", client.config.redis_url]
+    empty = CliRunner().invoke(main, ["workers", "list", *url])
+    assert empty.exit_code == 1 and "no critic worker" in empty.output
+    assert CliRunner().invoke(main, ["workers", "sleep", *url]).exit_code == 1
+    workers.start("reference")
+    until(workers.described)
+    listed = CliRunner().invoke(main, ["workers", "list", "--json", *url])
+    (worker,) = json.loads(listed.output)
+    assert (listed.exit_code, worker["critic"]) == (0, "reference")
+    slept = CliRunner().invoke(main, ["workers", "sleep", worker["name"], *url])
+    assert slept.exit_code == 0 and "asleep" in slept.output
+    woken = CliRunner().invoke(main, ["workers", "wake", *url])
+    assert woken.exit_code == 0 and "asleep" not in woken.output
 
 
 def test_a_workers_password_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,9 @@ class TaskCritic:
     def offload(self) -> None:
         Path("offloaded").touch()
 
+    def wake(self) -> None:
+        Path("woken").touch()
+
     def close(self) -> None:
         pass
 

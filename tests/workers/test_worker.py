@@ -22,7 +22,9 @@ from rq.suspension import resume, suspend
 
 from tests.conftest import Workers, until
 from tests.workers.critics import NAME, frame
-from vlac_queue import CriticClient, CriticFailed, NoWorkers, VlacConfig
+from vlac_queue import CriticClient, CriticFailed, CriticTimeout, NoWorkers, VlacConfig
+from vlac_queue.control import order_workers
+from vlac_queue.keys import Keys
 from vlac_queue.messages import JOB_FUNCTION
 from vlac_queue.server import RedisServer
 
@@ -283,6 +285,44 @@ def test_an_idle_worker_gives_memory_back(workers: Workers, tmp_path: Path, clie
     workers.start(NAME, VLAC_IDLE_OFFLOAD_S="0.2")
     until((tmp_path / "offloaded").exists)
     assert ask(client, "task").result().score == 0.2
+
+
+def test_critics_sleep_and_wake_by_order_and_by_query(
+    client: CriticClient, workers: Workers, tmp_path: Path
+) -> None:
+    workers.start(NAME)
+    with pytest.raises(NoWorkers, match="nobody"):
+        order_workers(client._connection, Keys("vlac"), "sleep", ["nobody"], timeout_s=1)
+    until(workers.described)
+    client.sleep_workers()
+    assert (tmp_path / "offloaded").exists()
+    assert workers.described()[0]["state"] == "asleep"
+    assert ask(client, "task").result().score == 0.2  # wakes it
+    until(lambda: workers.described()[0]["state"] != "asleep")
+    client.sleep_workers()
+    client.wake_workers()
+    assert (tmp_path / "woken").exists()
+
+
+def test_a_busy_critic_sleeps_once_nothing_waits(client: CriticClient, workers: Workers, tmp_path: Path) -> None:
+    workers.start(NAME, VLAC_MAX_BATCH="1")
+    held, gate = hold(client, tmp_path)
+    waiting = ask(client, "task")
+    with pytest.raises(CriticTimeout, match="did not sleep"):
+        client.sleep_workers(timeout_s=1.5)
+    gate.touch()
+    assert held.result() and waiting.result()
+    until(lambda: workers.described()[0]["state"] == "asleep")
+
+
+def test_an_order_that_can_not_be_read_changes_nothing(client: CriticClient, workers: Workers) -> None:
+    workers.start(NAME)
+    until(workers.described)
+    (name,) = client.ping()
+    for order in (b"not json", b"[]", b'{"no": "command"}'):
+        client._connection.publish(f"rq:pubsub:{name}", order)
+    assert ask(client, "task").result().score == 0.2
+    client.sleep_workers()  # its channel still works
 
 
 def test_a_critic_that_can_not_load_ends_the_worker_with_the_reason(workers: Workers) -> None:

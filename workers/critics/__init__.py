@@ -71,7 +71,10 @@ class Critic(Protocol):
         """
 
     def offload(self) -> None:
-        """Gives accelerator memory back until the next `answer`."""
+        """Gives accelerator memory back until `wake`, or the next `answer`."""
+
+    def wake(self) -> None:
+        """Takes the accelerator memory again, ahead of the next `answer`."""
 
     def close(self) -> None:
         """Frees everything."""
@@ -93,5 +96,5 @@ def make_critic(config: VlacConfig) -> Critic:
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"the critic {config.critic!r} can't be made: {error}") from error
     if not isinstance(critic, Critic):
-        raise ConfigError(f"{name} is no critic: it needs the methods load, answer, offload and close.")
+        raise ConfigError(f"{name} is no critic: it needs the methods load, answer, offload, wake and close.")
     return critic

@@ -46,6 +46,9 @@ class ReferenceCritic:
     def offload(self) -> None:
         """Holds no accelerator memory."""
 
+    def wake(self) -> None:
+        """Needs none."""
+
     def close(self) -> None:
         """Forgets the references."""
         self._references.clear()

@@ -112,10 +112,14 @@ class VlacCritic:
         return self._ahead is not None and not self._asleep and self._ahead.work(self.config.max_images // 4 or 1)
 
     def offload(self) -> None:
-        """Moves the weights to host memory; the next `answer` brings them back."""
+        """Moves the weights to host memory; `wake`, or the next `answer`, brings them back."""
         if self._model is not None and not self._asleep:
             self._model.offload()
             self._asleep = True
+
+    def wake(self) -> None:
+        """Brings the weights back, if they are away."""
+        self._awake()
 
     def close(self) -> None:
         """Frees the model."""

@@ -1,0 +1,95 @@
+"""`vlac-queue workers`: who works, and putting critics to sleep or waking them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Literal
+
+import click
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from vlac_queue.config import redact_url
+from vlac_queue.connection import connect, redis_errors
+from vlac_queue.console import errors_as_messages, queue_option, redis_url_option
+from vlac_queue.control import WorkerInfo, critic_workers, order_workers
+from vlac_queue.keys import Keys
+
+_timeout_option = click.option(
+    "--timeout", default=60.0, show_default=True, help="Seconds to wait for the workers."
+)
+_names_argument = click.argument("names", nargs=-1)
+
+
+@click.group()
+def workers() -> None:
+    """Lists workers, puts their critics to sleep, or wakes them.
+
+    A sleeping critic has given its GPU memory back; the next query wakes it, so nothing is lost.
+    """
+
+
+@workers.command("list")
+@redis_url_option
+@queue_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_workers(redis_url: str, queue: str, as_json: bool) -> None:
+    """Shows the critic workers of the queue; exit code 1 if there is none."""
+    with errors_as_messages(), redis_errors(redis_url), connect(redis_url) as connection:
+        found = critic_workers(connection, Keys(queue))
+    if as_json:
+        click.echo(json.dumps([asdict(worker) for worker in found], indent=2))
+    elif found:
+        _show(found)
+    else:
+        click.echo(f"no critic worker on queue {queue!r} at {redact_url(redis_url)}", err=True)
+    if not found:
+        raise SystemExit(1)
+
+
+@workers.command()
+@redis_url_option
+@queue_option
+@_timeout_option
+@_names_argument
+def sleep(redis_url: str, queue: str, timeout: float, names: tuple[str, ...]) -> None:
+    """Has the critics of NAMES (or of all) give their GPU memory back, and waits for it."""
+    _order("sleep", redis_url, queue, timeout, names)
+
+
+@workers.command()
+@redis_url_option
+@queue_option
+@_timeout_option
+@_names_argument
+def wake(redis_url: str, queue: str, timeout: float, names: tuple[str, ...]) -> None:
+    """Brings the critics of NAMES (or of all) back, ahead of the next query."""
+    _order("wake", redis_url, queue, timeout, names)
+
+
+def _order(
+    order: Literal["sleep", "wake"], redis_url: str, queue: str, timeout: float, names: Sequence[str]
+) -> None:
+    with errors_as_messages(), redis_errors(redis_url), connect(redis_url) as connection:
+        _show(order_workers(connection, Keys(queue), order, names, timeout_s=timeout))
+
+
+def _show(found: Sequence[WorkerInfo]) -> None:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("worker", "host", "critic", "state"):
+        table.add_column(column)
+    for column in ("queries", "failed", "memory", "GPU memory"):
+        table.add_column(column, justify="right")
+    for worker in found:
+        table.add_row(
+            *map(escape, (worker.name, worker.host, worker.critic, worker.state)),
+            f"{worker.queries:,}",
+            f"{worker.failures:,}",
+            f"{worker.rss_bytes / 2**20:,.0f} MiB",
+            f"{worker.accelerator_bytes / 2**20:,.0f} MiB" if worker.accelerator_bytes else "-",
+        )
+    Console().print(table)

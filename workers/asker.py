@@ -1,0 +1,165 @@
+"""The critic's thread: takes batches, asks the critic, hands the answers on; and puts it to sleep."""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from vlac_queue.connection import RedisClock
+from vlac_queue.errors import ProtocolError
+from vlac_queue.messages import Answer, DoneVerdict, Failure, ValueVerdict, encode_answer
+from workers.batcher import Batcher
+from workers.critics import Critic, CriticQuery
+from workers.intake import Prepared
+
+Order = Literal["sleep", "wake"]
+Result = TypeVar("Result")
+
+_TOO_LATE = Failure("no worker came to this query before its deadline; start more workers or raise timeout_s.")
+
+
+@dataclass
+class WorkerStats:
+    """Totals since the worker started; published with every beat."""
+
+    loads: int = 0
+    jobs: int = 0
+    rejected_jobs: int = 0
+    queries: int = 0
+    failures: int = 0
+    batches: int = 0
+    #: Seconds that the critic worked.
+    busy_s: float = 0.0
+
+
+class Asker:
+    """Asks a critic, batch after batch, in one thread of its own.
+
+    Args:
+        critic: loaded; nobody else calls it meanwhile.
+        batcher: gives the batches; closing it ends `run` after the batch at hand.
+        clock: tells whether a query's deadline has passed.
+        idle_offload_s: seconds without work until the critic is put to sleep; 0: never.
+        deliver: takes each batch's answers.
+        stats: counts batches and the time they take.
+        log: tells what the user should know.
+    """
+
+    def __init__(
+        self,
+        critic: Critic,
+        batcher: Batcher[Prepared],
+        clock: RedisClock,
+        *,
+        idle_offload_s: float,
+        deliver: Callable[[list[tuple[Prepared, Answer]]], None],
+        stats: WorkerStats,
+        log: logging.Logger,
+    ) -> None:
+        self._critic = critic
+        self._batcher = batcher
+        self._clock = clock
+        self._idle_s = idle_offload_s or None
+        self._deliver = deliver
+        self._stats = stats
+        self._log = log
+        self._order: Order | None = None
+        #: Whether the critic has given its accelerator memory back.
+        self.asleep = False
+
+    def order(self, order: Order) -> None:
+        """Has the critic sleep (once nothing waits) or wake; from any thread."""
+        self._order = order
+        self._batcher.poke()
+
+    def run(self) -> None:
+        """Works until the batcher is closed."""
+        # A critic may use idle time (see `Critic`); how much there is to do is known after it was asked.
+        work_ahead = getattr(self._critic, "work_ahead", lambda: False)
+        more_ahead = False
+        while not self._batcher.closed:
+            batch = self._batcher.take(0 if more_ahead else None if self.asleep else self._idle_s)
+            if batch:
+                self._deliver(self._timed(lambda batch=batch: self._answers(batch)))  # type: ignore[misc]
+                self._stats.batches += 1
+                self.asleep = False
+                more_ahead = True
+            elif self._batcher.closed:
+                return
+            elif self._order:
+                order, self._order = self._order, None
+                self._sleep() if order == "sleep" else self._wake()
+            elif more_ahead:
+                more_ahead = self._timed(work_ahead)
+            elif self._idle_s:
+                self._log.info("idle for %.0f s", self._idle_s)
+                self._sleep()
+
+    def _answers(self, batch: Sequence[Prepared]) -> list[tuple[Prepared, Answer]]:
+        now = self._clock.now()
+        late = [each for each in batch if each.query.deadline < now]
+        timely = [each for each in batch if each.query.deadline >= now]
+        return [*((each, _TOO_LATE) for each in late), *zip(timely, self.ask(timely), strict=True)]
+
+    def ask(self, batch: Sequence[Prepared]) -> list[Answer]:
+        """One answer for each query; where the critic fails on a batch, each query is asked on its own."""
+        if not batch:
+            return []
+        queries = [each.ask for each in batch if isinstance(each.ask, CriticQuery)]
+        try:
+            answers = list(self._critic.answer(queries))
+            if len(answers) != len(queries):
+                raise ProtocolError(f"the critic gave {len(answers)} answers to {len(queries)} queries.")
+        except Exception as error:
+            if len(batch) == 1:
+                return [_failure(error)]
+            self._log.warning(
+                "the critic failed on a batch of %d (%s: %s); asking one by one",
+                len(batch), type(error).__name__, error,
+            )  # fmt: skip
+            return [answer for each in batch for answer in self.ask([each])]
+        return [_checked(each, answer) for each, answer in zip(batch, answers, strict=True)]
+
+    def _timed(self, work: Callable[[], Result]) -> Result:
+        started = time.monotonic()
+        try:
+            return work()
+        finally:
+            self._stats.busy_s += time.monotonic() - started
+
+    def _sleep(self) -> None:
+        if not self.asleep:
+            self._log.info("the critic gives its accelerator memory back until the next query")
+            self._critic.offload()
+            self.asleep = True
+
+    def _wake(self) -> None:
+        if self.asleep:
+            self._critic.wake()
+            self.asleep = False
+            self._log.info("the critic is back on the accelerator")
+
+
+def _checked(prepared: Prepared, answer: object) -> Answer:
+    """A critic's answer, if it is one to this query; else a failure of this query alone."""
+    if isinstance(answer, Exception):
+        return _failure(answer)
+    expected = DoneVerdict if prepared.query.kind == "done" else ValueVerdict
+    if not isinstance(answer, expected):
+        return Failure(f"the critic answered a {prepared.query.kind} query with {type(answer).__name__}.")
+    if isinstance(answer, ValueVerdict) and not answer.values:
+        return Failure("the critic answered with an empty value list.")
+    try:
+        encode_answer(prepared.query.id, answer)
+    except (ProtocolError, TypeError) as error:
+        return Failure(str(error))
+    return answer
+
+
+def _failure(error: BaseException) -> Failure:
+    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    return Failure(f"{type(error).__name__}: {error}"[:2000], text)
