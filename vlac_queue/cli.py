@@ -10,6 +10,8 @@ import click
 from vlac_queue.config import VlacConfig, redact_url
 from vlac_queue.console import errors_as_messages, queue_option, redis_url_option
 from vlac_queue.demo.command import demo
+from vlac_queue.doctor_command import doctor
+from vlac_queue.score_command import score
 from vlac_queue.workers_command import workers
 
 
@@ -52,8 +54,8 @@ def worker(redis_url: str, queue: str, critic: str | None, arguments: tuple[str,
 
 main.add_command(demo)
 main.add_command(workers)
-
-_errors_as_messages = errors_as_messages
+main.add_command(doctor)
+main.add_command(score)
 
 if __name__ == "__main__":
     main()

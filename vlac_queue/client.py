@@ -6,11 +6,13 @@ import hashlib
 import threading
 import time
 import uuid
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
+from zipfile import BadZipFile
 
 import numpy as np
 import redis
@@ -588,7 +590,7 @@ def load_frames(path: Path) -> Frames:
     try:
         loaded = np.load(path, allow_pickle=False)
         frames = loaded["frames"] if path.suffix == ".npz" else loaded
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, IndexError, EOFError, BadZipFile, zlib.error) as error:
         raise FrameError(
             f"{path} holds no frames ({error}); give an .npz with an array 'frames', or a .npy."
         ) from None

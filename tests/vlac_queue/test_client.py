@@ -179,8 +179,18 @@ def test_misuse_is_named(client: CriticClient, worker: Workers) -> None:
         pending.result()
     with pytest.raises(TypeError, match="pickle the client"):
         pickle.dumps(episode)
-    with pytest.raises(FrameError, match="holds no frames"):
-        client.episode("task", "missing.npz")
+
+
+def test_a_reference_file_without_frames_is_named(client: CriticClient, tmp_path: Any) -> None:
+    (tmp_path / "empty.npz").touch()
+    np.savez(tmp_path / "other.npz", pictures=np.zeros(3))
+    np.savez(tmp_path / "whole.npz", frames=np.zeros((4, 8, 8, 3), np.uint8))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:200])
+    np.save(tmp_path / "array.npy", np.zeros((2, 4, 4, 3), np.uint8))
+    (tmp_path / "array.npy").rename(tmp_path / "array.npz")
+    for name in ("missing.npz", "empty.npz", "other.npz", "cut.npz", "array.npz"):
+        with pytest.raises(FrameError, match=f"{name} holds no frames"):
+            client.episode("task", tmp_path / name)
 
 
 def test_a_reference_can_be_a_file(client: CriticClient, workers: Workers, tmp_path: Any) -> None:
