@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -100,12 +100,7 @@ class RolloutGate:
             VlacQueueError: the critic or the queue failed, and `on_failure` says to raise it.
             FrameError, ProtocolError: frames or steps are not usable.
         """
-        for index in frames:
-            steps = self._runs[index].steps
-            if steps and step <= steps[-1]:
-                raise ProtocolError(
-                    f"episode {index} was observed at step {steps[-1]} already, step {step} must be later."
-                )
+        self._check_ascending(step, frames)
         if self.overlap:
             self._take_in()
         runs = self._push(frames, step)
@@ -114,6 +109,26 @@ class RolloutGate:
         self._ask(runs, step)
         if not self.overlap:
             self._wait(runs)
+
+    def fail(self, step: int, errors: Mapping[int, VlacQueueError]) -> None:
+        """Ends episodes that can't go on for a reason of the caller's, e.g. a simulator that broke.
+
+        They count as if the critic had failed at `step`: what it says of earlier steps, even if that comes
+        late, goes first. Episodes known to be over are passed over.
+
+        Args:
+            step: number of the step that failed, after those observed.
+            errors: index of the episode -> why it can't go on.
+
+        Raises:
+            ProtocolError: the step is not after those observed.
+        """
+        self._check_ascending(step, errors)
+        for index, error in errors.items():
+            run = self._runs[index]
+            if not run.over:
+                run.steps.append(step)
+                run.answers[step] = error
 
     def finished(self) -> frozenset[int]:
         """Indices of the episodes known to be over, without waiting.
@@ -152,6 +167,14 @@ class RolloutGate:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         self.close()
+
+    def _check_ascending(self, step: int, indices: Iterable[int]) -> None:
+        for index in indices:
+            steps = self._runs[index].steps
+            if steps and step <= steps[-1]:
+                raise ProtocolError(
+                    f"episode {index} was observed at step {steps[-1]} already, step {step} must be later."
+                )
 
     def _push(self, frames: Mapping[int, Frames], step: int | None = None) -> list[_Run]:
         """Pushes to the episodes that go on; those that got their frames."""
