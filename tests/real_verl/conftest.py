@@ -1,0 +1,104 @@
+"""The suite against SimpleVLA-RL itself: `make test-verl SIMPLEVLA_RL_HOME=<its checkout>`.
+
+Without SIMPLEVLA_RL_HOME nothing in this folder is collected.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+_HOME = os.environ.get("SIMPLEVLA_RL_HOME")
+collect_ignore_glob = [] if _HOME else ["test_*.py"]
+
+if _HOME:
+    os.environ.setdefault("ROBOT_PLATFORM", "LIBERO")
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+    sys.path[:0] = [_HOME, str(Path(__file__).parent.parent / "verl_adapter")]
+    import fake_libero
+
+    fake_libero.install()
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """A Redis with one worker on queue `vlac`, whose critic is `reference`."""
+    from running_worker import running_worker
+
+    from vlac_queue.server import RedisServer
+
+    with RedisServer() as server, running_worker(server.url, "reference"):
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def reference_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A successful run of the fake LIBERO."""
+    import fake_libero
+
+    path = tmp_path_factory.mktemp("reference") / "square.npz"
+    np.savez_compressed(path, frames=fake_libero.reference())
+    return str(path)
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, bool]]:
+    """Lets upstream's rollout run without GPU, checkpoint and video files; the videos it would have written."""
+    import torch
+    from fake_policy import FakeProcessor
+    from verl.workers.rollout import rob_rollout
+
+    class TorchOnCpu:
+        """`torch`, but for the one device that upstream names."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(torch, name)
+
+        @staticmethod
+        def device(name: str) -> torch.device:
+            return torch.device("cpu")
+
+    videos: list[tuple[str, int, bool]] = []
+    monkeypatch.setattr(rob_rollout, "torch", TorchOnCpu())
+    monkeypatch.setattr(
+        rob_rollout, "AutoProcessor", SimpleNamespace(from_pretrained=lambda *_, **__: FakeProcessor())
+    )
+    monkeypatch.setattr(
+        rob_rollout,
+        "save_rollout_video",
+        lambda images, _, task, __, complete: videos.append((task, len(images), complete)),
+    )
+    return videos
+
+
+@pytest.fixture
+def rollout_config(redis_url: str, reference_file: str) -> Callable[..., Any]:
+    """Makes `actor_rollout_ref.rollout` as the entry point composes it; arguments are overrides."""
+    from hydra import compose, initialize_config_dir
+
+    import verl_adapter
+    from verl_adapter.settings import UPSTREAM_CONFIG_VARIABLE
+
+    def make(*overrides: str) -> Any:
+        os.environ[UPSTREAM_CONFIG_VARIABLE] = f"{_HOME}/verl/trainer/config"
+        fixed = [
+            f"vlac.redis_url={redis_url}",
+            f"vlac.reference={reference_file}",
+            "vlac.timeout_s=60",
+            "actor_rollout_ref.rollout.center_crop=False",
+            "actor_rollout_ref.rollout.num_steps_wait=3",
+            "actor_rollout_ref.rollout.val_micro_batch_size=2",
+            "actor_rollout_ref.model.action_token_len=7",
+        ]
+        folder = Path(verl_adapter.__file__).parent / "config"
+        with initialize_config_dir(str(folder), version_base=None):
+            return compose("ppo_vlac", [*fixed, *overrides])
+
+    return make

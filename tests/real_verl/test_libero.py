@@ -1,0 +1,150 @@
+"""The real `RobHFRollout` on a fake LIBERO: real child processes, real Redis, a real worker."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fake_policy import FakePolicy
+from tensordict import TensorDict
+from verl import DataProto
+from verl.workers.rollout import rob_rollout
+
+from verl_adapter import rollout as ours
+from verl_adapter.environments import EnvironmentFailed
+from verl_adapter.rollout import VlacRollout
+from vlac_queue.connection import connect
+
+#: Steps of an episode: five chunks of eight.
+MAX_STEPS = 40
+SAMPLES = 2
+#: What upstream's loop makes; all of it counts up to finish_step.
+STEPPED = ("responses", "input_ids", "attention_mask", "pixel_values")
+
+
+def prompts(n_samples: int | None = SAMPLES) -> DataProto:
+    """Task 0 (within reach) and task 1 (not), two trials each."""
+    batch = TensorDict(
+        {"task_id": torch.tensor([[0], [1], [0], [1]]), "trial_id": torch.tensor([[0], [0], [9], [9]])},
+        batch_size=4,
+    )
+    meta = {"eos_token_id": 2, "pad_token_id": 32000, "do_sample": n_samples is not None, "global_steps": 0}
+    if n_samples is not None:
+        meta["n_samples"] = n_samples
+    names = np.array(["libero_10"] * 4, dtype=object)
+    return DataProto(batch=batch, non_tensor_batch={"task_suite_name": names}, meta_info=meta)
+
+
+@pytest.fixture
+def generate(on_cpu: Any, rollout_config: Callable[..., Any]) -> Callable[..., Any]:
+    """Runs `generate_sequences`; arguments are the class, the prompts and overrides."""
+
+    def run(cls: type, data: DataProto, *overrides: str, max_steps: int = MAX_STEPS) -> TensorDict:
+        torch.manual_seed(7)
+        config = rollout_config(*overrides).actor_rollout_ref.rollout
+        rollout = cls(FakePolicy(), config)
+        rollout.max_steps = {"libero_10": max_steps}
+        return rollout.generate_sequences(data).batch
+
+    return run
+
+
+def assert_equal_where_it_counts(one: TensorDict, other: TensorDict) -> None:
+    """Everything that training looks at is equal: what upstream masks, and what asking cost, aside."""
+    for name in ("finish_step", "complete", "vlac_masked", "vlac_env_success", "vlac_env_success_step"):
+        assert torch.equal(one[name], other[name]), name
+    assert torch.equal(one["vlac_reward"].nan_to_num(-1), other["vlac_reward"].nan_to_num(-1))
+    for row, finish in enumerate(one["finish_step"].tolist()):
+        chunks = -(-finish // 8)
+        for name in STEPPED:
+            assert torch.equal(one[name][row, :chunks], other[name][row, :chunks]), (name, row)
+
+
+def test_the_critic_ends_episodes_and_values_the_rest(generate):
+    batch = generate(VlacRollout, prompts())
+    done, reward, finish = batch["complete"], batch["vlac_reward"], batch["finish_step"]
+    reachable = torch.tensor([True, True, False, False, True, True, False, False])
+    assert done.tolist() == reachable.tolist()
+    assert (reward[done] == 1.0).all()
+    assert ((reward[~done] > 0) & (reward[~done] < 0.9)).all()
+    assert (finish[done] < MAX_STEPS).all() and (finish[done] % 8 == 0).all()
+    assert (finish[~done] == MAX_STEPS).all()
+    # Upstream's loop is never left early: all ranks make the same number of policy calls.
+    assert batch["responses"].shape == (8, MAX_STEPS // 8, 56)
+
+
+@pytest.mark.parametrize("max_steps", [40, 44])
+@pytest.mark.parametrize("stride", [0, 3])
+def test_overlapped_and_blocking_rollouts_give_the_same_batch(generate, max_steps, stride):
+    overrides = (f"vlac.frame_stride={stride}", "actor_rollout_ref.rollout.micro_batch_size=4")
+    overlapped = generate(VlacRollout, prompts(), "vlac.overlap=True", *overrides, max_steps=max_steps)
+    blocking = generate(VlacRollout, prompts(), "vlac.overlap=False", *overrides, max_steps=max_steps)
+    assert overlapped["complete"].any() and not overlapped["complete"].all()
+    assert_equal_where_it_counts(overlapped, blocking)
+
+
+def test_true_success_reaches_nothing_but_the_audit(generate, monkeypatch):
+    truth = generate(VlacRollout, prompts())
+    monkeypatch.setenv("FAKE_LIBERO_FLIPS_SUCCESS", "1")
+    flipped = generate(VlacRollout, prompts())
+    assert not torch.equal(truth["vlac_env_success"], flipped["vlac_env_success"])
+    for batch in (truth, flipped):
+        del batch["vlac_env_success"], batch["vlac_env_success_step"], batch["vlac_waited_s"]
+        # How much was simulated past the end is a matter of timing.
+        del batch["vlac_queries"], batch["vlac_sent_bytes"]
+    for row, finish in enumerate(truth["finish_step"].tolist()):
+        for name in STEPPED:
+            assert torch.equal(truth[name][row, : finish // 8], flipped[name][row, : finish // 8])
+    for name in set(truth.keys()) - set(STEPPED):
+        assert torch.equal(truth[name], flipped[name]), name
+
+
+def test_validation_is_upstreams_own_and_needs_no_redis(generate, on_cpu, monkeypatch):
+    def no_client(*_: Any) -> None:
+        raise AssertionError("validation made a client")
+
+    monkeypatch.setattr(ours, "CriticClient", no_client)
+    upstreams = generate(rob_rollout.RobHFRollout, prompts(n_samples=None))
+    theirs, on_cpu[:] = list(on_cpu), []
+    batch = generate(VlacRollout, prompts(n_samples=None), "vlac.redis_url=redis://127.0.0.1:1/0")
+    assert sorted(batch.keys()) == sorted(upstreams.keys())
+    for name in upstreams.keys():
+        assert torch.equal(batch[name], upstreams[name]), name
+    assert upstreams["complete"].tolist() == [True, False, True, False]
+    assert on_cpu == theirs and theirs
+
+
+def test_training_between_validations_leaves_no_trace(generate):
+    before = generate(VlacRollout, prompts(n_samples=None))
+    generate(VlacRollout, prompts())
+    after = generate(VlacRollout, prompts(n_samples=None))
+    for name in before.keys():
+        assert torch.equal(before[name], after[name]), name
+    assert rob_rollout.env_worker is ours._ENV_WORKER
+
+
+def test_a_simulator_that_breaks_before_done_masks_its_episode(generate, monkeypatch):
+    # Three settling steps, then the tenth of the episode.
+    monkeypatch.setenv("FAKE_LIBERO_FAILS_AT", "13")
+    batch = generate(VlacRollout, prompts(), "vlac.on_failure=mask")
+    assert batch["vlac_masked"].tolist() == [True, True, False, False, True, True, False, False]
+    assert batch["vlac_reward"].isnan().tolist() == batch["vlac_masked"].tolist()
+    assert batch["finish_step"].tolist() == [10, 10, 40, 40, 10, 10, 40, 40]
+
+
+def test_a_simulator_that_breaks_is_raised_and_leaves_no_process(generate, monkeypatch):
+    monkeypatch.setenv("FAKE_LIBERO_FAILS_AT", "13")
+    others = set(multiprocessing.active_children())
+    with pytest.raises(EnvironmentFailed, match="the simulator is unstable"):
+        generate(VlacRollout, prompts())
+    assert set(multiprocessing.active_children()) <= others
+
+
+def test_redis_is_empty_after_a_rollout(generate, redis_url):
+    generate(VlacRollout, prompts())
+    with connect(redis_url) as connection:
+        assert not list(connection.scan_iter("vlac:vlac:episode:*"))
