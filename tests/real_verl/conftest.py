@@ -6,6 +6,7 @@ Without SIMPLEVLA_RL_HOME nothing in this folder is collected.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,13 +30,20 @@ if _HOME:
 
 @pytest.fixture(scope="session")
 def redis_url() -> Iterator[str]:
-    """A Redis with one worker on queue `vlac`, whose critic is `reference`."""
-    from running_worker import running_worker
-
+    """A Redis of our own."""
     from vlac_queue.server import RedisServer
 
-    with RedisServer() as server, running_worker(server.url, "reference"):
+    with RedisServer() as server:
         yield server.url
+
+
+@pytest.fixture(scope="session", autouse=True)
+def worker(redis_url: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The one worker on queue `vlac`; its critic is `reference`."""
+    from running_worker import running_worker
+
+    with running_worker(redis_url, "reference") as process:
+        yield process
 
 
 @pytest.fixture(scope="session")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from comparing import assert_same_training, assert_same_truth
 from fake_policy import FakePolicy
 from tensordict import TensorDict
 from verl import DataProto
@@ -22,8 +24,7 @@ from vlac_queue.connection import connect
 #: Steps of an episode: five chunks of eight.
 MAX_STEPS = 40
 SAMPLES = 2
-#: What upstream's loop makes; all of it counts up to finish_step.
-STEPPED = ("responses", "input_ids", "attention_mask", "pixel_values")
+CHUNK = 8
 
 
 def prompts(n_samples: int | None = SAMPLES) -> DataProto:
@@ -53,17 +54,6 @@ def generate(on_cpu: Any, rollout_config: Callable[..., Any]) -> Callable[..., A
     return run
 
 
-def assert_equal_where_it_counts(one: TensorDict, other: TensorDict) -> None:
-    """Everything that training looks at is equal: what upstream masks, and what asking cost, aside."""
-    for name in ("finish_step", "complete", "vlac_masked", "vlac_env_success", "vlac_env_success_step"):
-        assert torch.equal(one[name], other[name]), name
-    assert torch.equal(one["vlac_reward"].nan_to_num(-1), other["vlac_reward"].nan_to_num(-1))
-    for row, finish in enumerate(one["finish_step"].tolist()):
-        chunks = -(-finish // 8)
-        for name in STEPPED:
-            assert torch.equal(one[name][row, :chunks], other[name][row, :chunks]), (name, row)
-
-
 def test_the_critic_ends_episodes_and_values_the_rest(generate):
     batch = generate(VlacRollout, prompts())
     done, reward, finish = batch["complete"], batch["vlac_reward"], batch["finish_step"]
@@ -84,23 +74,40 @@ def test_overlapped_and_blocking_rollouts_give_the_same_batch(generate, max_step
     overlapped = generate(VlacRollout, prompts(), "vlac.overlap=True", *overrides, max_steps=max_steps)
     blocking = generate(VlacRollout, prompts(), "vlac.overlap=False", *overrides, max_steps=max_steps)
     assert overlapped["complete"].any() and not overlapped["complete"].all()
-    assert_equal_where_it_counts(overlapped, blocking)
+    assert_same_training(overlapped, blocking, CHUNK)
+    assert_same_truth(overlapped, blocking)
+
+
+def test_answers_that_all_come_after_the_last_step_give_the_same_batch(generate, worker):
+    class Late(VlacRollout):
+        """The worker sleeps until upstream's loop has ended."""
+
+        def _prepare_output_batch(self, *args: Any) -> Any:
+            worker.send_signal(signal.SIGCONT)
+            return super()._prepare_output_batch(*args)
+
+    blocking = generate(
+        VlacRollout, prompts(), "vlac.overlap=False", "actor_rollout_ref.rollout.micro_batch_size=4"
+    )
+    worker.send_signal(signal.SIGSTOP)
+    try:
+        late = generate(Late, prompts(), together)
+    finally:
+        worker.send_signal(signal.SIGCONT)
+    assert_same_training(late, blocking, CHUNK)
+    assert_same_truth(late, blocking)
+    # Simulated, sent and asked to the end, then cut where the critic found them done.
+    done = late["complete"]
+    assert (late["vlac_queries"][done] == MAX_STEPS // CHUNK).all()
+    assert (blocking["vlac_queries"][done] == blocking["finish_step"][done] // CHUNK).all()
 
 
 def test_true_success_reaches_nothing_but_the_audit(generate, monkeypatch):
     truth = generate(VlacRollout, prompts())
     monkeypatch.setenv("FAKE_LIBERO_FLIPS_SUCCESS", "1")
     flipped = generate(VlacRollout, prompts())
+    assert_same_training(truth, flipped, CHUNK)
     assert not torch.equal(truth["vlac_env_success"], flipped["vlac_env_success"])
-    for batch in (truth, flipped):
-        del batch["vlac_env_success"], batch["vlac_env_success_step"], batch["vlac_waited_s"]
-        # How much was simulated past the end is a matter of timing.
-        del batch["vlac_queries"], batch["vlac_sent_bytes"]
-    for row, finish in enumerate(truth["finish_step"].tolist()):
-        for name in STEPPED:
-            assert torch.equal(truth[name][row, : finish // 8], flipped[name][row, : finish // 8])
-    for name in set(truth.keys()) - set(STEPPED):
-        assert torch.equal(truth[name], flipped[name]), name
 
 
 def test_validation_is_upstreams_own_and_needs_no_redis(generate, on_cpu, monkeypatch):
@@ -112,8 +119,8 @@ def test_validation_is_upstreams_own_and_needs_no_redis(generate, on_cpu, monkey
     theirs, on_cpu[:] = list(on_cpu), []
     batch = generate(VlacRollout, prompts(n_samples=None), "vlac.redis_url=redis://127.0.0.1:1/0")
     assert sorted(batch.keys()) == sorted(upstreams.keys())
-    for name in upstreams.keys():
-        assert torch.equal(batch[name], upstreams[name]), name
+    for name, value in upstreams.items():
+        assert torch.equal(batch[name], value), name
     assert upstreams["complete"].tolist() == [True, False, True, False]
     assert on_cpu == theirs and theirs
 
@@ -122,8 +129,8 @@ def test_training_between_validations_leaves_no_trace(generate):
     before = generate(VlacRollout, prompts(n_samples=None))
     generate(VlacRollout, prompts())
     after = generate(VlacRollout, prompts(n_samples=None))
-    for name in before.keys():
-        assert torch.equal(before[name], after[name]), name
+    for name, value in before.items():
+        assert torch.equal(after[name], value), name
     assert rob_rollout.env_worker is ours._ENV_WORKER
 
 
