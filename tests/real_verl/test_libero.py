@@ -86,9 +86,8 @@ def test_answers_that_all_come_after_the_last_step_give_the_same_batch(generate,
             worker.send_signal(signal.SIGCONT)
             return super()._prepare_output_batch(*args)
 
-    blocking = generate(
-        VlacRollout, prompts(), "vlac.overlap=False", "actor_rollout_ref.rollout.micro_batch_size=4"
-    )
+    together = "actor_rollout_ref.rollout.micro_batch_size=4"
+    blocking = generate(VlacRollout, prompts(), "vlac.overlap=False", together)
     worker.send_signal(signal.SIGSTOP)
     try:
         late = generate(Late, prompts(), together)
