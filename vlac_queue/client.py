@@ -19,7 +19,7 @@ from rq import Queue, Retry
 from vlac_queue.config import VlacConfig, redact_url
 from vlac_queue.connection import BLOCK_S, RedisClock, connect, redis_errors
 from vlac_queue.errors import CriticFailed, CriticTimeout, FrameError, NoWorkers, ProtocolError, VlacQueueError
-from vlac_queue.frames import MAX_BATCH_BYTES, Frames, as_batch, encode
+from vlac_queue.frames import MAX_BATCH_BYTES, Base, Frames, as_batch, encode
 from vlac_queue.keys import Keys
 from vlac_queue.messages import (
     JOB_FUNCTION,
@@ -40,6 +40,8 @@ Verdict = TypeVar("Verdict", DoneVerdict, ValueVerdict)
 
 #: Seconds for which "a worker listens" is taken as still true.
 _WORKERS_FRESH_S = 1.0
+#: Seconds for which the difference to Redis' clock is taken as still true.
+_CLOCK_FRESH_S = 60.0
 #: Seconds that a failed job stays for `rq info` to show.
 _FAILURE_TTL_S = 3600
 
@@ -125,15 +127,17 @@ class Episode:
         #: Bytes pushed so far, as pixels and as sent.
         self.raw_bytes = 0
         self.sent_bytes = 0
-        #: Queries asked so far.
+        #: Queries asked so far, answers read so far, and seconds from asking to reading, summed.
         self.queries = 0
+        self.answers = 0
+        self.latency_s = 0.0
         self.closed = False
         self._client = client
         self._reference = reference
         # Tells this episode's queries from those of an earlier one with the same id.
         self._token = uuid.uuid4().hex[:12]
         self._batches = 0
-        self._last: Frames | None = None
+        self._base: Base | None = None
         self._pending: dict[str, Pending[Any]] = {}
         self._seen = b"0"
 
@@ -282,12 +286,14 @@ class CriticClient:
             RedisUnavailable: Redis can't be reached; pushing the same again is safe.
         """
         batches: list[tuple[Episode, Frames, Push]] = []
+        seen: set[str] = set()
         for episode, frames in pushes:
             self._check_open(episode)
             batch = as_batch(frames)
-            if any(episode is other for other, _, _ in batches):
+            if episode.id in seen:
                 raise ProtocolError(f"episode {episode.id!r} stands twice in one push_many; join its frames.")
-            payload = encode(batch, first=episode.frames, base=episode._last)
+            seen.add(episode.id)
+            payload = encode(batch, first=episode.frames, base=episode._base)
             batches.append((episode, batch, Push(episode.id, episode._reference, episode._batches, payload)))
         if not batches:
             return []
@@ -298,8 +304,7 @@ class CriticClient:
                 continue
             episode._batches += 1
             episode.frames += len(batch)
-            # A copy: the caller may fill the same array with the next frame.
-            episode._last = batch[-1].copy()
+            episode._base = Base.after(batch, push.payload)
             episode.raw_bytes += batch.nbytes
             episode.sent_bytes += len(push.payload)
             with self._lock:
@@ -332,7 +337,7 @@ class CriticClient:
         with self._lock:
             for episode in closing:
                 episode.closed = True
-                episode._last = None
+                episode._base = None
                 episode._pending.clear()
                 self._episodes.pop(episode.id, None)
 
@@ -432,7 +437,7 @@ class CriticClient:
         if time.monotonic() - self._workers_seen > _WORKERS_FRESH_S:
             self.ping()
         with redis_errors(self.config.redis_url):
-            deadline = self._clock.now() + self.config.timeout_s
+            deadline = self._clock.sync(_CLOCK_FRESH_S).now() + self.config.timeout_s
             queries = [replace(query, deadline=deadline) for query in queries]
             pendings: list[Pending[Any]] = [Pending(self, query) for query in queries]
             episodes = [self._episode(query) for query in queries]
@@ -496,6 +501,8 @@ class CriticClient:
                     # Another thread that waits on the same stream may have taken it in already.
                     if pending := episode._pending.pop(query_id, None):
                         pending._resolve(answer)
+                        episode.answers += 1
+                        episode.latency_s += pending.latency_s
         return bool(news)
 
     def _check_there(self, pendings: Sequence[Pending[Any]]) -> None:
@@ -573,9 +580,12 @@ def load_frames(path: Path) -> Frames:
 
 def _encode_reference(batch: Frames) -> Iterable[bytes]:
     size = max(1, MAX_BATCH_BYTES // max(1, batch[0].nbytes))
+    base: Base | None = None
     for start in range(0, len(batch), size):
-        base = batch[start - 1] if start else None
-        yield encode(batch[start : start + size], first=start, base=base)
+        part = batch[start : start + size]
+        payload = encode(part, first=start, base=base)
+        base = Base.after(part, payload)
+        yield payload
 
 
 def _stream_position(entry_id: bytes) -> tuple[int, int]:

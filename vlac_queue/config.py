@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from vlac_queue.errors import ConfigError
 
@@ -21,13 +20,19 @@ _CRITIC_CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 def redact_url(url: str) -> str:
-    """The URL with its password replaced by ***, fit for logs and messages."""
-    parts = urlsplit(url)
-    query = re.sub(r"(?i)(password=)[^&]*", r"\1***", parts.query)
-    netloc = parts.netloc
-    if parts.password is not None:
-        netloc = f"{parts.username or ''}:***@{netloc.rpartition('@')[2]}"
-    return urlunsplit(parts._replace(netloc=netloc, query=query))
+    """The URL with its password replaced by ***, fit for logs and messages.
+
+    Takes whatever was typed: what can't be told from a password (before the last @) is hidden too.
+    """
+    scheme, separator, rest = url.rpartition("://")
+    rest = re.sub(r"(?i)(password=)[^&]*", r"\1***", rest)
+    credentials, at, host = rest.rpartition("@")
+    if not at:
+        return f"{scheme}{separator}{host}"
+    user, colon, _ = credentials.partition(":")
+    if separator:
+        return f"{scheme}{separator}{user}{':***' if colon else ''}@{host}"
+    return f"***@{host}"
 
 
 def _setting(default: Any, doc: str) -> Any:
@@ -87,12 +92,13 @@ class VlacConfig:
             # Hydra and the environment give 1 where 1.0 is meant; a bool is never meant as a number.
             value, kind = getattr(self, spec.name), type(spec.default)
             if kind is float and type(value) is int:
-                value = float(value)
+                value = float(value) if abs(value) < 2**63 else math.inf
                 object.__setattr__(self, spec.name, value)
             optional = spec.default is None
             if not (value is None and optional) and type(value) is not (str if optional else kind):
                 expected = "str or None" if optional else kind.__name__
-                raise ConfigError(f"{spec.name} must be {expected}, not {value!r}.")
+                shown = type(value).__name__ if spec.name == "redis_url" else repr(value)
+                raise ConfigError(f"{spec.name} must be {expected}, not {shown}.")
         for name, (test, requirement) in _CHECKS.items():
             value = getattr(self, name)
             if (isinstance(value, float) and not math.isfinite(value)) or not test(value):
@@ -153,7 +159,7 @@ _CHOICES = {
 
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "redis_url": (
-        lambda v: v.split("://")[0] in ("redis", "rediss", "unix"),
+        lambda v: v.startswith(("redis://", "rediss://", "unix://")),
         "a redis://, rediss:// or unix:// URL",
     ),
     "queue": (lambda v: bool(_QUEUE_NAME.fullmatch(v)), "1 to 64 letters, digits, '.', '_' or '-'"),

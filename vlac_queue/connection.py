@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -84,11 +85,17 @@ class RedisClock:
 
     def __init__(self, connection: redis.Redis) -> None:
         self._connection = connection
-        self._offset: float | None = None
+        self._offset = 0.0
+        self._synced = -math.inf
+
+    def sync(self, max_age_s: float = 0.0) -> RedisClock:
+        """Asks the server for its time, unless it was asked within the last `max_age_s` seconds."""
+        if time.monotonic() - self._synced > max_age_s:
+            seconds, microseconds = self._connection.time()
+            self._synced = time.monotonic()
+            self._offset = seconds + microseconds / 1e6 - self._synced
+        return self
 
     def now(self) -> float:
-        """The server's time; asks the server once and goes on with the local monotonic clock."""
-        if self._offset is None:
-            seconds, microseconds = self._connection.time()
-            self._offset = seconds + microseconds / 1e6 - time.monotonic()
+        """The server's time as of the last `sync`, carried on by the local monotonic clock; no I/O."""
         return time.monotonic() + self._offset

@@ -15,13 +15,14 @@ Layout of the header, little-endian (docs/protocol.md):
     10      uint16    0
     12      uint32    number of frames T
     16      uint32    index within the episode of the batch's first frame
-    20      uint32    CRC-32 of the base frame's pixels; 0 where there is no base
-    24      uint32    1 where the first frame is XORed with a base frame (the frame before the batch), else 0
+    20      uint32    checksum of the batch before this one, where it is the base; else 0
+    24      uint32    1 where the first frame is XORed with the last frame of the batch before, else 0
     28      uint32    length of the lz4 block in bytes
     32      uint32    CRC-32 of the header before this field and of the block
 
 CRC-32 finds every error within 32 consecutive bits, so no flipped byte passes; the length finds what was
-cut or appended; the base's CRC finds an XOR batch that is decoded after the wrong frame.
+cut or appended. A batch with a base holds the checksum of the batch before it, which holds that of the one
+before: so it can't be decoded after any other history, and no checksum of pixels is needed.
 """
 
 from __future__ import annotations
@@ -53,9 +54,30 @@ _CRC = struct.Struct("<I")
 HEADER_BYTES = _HEADER.size + _CRC.size
 #: An lz4 block never unpacks to more than 255 times its size: more was never encoded by lz4.
 _LZ4_MAX_RATIO = 255
-#: From this size on, the encoding is chosen on every 8th row: compressing everything twice would double
-#: the cost of a push for a choice that the sample gets right.
+#: Frames from this size on have their encoding chosen on every 16th row of the last one: compressing all of
+#: them twice would double the cost of a push for a choice that the sample gets right.
 _SAMPLE_FROM_BYTES = 64 << 10
+
+
+@dataclass(frozen=True)
+class Base:
+    """What an XOR batch builds on: the batch before it.
+
+    Attributes:
+        frame: uint8 (H,W,3), that batch's last frame.
+        checksum: that batch's checksum.
+    """
+
+    frame: Frames
+    checksum: int
+
+    @classmethod
+    def after(cls, batch: Frames, payload: bytes) -> Base:
+        """The base for what follows `batch` (uint8 (T,H,W,3)), given with its encoding.
+
+        The frame is copied: the caller may fill the same array anew, and a view would keep the batch alive.
+        """
+        return cls(batch[-1].copy(), _CRC.unpack_from(payload, _HEADER.size)[0])
 
 
 @dataclass(frozen=True)
@@ -112,29 +134,31 @@ def as_batch(frames: Frames) -> Frames:
     return np.ascontiguousarray(batch)
 
 
-def encode(frames: Frames, *, first: int = 0, base: Frames | None = None) -> bytes:
+def encode(frames: Frames, *, first: int = 0, base: Base | None = None) -> bytes:
     """Frames to bytes, in the smaller of the encodings plain and XOR.
 
     Args:
         frames: uint8, (T,H,W,3) or (H,W,3), RGB, sides 1..4096.
         first: index within the episode of the first of these frames, 0..2**32-1.
-        base: uint8 (H,W,3), the frame just before them; None where there is none or its size differs.
+        base: the batch just before them; None where there is none. Not used where its frames' size differs.
 
     Returns:
         The encoded batch; at most 0.4% and 52 bytes longer than the raw pixels.
 
     Raises:
-        FrameError: the frames are not usable (see `as_batch`).
+        FrameError: the frames are not usable (see `as_batch`), or `first` is out of range.
     """
     batch = as_batch(frames)
-    if base is not None and base.shape != batch.shape[1:]:
+    if not 0 <= first < 2**32:
+        raise FrameError(f"the index of a batch's first frame must be within 0..2**32-1, not {first}.")
+    if base is not None and base.frame.shape != batch.shape[1:]:
         base = None
-    delta = _xor_chain(batch, base) if base is not None or len(batch) > 1 else None
+    delta = _xor_chain(batch, base.frame if base else None) if base is not None or len(batch) > 1 else None
     use_xor = delta is not None and _packs_better(delta, batch)
     pixels = delta if use_xor else batch
     block: bytes = lz4.block.compress(pixels, store_size=False)
     has_base = use_xor and base is not None
-    base_crc = _pixels_crc(base) if has_base and base is not None else 0
+    base_crc = base.checksum if has_base and base is not None else 0
     count, height, width, _ = batch.shape
     head = _HEADER.pack(
         _MAGIC,
@@ -170,20 +194,20 @@ def read_header(payload: bytes) -> BatchInfo:
     )
 
 
-def decode(payload: bytes, *, base: Frames | None = None, limit: int = MAX_BATCH_BYTES) -> Frames:
+def decode(payload: bytes, *, base: Base | None = None, limit: int = MAX_BATCH_BYTES) -> Frames:
     """Bytes back to frames.
 
     Args:
         payload: what `encode` returned.
-        base: uint8 (H,W,3), the frame before the batch; used only where the batch needs it.
+        base: the batch before it; used only where the batch needs it.
         limit: most pixel bytes to decode to, checked before anything is allocated.
 
     Returns:
-        uint8 (T,H,W,3).
+        uint8 (T,H,W,3), read-only.
 
     Raises:
         FrameError: the payload is truncated, corrupted, of another version or larger than `limit`, or
-            `base` is missing or not the frame that the batch was encoded against.
+            `base` is missing or not the batch that it was encoded after.
     """
     fields, block = _checked(payload)
     _, _, encoding, height, width, _, count, _, base_crc, has_base, _ = fields
@@ -199,28 +223,31 @@ def decode(payload: bytes, *, base: Frames | None = None, limit: int = MAX_BATCH
     if len(raw) != raw_bytes:
         raise FrameError(f"the batch unpacks to {len(raw)} bytes instead of {raw_bytes}; push the frames again.")
     pixels = np.frombuffer(raw, np.uint8).reshape(count, height, width, 3)
-    if encoding == _PLAIN:
-        return pixels
-    if not has_base:
-        return np.bitwise_xor.accumulate(pixels, axis=0)
-    if base is None or base.shape != pixels.shape[1:] or _pixels_crc(base) != base_crc:
+    if encoding == _XOR:
+        pixels = _unchain(pixels, base, base_crc if has_base else None)
+        pixels.setflags(write=False)
+    return pixels
+
+
+def _unchain(delta: Frames, base: Base | None, checksum: int | None) -> Frames:
+    """The frames of an XOR batch; `checksum` is that of the base it needs, None where it needs none."""
+    if checksum is None:
+        return np.bitwise_xor.accumulate(delta, axis=0)
+    if base is None or base.frame.shape != delta.shape[1:] or base.checksum != checksum:
         raise FrameError("the batch is XORed with the frame before it, and the given base is not that frame.")
-    if count == 1:
-        return np.bitwise_xor(pixels, base)
-    chain = pixels.copy()
-    chain[0] ^= base
-    return np.bitwise_xor.accumulate(chain, axis=0, out=chain)
+    first = np.bitwise_xor(delta[:1], base.frame)
+    return first if len(delta) == 1 else np.bitwise_xor.accumulate(np.concatenate([first, delta[1:]]), axis=0)
 
 
 def decode_many(
-    payloads: Sequence[bytes], *, first: int = 0, base: Frames | None = None, limit: int = MAX_BATCH_BYTES
+    payloads: Sequence[bytes], *, first: int = 0, base: Base | None = None, limit: int = MAX_BATCH_BYTES
 ) -> list[Frames]:
     """Consecutive batches of one episode, each decoded after the one before.
 
     Args:
         payloads: encoded batches in the order they were pushed.
         first: index of the first batch's first frame, to find a batch that is missing or out of order.
-        base: uint8 (H,W,3), the frame before the first batch, where it needs one.
+        base: the batch before the first one, where it needs it.
         limit: most pixel bytes of all batches together, checked before anything is allocated.
 
     Returns:
@@ -246,7 +273,7 @@ def decode_many(
     for payload in payloads:
         batch = decode(payload, base=base, limit=limit)
         decoded.append(batch)
-        base = batch[-1]
+        base = Base.after(batch, payload)
     return decoded
 
 
@@ -261,14 +288,14 @@ def _xor_chain(batch: Frames, base: Frames | None) -> Frames:
     return delta
 
 
-def _pixels_crc(frame: Frames) -> int:
-    return zlib.crc32(np.ascontiguousarray(frame).data)
-
-
 def _packs_better(delta: Frames, batch: Frames) -> bool:
-    step = 8 if batch.nbytes >= _SAMPLE_FROM_BYTES and batch.shape[1] >= 8 else 1
-    sizes = [len(lz4.block.compress(np.ascontiguousarray(each[:, ::step]))) for each in (delta, batch)]
-    return sizes[0] < sizes[1]
+    if batch[0].nbytes < _SAMPLE_FROM_BYTES or batch.shape[1] < 64:
+        return len(lz4.block.compress(delta)) < len(lz4.block.compress(batch))
+    # Rows of one frame only: sampled rows of several would lie within lz4's window of 64 KiB, where it finds
+    # a frame's likeness to the one before, as it never does among whole frames.
+    sampled = (np.ascontiguousarray(each[-1, ::16]) for each in (delta, batch))
+    delta_bytes, plain_bytes = (len(lz4.block.compress(rows)) for rows in sampled)
+    return delta_bytes < plain_bytes
 
 
 def _checked(payload: bytes) -> tuple[tuple, memoryview]:

@@ -150,10 +150,10 @@ class RolloutGate:
             ProtocolError: an episode was never observed.
         """
         for index, run in enumerate(self._runs):
-            if not run.steps:
+            if not run.steps and run.failure is None:
                 raise ProtocolError(f"episode {index} was never observed; call observe() before settle().")
         self._wait(self._runs)
-        self._await_values([run for run in self._runs if run.decisive is None and run.value is None])
+        self._await_values([run for run in self._runs if run.decisive is None and run.failure is None])
         return [run.outcome() for run in self._runs]
 
     def close(self) -> None:
@@ -250,8 +250,6 @@ class RolloutGate:
 
     def _sort(self, run: _Run, error: VlacQueueError | None) -> None:
         """Moves answers that are here from open queries to answers; an `error` fails the first open query."""
-        if run.failure is not None:
-            return
         for step, pending in sorted(run.open.items()):
             if not pending.answered and error is None:
                 continue
@@ -321,7 +319,7 @@ class _Run:
         self.answers: dict[int, bool | VlacQueueError] = {}
         self.tries: dict[int, int] = {}
         self.value: ValueVerdict | None = None
-        #: Set where the episode failed other than by the answer to a step: step and error.
+        #: Step and error, where frames or the value could not be had; counts after all steps asked about.
         self.failure: tuple[int, VlacQueueError] | None = None
 
     @property
@@ -330,7 +328,7 @@ class _Run:
 
     @property
     def first_open(self) -> int | None:
-        return None if self.failure else first_open_step(self.steps, self.answers)
+        return first_open_step(self.steps, self.answers)
 
     @property
     def over(self) -> bool:

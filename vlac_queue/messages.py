@@ -113,7 +113,7 @@ Answer: TypeAlias = "DoneVerdict | ValueVerdict | Failure"
 def encode_job(queries: Sequence[Query]) -> str:
     """The text that is a job's one argument."""
     return json.dumps(
-        {"v": PROTOCOL_VERSION, "queries": [asdict(query) for query in queries]}, separators=(",", ":")
+        {"v": PROTOCOL_VERSION, "queries": [vars(query) for query in queries]}, separators=(",", ":")
     )
 
 
@@ -126,9 +126,10 @@ def decode_job(text: str) -> list[Query]:
     if len(text) > MAX_JOB_BYTES:
         raise ProtocolError(f"a job of {len(text)} characters exceeds the limit of {MAX_JOB_BYTES}.")
     message = _load(text, "job")
-    if message.get("v") != PROTOCOL_VERSION:
+    version = message.get("v")
+    if type(version) is not int or version != PROTOCOL_VERSION:
         raise ProtocolError(
-            f"the job is of protocol version {message.get('v')!r}, this worker speaks {PROTOCOL_VERSION}; "
+            f"the job is of protocol version {str(version)[:20]}, this worker speaks {PROTOCOL_VERSION}; "
             "install the same vlac-queue on rollouts and workers."
         )
     queries = message.get("queries")
@@ -150,7 +151,7 @@ def encode_answer(query_id: str, answer: Answer) -> str:
     try:
         return json.dumps({"id": query_id, "kind": kind, **fields}, separators=(",", ":"), allow_nan=False)
     except ValueError:
-        raise ProtocolError(f"the critic answered a number that is not finite: {answer}") from None
+        raise ProtocolError(f"the critic answered a number that is not finite: {str(answer)[:200]}") from None
 
 
 def decode_answer(text: str) -> tuple[str, Answer]:
@@ -159,22 +160,20 @@ def decode_answer(text: str) -> tuple[str, Answer]:
     Raises:
         ProtocolError: the text is no answer of this protocol.
     """
+    if len(text) > MAX_ANSWER_BYTES:
+        raise ProtocolError(f"an answer of {len(text)} characters exceeds the limit of {MAX_ANSWER_BYTES}.")
     message = _load(text, "answer")
-    query_id = message.get("id")
-    if not isinstance(query_id, str):
-        raise ProtocolError("an answer names no query.")
+    query_id = check_id(message.get("id"), "query id")
     kind = message.get("kind")
     if kind == "done" and isinstance(message.get("done"), bool):
-        score, frame = _number(message.get("score")), message.get("frame")
-        if isinstance(frame, int):
-            return query_id, DoneVerdict(done=message["done"], score=score, frame=frame)
+        return query_id, DoneVerdict(message["done"], _number(message.get("score")), _index(message, "frame"))
     if kind == "value" and isinstance(message.get("values"), list) and isinstance(message.get("critics"), list):
-        values = tuple(_number(value) for value in message["values"])
+        values, critics = (tuple(map(_number, message[name])) for name in ("values", "critics"))
         if values:
-            return query_id, ValueVerdict(values, tuple(_number(score) for score in message["critics"]))
-    if kind == "failure":
-        return query_id, Failure(str(message.get("message")), str(message.get("traceback", "")))
-    raise ProtocolError(f"an answer of kind {kind!r} is not of this protocol: {text[:200]}")
+            return query_id, ValueVerdict(values, critics)
+    if kind == "failure" and isinstance(message.get("message"), str) and isinstance(message.get("traceback"), str):
+        return query_id, Failure(message["message"], message["traceback"])
+    raise ProtocolError(f"an answer is not of this protocol: {text[:200]}")
 
 
 def _query(fields: Any) -> Query:
@@ -184,18 +183,22 @@ def _query(fields: Any) -> Query:
         raise ProtocolError(
             f"a query's kind must be one of {', '.join(_KINDS)}, not {str(fields['kind'])[:40]!r}."
         )
-    for name in ("frame", "batch"):
-        if type(fields[name]) is not int or not 0 <= fields[name] < 2**32:
-            raise ProtocolError(f"a query's {name} must be an index, not {str(fields[name])[:40]!r}.")
     return Query(
         id=check_id(fields["id"], "query id"),
         episode=check_id(fields["episode"]),
         token=check_id(fields["token"], "token"),
         kind=fields["kind"],
-        frame=fields["frame"],
-        batch=fields["batch"],
+        frame=_index(fields, "frame"),
+        batch=_index(fields, "batch"),
         deadline=_number(fields["deadline"]),
     )
+
+
+def _index(fields: dict[str, Any], name: str) -> int:
+    value = fields.get(name)
+    if type(value) is int and 0 <= value < 2**32:
+        return value
+    raise ProtocolError(f"{name} must be an index within 0..2**32-1, not {type(value).__name__}.")
 
 
 def _number(value: Any) -> float:

@@ -10,6 +10,8 @@ import time
 from types import TracebackType
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from vlac_queue.errors import RedisUnavailable
 
@@ -37,6 +39,8 @@ def find_redis_server() -> str:
 
 class RedisServer:
     """A redis-server on a free port of 127.0.0.1, without persistence; ends with its `with` block.
+
+    A program that is itself ended by a signal must turn it into an exception, or the server stays.
 
     Args:
         port: TCP port; 0 takes a free one.
@@ -69,7 +73,7 @@ class RedisServer:
         # A session of its own: Ctrl-C reaches the program around it, which then ends it in order.
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
         deadline = time.monotonic() + 20
-        with redis.Redis(port=self.port, host="127.0.0.1") as connection:
+        with redis.Redis(port=self.port, host="127.0.0.1", retry=Retry(NoBackoff(), 0)) as connection:
             while True:
                 try:
                     connection.ping()

@@ -19,6 +19,9 @@ from vlac_queue.messages import JOB_FUNCTION, MAX_JOB_BYTES
 #: Most bytes of an envelope once unpacked: a job's text in UTF-8, and what pickle adds.
 MAX_ENVELOPE_BYTES = MAX_JOB_BYTES + 4096
 
+#: Most opcodes of an envelope, or of what else RQ pickles for us.
+_MAX_OPCODES = 256
+
 # Opcodes that make texts, tuples, None and empty containers, in pickle protocols 2 to 5. Nothing that
 # imports, calls, sets state, or makes the unpickler allocate more than the data itself holds.
 _DATA_OPCODES = frozenset(
@@ -73,7 +76,7 @@ def read_envelope(data: bytes) -> str:
         raise ProtocolError("the job's envelope is not (function, instance, args, kwargs).")
     function, instance, args, kwargs = envelope
     if function != JOB_FUNCTION:
-        raise ProtocolError(f"the job calls {str(function)[:100]!r}; this worker answers {JOB_FUNCTION} only.")
+        raise ProtocolError(f"the job calls {_shown(function)}; this worker answers {JOB_FUNCTION} only.")
     if (
         instance is not None
         or kwargs
@@ -85,9 +88,16 @@ def read_envelope(data: bytes) -> str:
     return args[0]
 
 
+def _shown(function: Any) -> str:
+    # Never str() of a container: a few bytes of pickle can make one that prints without end.
+    return repr(function[:100]) if isinstance(function, str) else f"a {type(function).__name__}"
+
+
 def _load_data(pickled: bytes) -> Any:
     try:
-        for opcode, _, _ in pickletools.genops(pickled):
+        for count, (opcode, _, _) in enumerate(pickletools.genops(pickled)):
+            if count >= _MAX_OPCODES:
+                raise ProtocolError(f"a pickle holds more than {_MAX_OPCODES} opcodes; a job needs about 12.")
             if opcode.name not in _DATA_OPCODES:
                 raise ProtocolError(f"a pickle holds the opcode {opcode.name}; only plain data is read.")
         return _DataUnpickler(io.BytesIO(pickled)).load()

@@ -6,14 +6,17 @@ import traceback
 from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from vlac_queue.errors import FrameError, ProtocolError
-from vlac_queue.frames import Frames, decode_many
+from vlac_queue.frames import Base, Frames, decode_many
 from vlac_queue.messages import Failure, Query
 from vlac_queue.store import EpisodeMeta, EpisodeStore
 from workers.critics import CriticQuery
+
+Entry = TypeVar("Entry")
 
 #: Most pixel bytes that one query may need: 10,000 frames of 256x256, say.
 MAX_QUERY_BYTES = 2 << 30
@@ -45,33 +48,35 @@ class Prepared:
         return self.ask.frames.nbytes if isinstance(self.ask, CriticQuery) else 0
 
 
-class _FrameCache(OrderedDict[str, "_Cached"]):
-    """Least recently used first; holds at most `limit` bytes, but always the newest entry."""
+@dataclass(frozen=True)
+class _LastFrame:
+    """The last frame decoded of an episode: the batch that it ends, its index, the frames up to there."""
+
+    base: Base
+    batch: int
+    count: int
+
+
+class _Cache(Generic[Entry]):
+    """Least recently kept first; holds at most `limit` bytes, but always the newest entry."""
 
     def __init__(self, limit: int) -> None:
-        super().__init__()
         self._limit = limit
         self._bytes = 0
+        self._entries: OrderedDict[str, tuple[Entry, int]] = OrderedDict()
 
-    def keep(self, key: str, entry: _Cached) -> None:
-        self.drop(key)
-        self[key] = entry
-        self._bytes += entry.frames.nbytes
-        while self._bytes > self._limit and len(self) > 1:
-            _, oldest = self.popitem(last=False)
-            self._bytes -= oldest.frames.nbytes
+    def get(self, key: str) -> Entry | None:
+        entry = self._entries.get(key)
+        return entry[0] if entry else None
 
-    def drop(self, key: str) -> None:
-        if entry := self.pop(key, None):
-            self._bytes -= entry.frames.nbytes
-
-
-@dataclass(frozen=True)
-class _Cached:
-    frames: Frames
-    #: Index of the batch that ends with the (last of the) frames, and the number of frames up to there.
-    batch: int = 0
-    count: int = 0
+    def keep(self, key: str, entry: Entry, nbytes: int) -> None:
+        if old := self._entries.pop(key, None):
+            self._bytes -= old[1]
+        self._entries[key] = (entry, nbytes)
+        self._bytes += nbytes
+        while self._bytes > self._limit and len(self._entries) > 1:
+            _, (_, freed) = self._entries.popitem(last=False)
+            self._bytes -= freed
 
 
 class Intake:
@@ -79,8 +84,8 @@ class Intake:
 
     def __init__(self, store: EpisodeStore) -> None:
         self._store = store
-        self._last = _FrameCache(LAST_FRAMES_BYTES)
-        self._references = _FrameCache(REFERENCES_BYTES)
+        self._last: _Cache[_LastFrame] = _Cache(LAST_FRAMES_BYTES)
+        self._references: _Cache[Frames] = _Cache(REFERENCES_BYTES)
 
     def prepare(self, queries: Sequence[tuple[str, Query]]) -> list[Prepared]:
         """Reads and decodes the frames of queries.
@@ -143,22 +148,23 @@ class Intake:
         kept = self._last.get(query.token)
         if query.kind == "done" and kept is not None and kept.batch >= first - 1 and kept.batch <= query.batch:
             # Decode only what came after the frame kept.
-            decoded = decode_many(
-                batches[kept.batch + 1 - first :], first=kept.count, base=kept.frames, limit=MAX_QUERY_BYTES
-            )
+            new = batches[kept.batch + 1 - first :]
+            decoded = decode_many(new, first=kept.count, base=kept.base, limit=MAX_QUERY_BYTES)
             count = kept.count + sum(len(batch) for batch in decoded)
-            last = decoded[-1][-1] if decoded else kept.frames
         else:
-            decoded = decode_many(batches, limit=MAX_QUERY_BYTES)
-            count, last = sum(len(batch) for batch in decoded), decoded[-1][-1]
+            new = batches
+            decoded = decode_many(new, limit=MAX_QUERY_BYTES)
+            count = sum(len(batch) for batch in decoded)
         if count != query.frame + 1:
             raise ProtocolError(
                 f"frame {query.frame} of episode {query.episode!r} is not the last of batch {query.batch}."
             )
-        if kept is None or query.batch >= kept.batch:
-            self._last.keep(query.token, _Cached(last.copy(), query.batch, count))
+        if kept is None or query.batch > kept.batch:
+            kept = _LastFrame(Base.after(decoded[-1], new[-1]), query.batch, count)
+            self._last.keep(query.token, kept, kept.base.frame.nbytes)
         if query.kind == "done":
-            return last[None]
+            # A query about an earlier frame than the one kept was decoded from the start.
+            return (decoded[-1][-1] if decoded else kept.base.frame)[None]
         shapes = {batch.shape[1:] for batch in decoded}
         if len(shapes) > 1:
             raise FrameError(f"the frames of episode {query.episode!r} are of several sizes; push one size only.")
@@ -167,13 +173,12 @@ class Intake:
     def _reference(self, reference: str) -> Frames:
         kept = self._references.get(reference)
         if kept is not None:
-            self._references.move_to_end(reference)
-            return kept.frames
+            return kept
         batches = self._store.read_reference(reference)
         if not batches:
             raise FrameError(f"the reference {reference[:12]} is not on Redis (evicted?); open the episode again.")
         frames = np.concatenate(decode_many(batches, limit=MAX_QUERY_BYTES))
-        self._references.keep(reference, _Cached(frames))
+        self._references.keep(reference, frames, frames.nbytes)
         return frames
 
 

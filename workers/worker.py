@@ -62,6 +62,9 @@ from workers.intake import Intake, Prepared
 BEAT_S = 1.0
 #: Seconds that taking a job waits on Redis at a time; a stop is noticed in between.
 _TAKE_S = 1.0
+#: Seconds between two looks for jobs while queries are open here. A busy worker never waits on the queue
+#: itself, so that a new job goes to an idle worker that does.
+_LOOK_S = 0.004
 #: Seconds between two rounds of maintenance.
 _MAINTENANCE_S = 60.0
 #: Batches of answers that may wait for Redis before the critic does.
@@ -144,6 +147,7 @@ class CriticWorker(SimpleWorker):
         self._halt = threading.Event()
         self._suspended = False
         self._loading = False
+        self._idle = threading.Event()
         self._fatal: BaseException | None = None
         self._parent: _Parent | None = None
         self._adopted: tuple[str, str] | None = None
@@ -195,6 +199,7 @@ class CriticWorker(SimpleWorker):
             CriticFailed: the critic could not be loaded, or its thread died.
         """
         self._check_server()
+        self._clock.sync()
         self.bootstrap(logging_level, date_format, log_format)
         threads = [
             threading.Thread(target=self._guarded, args=(loop,), name=loop.__name__, daemon=True)
@@ -229,11 +234,21 @@ class CriticWorker(SimpleWorker):
         # RQ would let a read hang for 415 s; our reads are short, and a dead connection must show.
         return reconnect(connection)
 
+    def register_birth(self) -> None:
+        super().register_birth()
+        # RQ would have a worker that dies before its first beat listed for 8 minutes.
+        self.connection.pexpire(self.key, WORKER_TTL_MS)
+
     def _shutdown(self) -> None:
         # Unlike RQ's, this never raises in the middle of taking a job.
-        self._stop_requested = True
+        self._request_stop()
         if self._loading:
             raise StopRequested()
+
+    def _request_stop(self) -> None:
+        """Stops taking jobs, and ends the critic's thread after the batch at hand."""
+        self._stop_requested = True
+        self._batcher.close()
 
     def run_maintenance_tasks(self) -> None:
         """Restarts a dead scheduler and forgets dead workers and old failures.
@@ -242,6 +257,7 @@ class CriticWorker(SimpleWorker):
         """
         if self.scheduler and (not self.scheduler._process or not self.scheduler._process.is_alive()):
             self.scheduler.acquire_locks(auto_start=True)
+        self._clock.sync()
         clean_worker_registry(self.queues[0])
         self._failed_registry().cleanup()
 
@@ -263,7 +279,10 @@ class CriticWorker(SimpleWorker):
                     self.run_maintenance_tasks()
                 room = self._batcher.wait_for_room(_TAKE_S)
                 if not unread and room and not self._suspended:
-                    unread = self._claims.take(room, block_s=0 if burst else _TAKE_S)
+                    busy = bool(self._open_queries)
+                    unread = self._claims.take(room, block_s=0 if burst or busy else _TAKE_S)
+                    if not unread and busy:
+                        self._idle.wait(_LOOK_S)
                 elif self._suspended:
                     self._halt.wait(BEAT_S)
                 jobs = self._readable(unread)
@@ -295,7 +314,9 @@ class CriticWorker(SimpleWorker):
                     jobs.append((job.id, read_envelope(job.data)))
                 else:  # expired or deleted while it waited
                     self.connection.lrem(self._claims.key, 1, job.id)
-            except ProtocolError as error:
+            except _CONNECTION_ERRORS:
+                raise
+            except Exception as error:  # whatever a stranger's job provokes must not end the worker
                 self._reject(job.id, error)
         return jobs
 
@@ -308,6 +329,7 @@ class CriticWorker(SimpleWorker):
             except ProtocolError as error:
                 self._reject(job_id, error)
         prepared = self._intake.prepare(queries)
+        self._idle.clear()
         with self._open_lock:
             for each in prepared:
                 self._open_queries[each.job] = self._open_queries.get(each.job, 0) + 1
@@ -318,7 +340,7 @@ class CriticWorker(SimpleWorker):
         if settled:
             self._replies.put(settled)  # type: ignore[arg-type]
 
-    def _reject(self, job_id: str, error: ProtocolError) -> None:
+    def _reject(self, job_id: str, error: Exception) -> None:
         """Fails a job that is not ours, where `rq info` shows it."""
         self.log.warning("Worker %s: rejected job %s: %s", self.name, job_id, error)
         self.stats.rejected_jobs += 1
@@ -445,6 +467,8 @@ class CriticWorker(SimpleWorker):
                 self._open_queries[prepared.job] -= 1
             for job_id in finished:
                 del self._open_queries[job_id]
+            if not self._open_queries:
+                self._idle.set()
         self.stats.jobs += len(finished)
         self.stats.queries += len(answers)
         self.stats.failures += sum(isinstance(answer, Failure) for _, answer in answers)
@@ -501,7 +525,7 @@ class CriticWorker(SimpleWorker):
         self._suspended = bool(suspended)
         if self._parent and not self._stop_requested and (parent_stops or self._orphaned()):
             self.log.info("Worker %s: its parent %s stops, stopping too", self.name, self._parent.name)
-            self._stop_requested = True
+            self._request_stop()
         self._recover(sorted({name.decode() for name in names} - {self.name}))
 
     def _description(self) -> Any:

@@ -1,0 +1,239 @@
+"""The training rule and the gate, against a table of cases and against the blocking variant."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.vlac_queue.scripted import FAILED, Script, ScriptedClient
+from vlac_queue.errors import (
+    ConfigError,
+    CriticFailed,
+    FrameError,
+    NoWorkers,
+    ProtocolError,
+    QueueFull,
+    VlacQueueError,
+)
+from vlac_queue.gate import RolloutGate
+from vlac_queue.messages import ValueVerdict
+from vlac_queue.rule import Outcome, decisive_step, value_reward
+
+FRAME = np.zeros((1, 2, 2, 3), np.uint8)
+
+
+def play(
+    client: Any, count: int, steps: int, *, chance: random.Random | None = None, **options: Any
+) -> list[Outcome]:
+    """A rollout loop as a trainer writes it; `chance` decides when it looks for finished episodes."""
+    with RolloutGate(client, ["task"] * count, **options) as gate:
+        active = set(range(count))
+        for step in range(1, steps + 1):
+            gate.observe(step, {index: FRAME for index in sorted(active)})
+            if chance is None or chance.random() < 0.5:
+                active -= gate.finished()
+        return gate.settle()
+
+
+def script(text: str, *values: Any) -> Script:
+    """ "..d" is not done, not done, done; "x" a failure; "(xd)" a failure, then done when asked again."""
+    answers: list[list[bool | VlacQueueError]] = []
+    tries: list[bool | VlacQueueError] | None = None
+    for letter in text:
+        if letter == "(":
+            tries = []
+        elif letter == ")":
+            assert tries is not None
+            answers.append(tries)
+            tries = None
+        else:
+            answer: bool | VlacQueueError = {".": False, "d": True, "x": FAILED}[letter]
+            if tries is None:
+                answers.append([answer] * 10)
+            else:
+                tries.append(answer)
+    return Script(answers, list(values) or [(0.0, 50.0)])
+
+
+BOTH = pytest.mark.parametrize("overlap", [False, True])
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("text", "values", "expected"),
+    [
+        ("d...", (), Outcome(1, True, 1.0)),
+        (".d..", (), Outcome(2, True, 1.0)),
+        ("...d", (), Outcome(4, True, 1.0)),  # done at the last step wins over value
+        ("....", ((0.0, 25.0),), Outcome(4, False, 0.25, values=(0.0, 25.0))),
+        ("....", ((0.0, -30.0),), Outcome(4, False, 0.0, values=(0.0, -30.0))),
+        ("....", ((90.0, 130.0),), Outcome(4, False, 1.0, values=(90.0, 130.0))),
+        ("....", ((100.0, 0.0),), Outcome(4, False, 0.0, values=(100.0, 0.0))),  # the last value counts
+        ("d.d.", (), Outcome(1, True, 1.0)),
+        ("d.x.", (), Outcome(1, True, 1.0)),  # a failure after the end counts for nothing
+    ],
+)
+def test_an_episode_ends_as_the_rule_says(text: str, values: Any, expected: Outcome, overlap: bool) -> None:
+    client = ScriptedClient([script(text, *values)])
+    assert play(client, 1, 4, overlap=overlap) == [expected]
+
+
+@BOTH
+def test_no_value_is_asked_where_the_task_was_done(overlap: bool) -> None:
+    client = ScriptedClient([script(".d.."), script("....")])
+    play(client, 2, 4, overlap=overlap)
+    assert [episode.asked.count("value") for episode in client.episodes] == [0, 1]
+
+
+def test_without_overlap_nothing_is_asked_after_the_end() -> None:
+    client = ScriptedClient([script(".d..")])
+    play(client, 1, 4, overlap=False)
+    assert client.episodes[0].asked == ["done", "done"]
+
+
+@BOTH
+def test_episodes_close_whatever_happens(overlap: bool) -> None:
+    client = ScriptedClient([script("x..."), script("....")])
+    with pytest.raises(CriticFailed, match="nonsense"):
+        play(client, 2, 4, overlap=overlap, on_failure="raise")
+    assert all(episode.closed for episode in client.episodes)
+
+
+@BOTH
+def test_a_failure_masks_its_episode_alone(overlap: bool) -> None:
+    client = ScriptedClient([script(".x.d"), script("..d."), script("....", FAILED)])
+    failed, done, no_value = play(client, 3, 4, overlap=overlap, on_failure="mask")
+    assert (failed.masked, failed.reward, failed.finish_step) == (True, None, 2)
+    assert "nonsense" in failed.error
+    assert done == Outcome(3, True, 1.0)
+    assert (no_value.masked, no_value.reward, no_value.finish_step) == (True, None, 4)
+
+
+@BOTH
+def test_a_failure_is_retried_and_then_raised(overlap: bool) -> None:
+    client = ScriptedClient([script(".(xxd).")])
+    assert play(client, 1, 3, overlap=overlap, on_failure="retry", retries=2) == [Outcome(2, True, 1.0)]
+    client = ScriptedClient([script(".(xxd).")])
+    with pytest.raises(CriticFailed):
+        play(client, 1, 3, overlap=overlap, on_failure="retry", retries=1)
+
+
+def test_a_failed_value_is_retried() -> None:
+    client = ScriptedClient([script("..", FAILED, (0.0, 40.0))])
+    assert play(client, 1, 2, on_failure="retry", retries=1)[0].reward == 0.4
+
+
+ANSWERS = st.lists(st.sampled_from(["d", ".", ".", ".", "x", "(xd)", "(x.)", "(xx.)"]), min_size=6, max_size=6)
+VALUES = st.lists(st.one_of(st.just(FAILED), st.floats(-200, 200).map(lambda v: (0.0, v))), min_size=1, max_size=1)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    scripts=st.lists(st.tuples(ANSWERS.map("".join), VALUES), min_size=1, max_size=4),
+    on_failure=st.sampled_from(["raise", "mask", "retry"]),
+    seed=st.integers(0, 2**32),
+)
+def test_late_answers_in_any_order_change_nothing(scripts: Any, on_failure: str, seed: int) -> None:
+    def run(overlap: bool) -> Any:
+        chance = random.Random(seed) if overlap else None
+        made = [script(text, *values * 3) for text, values in scripts]
+        client = ScriptedClient(made, chance)
+        try:
+            return play(client, len(made), 6, chance=chance, overlap=overlap, on_failure=on_failure, retries=2)
+        except CriticFailed as error:
+            return str(error)
+
+    assert run(overlap=True) == run(overlap=False)
+
+
+def test_push_failures_follow_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("vlac_queue.gate.time.sleep", pauses.append)
+    full = QueueFull("full")
+
+    client = ScriptedClient([script(".."), script("d.")])
+    client.push_errors = [full]
+    masked, done = play(client, 2, 2, on_failure="mask")
+    assert masked.masked and masked.finish_step == 1 and "full" in masked.error
+    assert done == Outcome(1, True, 1.0)
+
+    client = ScriptedClient([script("d.")])
+    client.push_errors = [full, full]
+    assert play(client, 1, 2, on_failure="retry", retries=2) == [Outcome(1, True, 1.0)]
+    assert pauses == [0.1, 0.2]
+
+    client = ScriptedClient([script("d.")])
+    client.push_errors = [full]
+    with pytest.raises(QueueFull):
+        play(client, 1, 2, on_failure="raise")
+
+
+def test_a_queue_without_workers_follows_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlac_queue.gate.time.sleep", lambda seconds: None)
+    client = ScriptedClient([script(".."), script("..")])
+    client.ask_errors = [NoWorkers("none")]
+    assert all(outcome.masked for outcome in play(client, 2, 2, on_failure="mask"))
+
+    client = ScriptedClient([script("d.")])
+    client.ask_errors = [NoWorkers("none")]
+    assert play(client, 1, 2, on_failure="retry", retries=1) == [Outcome(1, True, 1.0)]
+
+    client = ScriptedClient([script("d.")])
+    client.ask_errors = [NoWorkers("none")]
+    with pytest.raises(NoWorkers):
+        play(client, 1, 2, on_failure="raise")
+
+
+def test_the_callers_mistakes_are_raised_even_when_failures_are_masked() -> None:
+    client = ScriptedClient([script("....")])
+    client.push_errors = [FrameError("wrong dtype")]
+    with pytest.raises(FrameError):
+        play(client, 1, 2, on_failure="mask")
+    with RolloutGate(ScriptedClient([script("....")]), ["task"]) as gate:
+        gate.observe(2, {0: FRAME})
+        with pytest.raises(ProtocolError, match="must be later"):
+            gate.observe(2, {0: FRAME})
+    with (
+        RolloutGate(ScriptedClient([script("....")]), ["task"]) as gate,
+        pytest.raises(ProtocolError, match="never observed"),
+    ):
+        gate.settle()
+    with pytest.raises(ConfigError, match="on_failure"):
+        RolloutGate(ScriptedClient([]), [], on_failure="ignore")
+
+
+def test_frames_before_the_first_step_are_pushed_but_not_asked_about() -> None:
+    client = ScriptedClient([Script([[True], [False], [False]])])
+    with RolloutGate(client, ["task"], overlap=False) as gate:
+        gate.push({0: FRAME})
+        gate.observe(1, {0: FRAME})
+        gate.observe(2, {0: FRAME})
+        assert gate.settle()[0].done is False
+    assert client.episodes[0].asked == ["done", "done", "value"]
+
+
+def test_decisive_step_waits_for_the_answers_before_it() -> None:
+    assert decisive_step([1, 2, 3], {2: True}) is None
+    assert decisive_step([1, 2, 3], {1: False, 2: True, 3: True}) == 2
+    assert decisive_step([1, 2, 3], {1: False, 2: False, 3: False}) is None
+
+
+@pytest.mark.parametrize(("last", "reward"), [(0, 0.0), (37.5, 0.375), (100, 1.0), (-1e9, 0.0), (1e9, 1.0)])
+def test_the_value_reward_is_the_last_value_clipped(last: float, reward: float) -> None:
+    assert value_reward(ValueVerdict((99.0, float(last)), ())) == reward
+
+
+def test_an_earlier_done_that_comes_late_beats_a_push_that_failed() -> None:
+    client = ScriptedClient([script("d..")], random.Random(1))
+    client.poll = lambda pendings: None  # type: ignore[method-assign]  # nothing comes before settle()
+    with RolloutGate(client, ["task"], overlap=True, on_failure="mask") as gate:
+        gate.observe(1, {0: FRAME})
+        client.push_errors = [QueueFull("full")]
+        gate.observe(2, {0: FRAME})
+        assert gate.finished() == {0}
+        assert gate.settle() == [Outcome(1, True, 1.0)]
