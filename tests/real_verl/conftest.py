@@ -9,12 +9,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import redis
+
+from tests.conftest import Workers
+from vlac_queue.server import RedisServer
 
 _HOME = os.environ.get("SIMPLEVLA_RL_HOME")
 collect_ignore_glob = [] if _HOME else ["test_*.py"]
@@ -22,34 +27,41 @@ collect_ignore_glob = [] if _HOME else ["test_*.py"]
 if _HOME:
     os.environ.setdefault("ROBOT_PLATFORM", "LIBERO")
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
-    sys.path[:0] = [_HOME, str(Path(__file__).parent.parent / "verl_adapter")]
-    import fake_libero
+    sys.path.insert(0, _HOME)
+    from tests.real_verl import fake_libero
 
     fake_libero.install()
+
+
+@contextmanager
+def reference_worker(url: str, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker on queue `vlac`, whose critic is `reference`, for the time of the block."""
+    with redis.Redis.from_url(url) as connection:
+        workers = Workers(url, connection, folder)
+        try:
+            yield workers.start("reference")
+        finally:
+            workers.stop()
 
 
 @pytest.fixture(scope="session")
 def redis_url() -> Iterator[str]:
     """A Redis of our own."""
-    from vlac_queue.server import RedisServer
-
     with RedisServer() as server:
         yield server.url
 
 
 @pytest.fixture(scope="session", autouse=True)
-def worker(redis_url: str) -> Iterator[subprocess.Popen[bytes]]:
-    """The one worker on queue `vlac`; its critic is `reference`."""
-    from running_worker import running_worker
-
-    with running_worker(redis_url, "reference") as process:
+def worker(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[bytes]]:
+    """The one worker of it."""
+    with reference_worker(redis_url, tmp_path_factory.mktemp("worker")) as process:
         yield process
 
 
 @pytest.fixture(scope="session")
 def reference_file(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A successful run of the fake LIBERO."""
-    import fake_libero
+    from tests.real_verl import fake_libero
 
     path = tmp_path_factory.mktemp("reference") / "square.npz"
     np.savez_compressed(path, frames=fake_libero.reference())
@@ -60,8 +72,9 @@ def reference_file(tmp_path_factory: pytest.TempPathFactory) -> str:
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, bool]]:
     """Lets upstream's rollout run without GPU, checkpoint and video files; the videos it would have written."""
     import torch
-    from fake_policy import FakeProcessor
     from verl.workers.rollout import rob_rollout
+
+    from tests.real_verl.fake_policy import FakeProcessor
 
     class TorchOnCpu:
         """`torch`, but for the one device that upstream names."""

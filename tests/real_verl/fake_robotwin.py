@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from fake_libero import GOAL, draw
+
+from tests.real_verl.fake_libero import GOAL, draw
 
 
 class SquareTask:

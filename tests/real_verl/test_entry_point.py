@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from running_worker import running_worker
 
+from tests.real_verl.conftest import reference_worker
 from verl_adapter.upstream import check_upstream
 from vlac_queue.server import RedisServer, free_port
 
@@ -68,11 +68,11 @@ def cluster(environment: dict[str, str]) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def guarded_redis() -> Iterator[str]:
+def guarded_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL, with its password, of a Redis with a worker."""
     with RedisServer("--requirepass", _PASSWORD) as server:
         url = f"redis://:{_PASSWORD}@127.0.0.1:{server.port}/0"
-        with running_worker(url, "reference"):
+        with reference_worker(url, tmp_path_factory.mktemp("guarded")):
             yield url
 
 
@@ -110,6 +110,7 @@ def main_ppo(
             "actor_rollout_ref.rollout.tensor_model_parallel_size=1",
             *("algorithm.adv_estimator=grpo", "algorithm.kl_ctrl.kl_coef=0.0"),
             *("trainer.logger=['console']", "trainer.n_gpus_per_node=2", "trainer.nnodes=1"),
+            f"trainer.default_local_dir={tmp_path}",
             *("trainer.total_epochs=1", "trainer.val_only=False", "trainer.val_before_train=True"),
             *overrides,
         ]

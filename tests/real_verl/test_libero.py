@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from comparing import assert_same_training, assert_same_truth
-from fake_policy import FakePolicy
 from tensordict import TensorDict
 from verl import DataProto
 from verl.workers.rollout import rob_rollout
 
+from tests.real_verl.comparing import assert_same_training, assert_same_truth
+from tests.real_verl.fake_policy import FakePolicy
 from verl_adapter import rollout as ours
 from verl_adapter.environments import EnvironmentFailed
 from verl_adapter.rollout import VlacRollout

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from comparing import assert_same_training, assert_same_truth
-from fake_policy import FakePolicy
-from fake_robotwin import SquareTask
 from tensordict import TensorDict
 from verl import DataProto
 from verl.workers.rollout import rob_rollout
 
+from tests.real_verl.comparing import assert_same_training, assert_same_truth
+from tests.real_verl.fake_policy import FakePolicy
+from tests.real_verl.fake_robotwin import SquareTask
 from verl_adapter.environments import EnvironmentFailed
 from verl_adapter.rollout import VlacRollout
 from vlac_queue import ConfigError

@@ -123,13 +123,13 @@ def test_val_only_alone_still_trains(val_only, val_before_train, expected):
     )
 
 
-def test_the_queue_is_asked_before_training(redis_url, pixel_queue):
-    check_queue(VlacConfig(redis_url=redis_url, queue=pixel_queue, timeout_s=30))
+def test_the_queue_is_asked_before_training(redis_url):
+    check_queue(VlacConfig(redis_url=redis_url, timeout_s=30))
 
 
 def test_a_queue_without_workers_is_known_at_once(redis_url):
-    with pytest.raises(NoWorkers, match="rq worker vlac"):
-        check_queue(VlacConfig(redis_url=redis_url, timeout_s=0.5))
+    with pytest.raises(NoWorkers, match="rq worker nobody"):
+        check_queue(VlacConfig(redis_url=redis_url, queue="nobody", timeout_s=0.5))
 
 
 def test_redis_that_is_down_is_known_at_once():

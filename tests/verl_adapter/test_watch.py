@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from pixel_critic import picture
 
+from tests.verl_adapter.pixel_critic import picture
 from verl_adapter.environments import Chunk, EnvironmentFailed
 from verl_adapter.watch import Ending, RolloutWatch
 from vlac_queue import CriticClient, CriticFailed, VlacConfig
@@ -21,15 +21,13 @@ DONE = (255, 0)
 
 
 @pytest.fixture(params=[True, False], ids=["overlapped", "blocking"])
-def run(request: pytest.FixtureRequest, redis_url: str, pixel_queue: str) -> Callable[..., list[Ending]]:
+def run(request: pytest.FixtureRequest, redis_url: str) -> Callable[..., list[Ending]]:
     """Plays episodes of equal length through a watch, 8 steps a chunk, as upstream's loop does."""
 
     def play(
         *episodes: list[Shown], on_failure: str = "raise", success_steps: dict[int, int] | None = None
     ) -> list[Ending]:
-        config = VlacConfig(
-            redis_url=redis_url, queue=pixel_queue, overlap=request.param, on_failure=on_failure, timeout_s=30
-        )
+        config = VlacConfig(redis_url=redis_url, overlap=request.param, on_failure=on_failure, timeout_s=30)
         tasks = [f"task {index}" for index in range(len(episodes))]
         stopped: frozenset[int] = frozenset()
         with CriticClient(config) as client, RolloutWatch(client) as watch:
@@ -117,8 +115,8 @@ def test_success_changes_nothing_but_the_audit(run):
     assert [e.success_step for e in with_success] == [3, 3]
 
 
-def test_what_is_shown_again_after_the_end_is_passed_over(redis_url, pixel_queue):
-    config = VlacConfig(redis_url=redis_url, queue=pixel_queue, overlap=False)
+def test_what_is_shown_again_after_the_end_is_passed_over(redis_url):
+    config = VlacConfig(redis_url=redis_url, overlap=False)
     with CriticClient(config) as client, RolloutWatch(client) as watch:
         watch.see(Chunk("e", 0, picture()[None]))
         watch.advance(["task"])
@@ -130,20 +128,20 @@ def test_what_is_shown_again_after_the_end_is_passed_over(redis_url, pixel_queue
     assert ending.queries == 1 and ending.finish_step == 8
 
 
-def test_nothing_stays_on_redis(redis_url, pixel_queue):
-    client = CriticClient(VlacConfig(redis_url=redis_url, queue=pixel_queue))
+def test_nothing_stays_on_redis(redis_url):
+    client = CriticClient(VlacConfig(redis_url=redis_url))
     with client, RolloutWatch(client) as watch:
         watch.see(Chunk("e", 0, picture()[None]))
         watch.advance(["task"])
         (episode,) = client._episodes
-        meta = Keys(pixel_queue).episode(episode).meta
+        meta = Keys("vlac").episode(episode).meta
         assert client._connection.exists(meta)
         watch.close()
         assert not client._connection.exists(meta)
 
 
-def test_every_frame_inside_a_chunk_is_sent(redis_url, pixel_queue):
-    config = VlacConfig(redis_url=redis_url, queue=pixel_queue)
+def test_every_frame_inside_a_chunk_is_sent(redis_url):
+    config = VlacConfig(redis_url=redis_url)
     frames = np.stack([picture(value=value) for value in (10, 20, 90)])
     with CriticClient(config) as client, RolloutWatch(client) as watch:
         watch.see(Chunk("e", 0, picture()[None]))

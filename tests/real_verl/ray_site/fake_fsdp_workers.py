@@ -8,11 +8,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from fake_policy import FakePolicy, FakeProcessor
 from verl import DataProto
 from verl.single_controller.base import Worker
 from verl.single_controller.base.decorator import Dispatch, register
 from verl.utils.import_utils import import_external_libs
+
+from tests.real_verl.fake_policy import FakePolicy, FakeProcessor
 
 MAX_STEPS = 24
 

@@ -6,7 +6,7 @@ from importlib.abc import MetaPathFinder
 from pathlib import Path
 
 _HERE = Path(__file__).parent
-sys.path.append(str(_HERE.parent))
+sys.path.append(str(_HERE.parent.parent.parent))
 
 
 class _FakeWorkers(MetaPathFinder):
@@ -16,7 +16,7 @@ class _FakeWorkers(MetaPathFinder):
         if fullname == "verl.workers.fsdp_workers":
             return importlib.util.spec_from_file_location(fullname, _HERE / "fake_fsdp_workers.py")
         if fullname == "libero":
-            import fake_libero
+            from tests.real_verl import fake_libero
 
             fake_libero.install()
             return importlib.util.spec_from_loader(fullname, _Installed())
