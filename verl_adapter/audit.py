@@ -19,7 +19,7 @@ class Rollouts:
         finish_step: environment steps that count.
         env_success: the simulator's truth up to finish_step.
         env_success_step: environment step of it, or -1.
-        queries, sent_bytes, waited_s: what asking cost.
+        queries, sent_bytes, waited_s, saved_s: what asking cost, and what overlap spared.
     """
 
     reward: NDArray[np.floating]
@@ -31,6 +31,7 @@ class Rollouts:
     queries: NDArray[np.integer]
     sent_bytes: NDArray[np.integer]
     waited_s: NDArray[np.floating]
+    saved_s: NDArray[np.floating]
 
 
 def audit(rollouts: Rollouts) -> dict[str, float]:
@@ -51,6 +52,7 @@ def audit(rollouts: Rollouts) -> dict[str, float]:
         vlac/masked: episodes without a reward.
         vlac/queries, vlac/sent_bytes: totals.
         vlac/waited_s: seconds that rollouts waited for the critic, summed over the ranks.
+        vlac/overlap_saved_s: seconds that they would have waited more without overlap, summed likewise.
     """
     counted = ~rollouts.masked
     done, success = rollouts.done[counted], rollouts.env_success[counted]
@@ -69,6 +71,7 @@ def audit(rollouts: Rollouts) -> dict[str, float]:
         "vlac/queries": float(rollouts.queries.sum()),
         "vlac/sent_bytes": float(rollouts.sent_bytes.sum()),
         "vlac/waited_s": float(rollouts.waited_s.sum()),
+        "vlac/overlap_saved_s": float(rollouts.saved_s.sum()),
     }
 
 

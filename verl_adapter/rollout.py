@@ -125,7 +125,8 @@ def batch_fields(endings: Sequence[Ending]) -> dict[str, torch.Tensor]:
         vlac_masked, vlac_env_success: bool (B,). The latter is the simulator's truth, for the audit only.
         vlac_env_success_step: int64 (B,), environment steps; -1 where it was not successful.
         vlac_queries, vlac_sent_bytes: int64 (B,).
-        vlac_waited_s: float32 (B,), seconds; the sum over a minibatch is what it waited.
+        vlac_waited_s, vlac_saved_s: float32 (B,), seconds; the sum over a minibatch is what it waited for the
+            critic, and what overlap spared it.
     """
     return {
         "vlac_reward": torch.tensor([ending.reward for ending in endings], dtype=torch.float32),
@@ -138,6 +139,7 @@ def batch_fields(endings: Sequence[Ending]) -> dict[str, torch.Tensor]:
         "vlac_queries": torch.tensor([ending.queries for ending in endings], dtype=torch.int64),
         "vlac_sent_bytes": torch.tensor([ending.sent_bytes for ending in endings], dtype=torch.int64),
         "vlac_waited_s": torch.tensor([ending.waited_s for ending in endings], dtype=torch.float32),
+        "vlac_saved_s": torch.tensor([ending.saved_s for ending in endings], dtype=torch.float32),
     }
 
 

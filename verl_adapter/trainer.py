@@ -99,4 +99,5 @@ def _rollouts(data: Any) -> Rollouts:
         queries=_array(data, "vlac_queries"),
         sent_bytes=_array(data, "vlac_sent_bytes"),
         waited_s=_array(data, "vlac_waited_s").astype(np.float64),
+        saved_s=_array(data, "vlac_saved_s").astype(np.float64),
     )

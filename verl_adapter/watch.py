@@ -26,6 +26,7 @@ class Ending:
         queries: how often the critic was asked about it.
         sent_bytes: bytes of encoded frames sent to Redis.
         waited_s: its share of the seconds that the minibatch waited for the critic.
+        saved_s: its share of the seconds that the minibatch would have waited more without overlap.
     """
 
     finish_step: int
@@ -36,6 +37,7 @@ class Ending:
     queries: int
     sent_bytes: int
     waited_s: float
+    saved_s: float
 
 
 class RolloutWatch:
@@ -108,7 +110,8 @@ class RolloutWatch:
         if self._gate is None:
             raise ProtocolError("no step was taken; call advance() before settle().")
         outcomes = self._gate.settle()
-        waited_s = (self._client.stats.waited_s - self._waited_before) / len(outcomes)
+        waited_s = self._client.stats.waited_s - self._waited_before
+        saved_s = max(self._gate.critic_s - waited_s, 0.0)
         endings = []
         for outcome, episode, last in zip(outcomes, self._gate.episodes, self._last, strict=True):
             success_step = last.success_step
@@ -125,7 +128,8 @@ class RolloutWatch:
                     success_step=success_step,
                     queries=episode.queries,
                     sent_bytes=episode.sent_bytes,
-                    waited_s=waited_s,
+                    waited_s=waited_s / len(outcomes),
+                    saved_s=saved_s / len(outcomes),
                 )
             )
         return endings

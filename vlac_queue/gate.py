@@ -80,6 +80,20 @@ class RolloutGate:
         """The episodes, in the order of the tasks; for their counters."""
         return [run.episode for run in self._runs]
 
+    @property
+    def critic_s(self) -> float:
+        """Seconds that waiting for each answer that counts would have taken; complete after `settle`.
+
+        The longest at each step, summed. What was asked after an episode's end does not count.
+        """
+        longest: dict[int, float] = {}
+        for run in self._runs:
+            end = run.decisive
+            for step, seconds in run.answer_s.items():
+                if end is None or step <= end:
+                    longest[step] = max(longest.get(step, 0.0), seconds)
+        return sum(longest.values()) + max((run.value_s for run in self._runs), default=0.0)
+
     def push(self, frames: Mapping[int, Frames]) -> None:
         """Adds frames to episodes without asking about them, e.g. those seen before the first step.
 
@@ -264,6 +278,7 @@ class RolloutGate:
                     continue
             run.open.pop(step)
             run.answers[step] = answer
+            run.answer_s[step] = pending.answer_s
         decisive = run.decisive
         failure_or_done = run.answers.get(decisive) if decisive is not None else None
         if isinstance(failure_or_done, VlacQueueError) and self.on_failure != "mask":
@@ -295,6 +310,7 @@ class RolloutGate:
                 for run, pending in zip(left, pendings, strict=True):
                     try:
                         run.value = pending.verdict()
+                        run.value_s = pending.answer_s
                     except VlacQueueError as error:
                         failed.append((run, late if late is not None and not pending.answered else error))
             if not failed:
@@ -319,6 +335,9 @@ class _Run:
         self.answers: dict[int, bool | VlacQueueError] = {}
         self.tries: dict[int, int] = {}
         self.value: ValueVerdict | None = None
+        #: Seconds that the answers took: of each step, and of the value.
+        self.answer_s: dict[int, float] = {}
+        self.value_s = 0.0
         #: Step and error, where frames or the value could not be had; counts after all steps asked about.
         self.failure: tuple[int, VlacQueueError] | None = None
 

@@ -49,6 +49,7 @@ def rollouts(rewards: list[float], env_success: list[bool] | None = None, group:
         "vlac_queries": torch.full((count,), 3),
         "vlac_sent_bytes": torch.full((count,), 1000),
         "vlac_waited_s": torch.full((count,), 0.5),
+        "vlac_saved_s": torch.full((count,), 0.5),
     }
     uids = np.array([f"prompt {i // group}" for i in range(count)], dtype=object)
     return DataProto(batch=TensorDict(batch, batch_size=count), non_tensor_batch={"uid": uids}, meta_info={})

@@ -26,6 +26,7 @@ def rollouts(*episodes: tuple[bool, bool, float, int, int]) -> Rollouts:
         queries=np.full(count, 2),
         sent_bytes=np.full(count, 100),
         waited_s=np.full(count, 0.25),
+        saved_s=np.full(count, 0.5),
     )
 
 
@@ -53,6 +54,7 @@ def test_agreement_with_the_simulator():
     assert metrics["vlac/queries"] == 14
     assert metrics["vlac/sent_bytes"] == 700
     assert metrics["vlac/waited_s"] == pytest.approx(1.75)
+    assert metrics["vlac/overlap_saved_s"] == pytest.approx(3.5)
 
 
 def test_what_did_not_happen_is_nan_under_the_same_names():

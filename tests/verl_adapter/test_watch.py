@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from tests.conftest import until
 from tests.verl_adapter.pixel_critic import picture
 from verl_adapter.environments import Chunk, EnvironmentFailed
 from verl_adapter.watch import Ending, RolloutWatch
@@ -151,3 +152,20 @@ def test_every_frame_inside_a_chunk_is_sent(redis_url):
         (ending,) = watch.settle()
         assert ending.reward == pytest.approx(0.9)
         assert watch._gate is not None and watch._gate.episodes[0].frames == 4
+
+
+def test_what_overlap_saves_is_what_the_critic_took_while_nobody_waited(redis_url):
+    with CriticClient(VlacConfig(redis_url=redis_url)) as client, RolloutWatch(client) as watch:
+        watch.see(Chunk("e", 0, picture()[None]))
+        watch.advance(["task"])
+        for step in (8, 16):
+            watch.see(_chunk("e", step, (0, 50), None))
+            watch.advance(["task"])
+            assert watch._gate is not None
+            until(watch._gate._runs[0].open[step].done)
+        waited_before = client.stats.waited_s
+        (ending,) = watch.settle()
+        critic_s = watch._gate.critic_s
+    # The value alone was waited for.
+    assert waited_before == 0 and ending.waited_s > 0
+    assert 0 < ending.saved_s < critic_s
