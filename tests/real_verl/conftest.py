@@ -68,6 +68,44 @@ def reference_file(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Of the driver and of every Ray process."""
+    paths = [
+        str(Path(__file__).parent / "ray_site"),
+        os.environ["SIMPLEVLA_RL_HOME"],
+        os.environ.get("PYTHONPATH", ""),
+    ]
+    # Ray takes no more GPUs than are visible, even if it only believes in them.
+    hidden = ("VLAC_", "CUDA_VISIBLE_DEVICES")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
+    return {
+        **clean,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "FAKE_WORKERS_OUT": str(tmp_path_factory.mktemp("updates")),
+        "TOKENIZERS_PARALLELISM": "true",
+        # Fake GPUs: Ray would hide devices that are not there.
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+
+
+@pytest.fixture(scope="session")
+def cluster(environment: dict[str, str]) -> Iterator[str]:
+    """Address of a Ray cluster of our own, with two GPUs that it only believes in."""
+    from ray.cluster_utils import Cluster
+
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(environment)
+    try:
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 8, "num_gpus": 2})
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    yield cluster.address
+    cluster.shutdown()
+
+
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, bool]]:
     """Lets upstream's rollout run without GPU, checkpoint and video files; the videos it would have written."""

@@ -29,45 +29,6 @@ _RUN_S = 400
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Of the driver and of every Ray process."""
-    paths = [
-        str(_HERE / "ray_site"),
-        os.environ["SIMPLEVLA_RL_HOME"],
-        str(_HERE),
-        os.environ.get("PYTHONPATH", ""),
-    ]
-    # Ray takes no more GPUs than are visible, even if it only believes in them.
-    hidden = ("VLAC_", "CUDA_VISIBLE_DEVICES")
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
-    return {
-        **clean,
-        "PYTHONPATH": os.pathsep.join(paths),
-        "FAKE_WORKERS_OUT": str(tmp_path_factory.mktemp("updates")),
-        "TOKENIZERS_PARALLELISM": "true",
-        # Fake GPUs: Ray would hide devices that are not there.
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    }
-
-
-@pytest.fixture(scope="module")
-def cluster(environment: dict[str, str]) -> Iterator[str]:
-    """Address of a Ray cluster of our own, with two GPUs that it only believes in."""
-    from ray.cluster_utils import Cluster
-
-    before = dict(os.environ)
-    os.environ.clear()
-    os.environ.update(environment)
-    try:
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 8, "num_gpus": 2})
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-    yield cluster.address
-    cluster.shutdown()
-
-
-@pytest.fixture(scope="module")
 def guarded_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL, with its password, of a Redis with a worker."""
     with RedisServer("--requirepass", _PASSWORD) as server:
