@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -49,12 +50,18 @@ class RolloutWatch:
             stop = watch.over()                   # after each policy step
             endings = watch.settle()
 
+    With `overlap`, encoding and sending go on in a thread while the policy's step does; nothing of it is left to
+    wait for but errors, which `over` and `settle` raise.
+
     Args:
         client: asks the critic, by its own configuration.
     """
 
     def __init__(self, client: CriticClient) -> None:
         self._client = client
+        # Of this minibatch alone: no thread is there when the next one forks its simulators.
+        self._sender = ThreadPoolExecutor(1, "vlac-sender") if client.config.overlap else None
+        self._sending: Future[None] | None = None
         self._waited_before = client.stats.waited_s
         self._gate: RolloutGate | None = None
         self._index: dict[str, int] = {}
@@ -84,21 +91,15 @@ class RolloutWatch:
             VlacQueueError: critic, queue or simulator failed, and `on_failure` says to raise it.
         """
         news, self._news = self._news, {}
-        if self._gate is None:
-            if len(tasks) != len(self._last):
-                raise ProtocolError(f"{len(self._last)} environments were seen for {len(tasks)} tasks.")
-            self._gate = RolloutGate(self._client, tasks)
-            self._gate.push({index: chunk.frames for index, chunk in news.items()})
-            return
-        by_step: dict[int, dict[int, Chunk]] = defaultdict(dict)
-        for index, chunk in news.items():
-            by_step[chunk.step][index] = chunk
-        for step, chunks in sorted(by_step.items()):
-            self._gate.fail(step, {i: EnvironmentFailed(_failure(c)) for i, c in chunks.items() if c.error})
-            self._gate.observe(step, {i: c.frames for i, c in chunks.items() if not c.error})
+        if self._sender is None:
+            self._send(tasks, news)
+        else:
+            self._wait_for_sender()
+            self._sending = self._sender.submit(self._send, tasks, news)
 
     def over(self) -> frozenset[int]:
-        """Indices of the episodes known to be over, without waiting. Raises as `advance`."""
+        """Indices of the episodes known to be over, without waiting for the critic. Raises as `advance`."""
+        self._wait_for_sender()
         return self._gate.finished() if self._gate else frozenset()
 
     def settle(self) -> list[Ending]:
@@ -107,6 +108,7 @@ class RolloutWatch:
         Returns:
             One ending for each episode, in the batch's order.
         """
+        self._wait_for_sender()
         if self._gate is None:
             raise ProtocolError("no step was taken; call advance() before settle().")
         outcomes = self._gate.settle()
@@ -136,6 +138,8 @@ class RolloutWatch:
 
     def close(self) -> None:
         """Closes the episodes: their keys leave Redis."""
+        if self._sender is not None:
+            self._sender.shutdown()
         if self._gate is not None:
             self._gate.close()
 
@@ -146,6 +150,25 @@ class RolloutWatch:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         self.close()
+
+    def _send(self, tasks: Sequence[str], news: dict[int, Chunk]) -> None:
+        if self._gate is None:
+            if len(tasks) != len(self._last):
+                raise ProtocolError(f"{len(self._last)} environments were seen for {len(tasks)} tasks.")
+            self._gate = RolloutGate(self._client, tasks)
+            self._gate.push({index: chunk.frames for index, chunk in news.items()})
+            return
+        by_step: dict[int, dict[int, Chunk]] = defaultdict(dict)
+        for index, chunk in news.items():
+            by_step[chunk.step][index] = chunk
+        for step, chunks in sorted(by_step.items()):
+            self._gate.fail(step, {i: EnvironmentFailed(_failure(c)) for i, c in chunks.items() if c.error})
+            self._gate.observe(step, {i: c.frames for i, c in chunks.items() if not c.error})
+
+    def _wait_for_sender(self) -> None:
+        if self._sending is not None:
+            sending, self._sending = self._sending, None
+            sending.result()
 
 
 def _failure(chunk: Chunk) -> str:

@@ -12,7 +12,7 @@ from tests.conftest import until
 from tests.verl_adapter.pixel_critic import picture
 from verl_adapter.environments import Chunk, EnvironmentFailed
 from verl_adapter.watch import Ending, RolloutWatch
-from vlac_queue import CriticClient, CriticFailed, VlacConfig
+from vlac_queue import CriticClient, CriticFailed, FrameError, VlacConfig
 from vlac_queue.keys import Keys
 
 #: One chunk of an episode as (score, value), a failure of the critic, or one of the simulator.
@@ -134,6 +134,7 @@ def test_nothing_stays_on_redis(redis_url):
     with client, RolloutWatch(client) as watch:
         watch.see(Chunk("e", 0, picture()[None]))
         watch.advance(["task"])
+        assert not watch.over()
         (episode,) = client._episodes
         meta = Keys("vlac").episode(episode).meta
         assert client._connection.exists(meta)
@@ -161,7 +162,7 @@ def test_what_overlap_saves_is_what_the_critic_took_while_nobody_waited(redis_ur
         for step in (8, 16):
             watch.see(_chunk("e", step, (0, 50), None))
             watch.advance(["task"])
-            assert watch._gate is not None
+            assert not watch.over() and watch._gate is not None
             until(watch._gate._runs[0].open[step].done)
         waited_before = client.stats.waited_s
         (ending,) = watch.settle()
@@ -169,3 +170,12 @@ def test_what_overlap_saves_is_what_the_critic_took_while_nobody_waited(redis_ur
     # The value alone was waited for.
     assert waited_before == 0 and ending.waited_s > 0
     assert 0 < ending.saved_s < critic_s
+
+
+def test_what_goes_wrong_while_sending_is_raised(redis_url):
+    """In overlap frames are sent by a thread; its errors are not lost."""
+    with CriticClient(VlacConfig(redis_url=redis_url)) as client, RolloutWatch(client) as watch:
+        watch.see(Chunk("e", 0, picture()[None].astype(float)))
+        watch.advance(["task"])
+        with pytest.raises(FrameError):
+            watch.over()
