@@ -55,13 +55,16 @@ def rollouts(rewards: list[float], env_success: list[bool] | None = None, group:
     return DataProto(batch=TensorDict(batch, batch_size=count), non_tensor_batch={"uid": uids}, meta_info={})
 
 
-def advantages(data: DataProto, config: Any, compute: Callable[..., Any] | None = None) -> torch.Tensor:
-    """One advantage an episode, as `fit` computes them."""
+def advantages(
+    data: DataProto, config: Any, compute: Callable[..., Any] | None = None, kl: float = 0.0
+) -> torch.Tensor:
+    """One advantage an episode, as `fit` computes them; `kl` is the penalty of each token."""
     manager = VlacRewardManager(num_examine=0, config=config)
     if "acc" not in data.batch:
         manager.verify(data)
     scores, _ = manager(data)
-    data.batch["token_level_rewards"] = data.batch["token_level_scores"] = scores["all"]
+    data.batch["token_level_scores"] = scores["all"]
+    data.batch["token_level_rewards"] = scores["all"] - kl
     compute = compute or with_masks(ray_trainer.compute_advantage)
     data = compute(data, 1.0, 1.0, adv_estimator="grpo", config=config)
     assert not data.batch["advantages"].isnan().any()
@@ -103,6 +106,10 @@ def test_masked_episodes_do_not_bend_the_advantages_of_others(config):
     without = advantages(rollouts([1.0, 0.2, 0.6], group=3), of_three)
     assert with_masked[1] == 0.0
     torch.testing.assert_close(with_masked[[0, 2, 3]], without)
+
+
+def test_masked_episodes_get_no_advantage_from_a_kl_penalty_either(config):
+    assert advantages(rollouts([1.0, NAN, 0.2, 0.6]), config, kl=0.01)[1] == 0.0
 
 
 def test_upstreams_own_advantages_would_be_bent(config):

@@ -26,6 +26,11 @@ def test_equal_rewards_are_dropped_even_without_a_threshold():
     assert keep([0.3] * 4, [1.0] * 4, [0.3, 0.3, 0.3, 0.31], min_group_spread=0.0) == [False, False, True]
 
 
+def test_the_spread_is_the_deviation_that_grpo_divides_by():
+    """Of 0 and .08: .0566 with n - 1, .04 with n."""
+    assert keep([0.0, 0.08], [0.0, 0.06], min_group_spread=0.05) == [True, False]
+
+
 def test_masked_episodes_are_not_looked_at():
     assert keep([0.2, 0.8, NAN], [0.2, 0.2, NAN], [0.2, NAN, NAN], [NAN] * 3) == [True, False, False, False]
 
