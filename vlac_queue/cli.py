@@ -112,7 +112,13 @@ def demo(out: Path, json_file: Path | None, png: bool, live: str | None, count: 
     trained = [each for each in reports if each.mode == "train"]
     right = sum((each.ended_by == "critic") == (each.environment_done is not None) for each in trained)
     sent, raw = sum(each.sent_bytes for each in trained), sum(each.raw_bytes for each in trained)
-    console.print(report.table(reports))
+    for table in report.tables(reports, console.width):
+        console.print(table)
+    console.print(
+        "ended: chunk at which the episode ended; env.: chunk at which the environment itself says done; asked: "
+        "critic queries; ms: mean time from asking to the answer.",
+        style="dim",
+    )
     console.print(
         f"The critic agreed with the environment on {right} of {len(trained)} training episodes. "
         f"Frames crossed the wire in 1/{raw / sent:.1f} of their size. "

@@ -18,6 +18,8 @@ ENV_PREFIX = "VLAC_"
 _QUEUE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _CRITIC_CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+
 
 def redact_url(url: str) -> str:
     """The URL with its password replaced by ***, fit for logs and messages.
@@ -58,6 +60,32 @@ class VlacConfig:
     critic: str = _setting("vlac", "Critic that a worker runs: vlac, reference, or package.module:Class.")
     model_path: str = _setting("", "Folder (or hub name) of the VLAC weights; needed by the critic vlac.")
     engine: str = _setting("pt", "Inference engine of the critic vlac: pt (torch) or vllm.")
+    device: str = _setting("auto", "Device of the critic vlac: auto (the first GPU, else the CPU), cuda:N or cpu.")
+    dtype: str = _setting(
+        "auto", "Weights of the critic vlac: auto (bfloat16, float32 on a CPU), bfloat16, float16 or float32."
+    )
+    attention: str = _setting(
+        "auto", "Attention of the critic vlac: auto (flash_attn where installed, else eager), flash_attn or eager."
+    )
+    done_by: str = _setting(
+        "image",
+        "What VLAC judges done by: image (the frame alone), reference (progress along the reference frames; "
+        "slow, VLAC reasons in words) or goal (likeness to the reference's last frame).",
+    )
+    done_rich: bool = _setting(True, "Whether VLAC's done scores weigh its likely digits; false: 0 or 1 alone.")
+    value_rich: bool = _setting(False, "Whether VLAC's pair scores weigh its likely numbers (VLAC's rich).")
+    value_recursion: str = _setting(
+        "default", "How VLAC's pair scores become values: default or mix_f (VLAC's value_simple)."
+    )
+    eager_value: bool = _setting(
+        False,
+        "Whether an idle worker asks VLAC's pair scores ahead, so that the value list is there at once; for "
+        "queues with one worker.",
+    )
+    ref_num: int = _setting(9, "Reference frames shown to VLAC, spread evenly over the run; 2..11.")
+    max_images: int = _setting(
+        32, "Most images in one call of the model, padding counted; halved when its memory runs out."
+    )
     done_threshold: float = _setting(0.9, "A score above this (strictly) means done; 0..1.")
     frame_stride: int = _setting(
         0, "Environment steps between frames sent within an action chunk; 0 sends the chunk's last frame only."
@@ -154,6 +182,10 @@ class VlacConfig:
 _CHOICES = {
     "engine": ("pt", "vllm"),
     "critic": ("vlac", "reference"),
+    "dtype": ("auto", "bfloat16", "float16", "float32"),
+    "attention": ("auto", "flash_attn", "eager"),
+    "done_by": ("image", "reference", "goal"),
+    "value_recursion": ("default", "mix_f"),
     "on_failure": ("raise", "mask", "retry"),
 }
 
@@ -168,6 +200,13 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "vlac, reference or package.module:Class",
     ),
     "engine": (lambda v: v in _CHOICES["engine"], "pt or vllm"),
+    "device": (lambda v: bool(_DEVICE.fullmatch(v)), "auto, cpu, cuda or cuda:N"),
+    "dtype": (lambda v: v in _CHOICES["dtype"], "auto, bfloat16, float16 or float32"),
+    "attention": (lambda v: v in _CHOICES["attention"], "auto, flash_attn or eager"),
+    "done_by": (lambda v: v in _CHOICES["done_by"], "image, reference or goal"),
+    "value_recursion": (lambda v: v in _CHOICES["value_recursion"], "default or mix_f"),
+    "ref_num": (lambda v: 2 <= v <= 11, "within 2..11 frames"),
+    "max_images": (lambda v: v >= 1, "1 or more images"),
     "on_failure": (lambda v: v in _CHOICES["on_failure"], "raise, mask or retry"),
     "done_threshold": (lambda v: 0 <= v <= 1, "within 0..1"),
     "frame_stride": (lambda v: v >= 0, "0 or more environment steps"),

@@ -73,7 +73,8 @@ def redis_errors(url: str) -> Iterator[None]:
             "start redis-server there, or correct redis_url (VLAC_REDIS_URL)."
         ) from error
     except redis.exceptions.ResponseError as error:
-        if str(error).startswith("OOM") or "OOM command" in str(error):
+        # Redis 6.2 reports it from within a script as an error of the script.
+        if isinstance(error, redis.exceptions.OutOfMemoryError) or "OOM command" in str(error):
             raise QueueFull(
                 "Redis has reached its maxmemory; raise it, or lower max_pending_bytes below it."
             ) from error

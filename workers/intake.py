@@ -21,7 +21,7 @@ Entry = TypeVar("Entry")
 #: Most pixel bytes that one query may need: 10,000 frames of 256x256, say.
 MAX_QUERY_BYTES = 2 << 30
 #: Bytes of last frames kept decoded, so that a new frame costs one XOR and not the whole episode.
-LAST_FRAMES_BYTES = 256 << 20
+LAST_FRAMES_BYTES = 64 << 20
 #: Bytes of reference frames kept decoded.
 REFERENCES_BYTES = 512 << 20
 
@@ -80,10 +80,16 @@ class _Cache(Generic[Entry]):
 
 
 class Intake:
-    """Turns queries into what a critic takes. One thread calls it; its round trips do not grow with the batch."""
+    """Turns queries into what a critic takes. One thread calls it; its round trips do not grow with the batch.
 
-    def __init__(self, store: EpisodeStore) -> None:
+    Args:
+        store: the episodes.
+        done_history: whether done queries get all frames up to theirs, instead of that one alone.
+    """
+
+    def __init__(self, store: EpisodeStore, *, done_history: bool = False) -> None:
         self._store = store
+        self._done_history = done_history
         self._last: _Cache[_LastFrame] = _Cache(LAST_FRAMES_BYTES)
         self._references: _Cache[Frames] = _Cache(REFERENCES_BYTES)
 
@@ -116,11 +122,14 @@ class Intake:
                 prepared[job, query.id] = Prepared(job, query, ask, ttl_s)
         return [prepared[job, query.id] for job, query in queries]
 
+    def _one_frame(self, query: Query) -> bool:
+        return query.kind == "done" and not self._done_history
+
     def _span(self, token: str, asked: Sequence[tuple[str, Query]]) -> tuple[int, int]:
         """Indices of the first and last batch to read: what follows the last frame kept, or all."""
         last = max(query.batch for _, query in asked)
         kept = self._last.get(token)
-        every_frame = any(query.kind != "done" for _, query in asked)
+        every_frame = any(not self._one_frame(query) for _, query in asked)
         if kept is None or every_frame or any(query.batch < kept.batch for _, query in asked):
             return 0, last
         return kept.batch + 1, last
@@ -142,11 +151,13 @@ class Intake:
             reference_id=meta.reference,
             done_threshold=meta.done_threshold,
             value_stride=meta.value_stride,
+            token=query.token,
         )
 
     def _frames(self, query: Query, first: int, batches: Sequence[bytes]) -> Frames:
         kept = self._last.get(query.token)
-        if query.kind == "done" and kept is not None and kept.batch >= first - 1 and kept.batch <= query.batch:
+        one_frame = self._one_frame(query)
+        if one_frame and kept is not None and kept.batch >= first - 1 and kept.batch <= query.batch:
             # Decode only what came after the frame kept.
             new = batches[kept.batch + 1 - first :]
             decoded = decode_many(new, first=kept.count, base=kept.base, limit=MAX_QUERY_BYTES)
@@ -162,7 +173,7 @@ class Intake:
         if kept is None or query.batch > kept.batch:
             kept = _LastFrame(Base.after(decoded[-1], new[-1]), query.batch, count)
             self._last.keep(query.token, kept, kept.base.frame.nbytes)
-        if query.kind == "done":
+        if one_frame:
             # A query about an earlier frame than the one kept was decoded from the start.
             return (decoded[-1][-1] if decoded else kept.base.frame)[None]
         shapes = {batch.shape[1:] for batch in decoded}

@@ -138,7 +138,7 @@ class CriticWorker(SimpleWorker):
         self._keys = Keys(names[0])
         self._claims = Claims(self.connection, self._keys, self.name)
         self._store = EpisodeStore(self.connection, self._keys, ttl_s=self.config.episode_ttl_s)
-        self._intake = Intake(self._store)
+        self._intake = Intake(self._store, done_history=getattr(self.critic, "done_history", False))
         self._clock = RedisClock(self.connection)
         self._batcher: Batcher[Prepared] = Batcher(self.config.max_batch, self.config.max_wait_ms / 1000)
         self._replies: queue.Queue[list[tuple[Prepared, Answer]] | None] = queue.Queue(_REPLIES_WAITING)
@@ -223,7 +223,10 @@ class CriticWorker(SimpleWorker):
             self._halt.set()
             if beat.is_alive():
                 beat.join()
-            self._leave()
+            if self._fatal is None:
+                self._leave()
+            # Else its jobs stay claimed until others find it dead: what ended it may come from one of them,
+            # and so costs it a retry.
             self.critic.close()
             self.teardown()
         if self._fatal is not None:
@@ -385,8 +388,15 @@ class CriticWorker(SimpleWorker):
     def _ask_loop(self) -> None:
         idle_s = self.config.idle_offload_s or None
         offloaded = False
+        work_ahead = getattr(self.critic, "work_ahead", None)
+        may_work_ahead = False
         while not self._batcher.closed:
-            batch = self._batcher.take(None if offloaded else idle_s)
+            batch = self._batcher.take(0 if may_work_ahead else None if offloaded else idle_s)
+            if not batch and work_ahead is not None and may_work_ahead:
+                started = time.monotonic()
+                may_work_ahead = work_ahead()
+                self.stats.busy_s += time.monotonic() - started
+                continue
             if not batch:
                 if not self._batcher.closed and idle_s:
                     self.log.info("Worker %s: idle for %.0f s, giving accelerator memory back", self.name, idle_s)
@@ -394,6 +404,7 @@ class CriticWorker(SimpleWorker):
                     offloaded = True
                 continue
             offloaded = False
+            may_work_ahead = work_ahead is not None
             started = time.monotonic()
             now = self._clock.now()
             late = [each for each in batch if each.query.deadline < now]

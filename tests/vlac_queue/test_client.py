@@ -292,6 +292,7 @@ def test_after_a_restart_of_redis_old_episodes_fail_and_new_ones_work(workers: W
     try:
         with RedisServer(port=port):
             restarted.start(NAME)
+            until(restarted.described)  # it has begun to serve
             lost = client.episode("task")
             lost.push(frame(1))
         with pytest.raises(RedisUnavailable, match="start redis-server"):
@@ -316,6 +317,7 @@ def test_an_answer_lost_with_redis_is_no_long_silence(worker: Workers, tmp_path:
     gate = tmp_path / "gate"
     with RedisServer(port=port):
         started.start(NAME)
+        until(started.described)
         episode = client.episode(f"hold {gate}")
         episode.push(frame(1))
         pending = episode.ask_done()

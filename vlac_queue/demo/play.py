@@ -186,7 +186,7 @@ def recorded_runs(rollouts: Sequence[Rollout]) -> list[Run]:
     references = {rollout.env: rollout.frames for rollout in rollouts if rollout.kind == "reference"}
     return [
         Run(
-            name=rollout.name,
+            name=f"{rollout.kind} {rollout.seed}",
             make=lambda rollout=rollout: RecordedEpisode(rollout),  # type: ignore[misc]
             max_step=len(rollout.frames) - 1,
             reference=references[rollout.env],
@@ -212,7 +212,7 @@ def live_runs(env: str, max_step: int = 16) -> list[Run]:
     policies = [("expert", 1), ("expert", 2), ("expert", 3), ("random", 21)]
     return [
         Run(
-            name=f"{env}_{policy}_s{seed}",
+            name=f"{policy} {seed}",
             make=lambda policy=policy, seed=seed: MetaWorldEpisode(env, seed=seed, policy=policy),  # type: ignore[misc]
             max_step=max_step,
             reference=np.stack(frames),

@@ -1,4 +1,4 @@
-"""What the demo shows: a table, a JSON file and a picture."""
+"""What the demo shows: two tables, a JSON file and a picture."""
 
 from __future__ import annotations
 
@@ -9,43 +9,52 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.table import Table
 
 from vlac_queue.demo.play import Report
 from vlac_queue.frames import Frames
 
+_HEADER = ["task", "episode", "ended", "by", "reward", "env.", "asked", "MB sent/raw", "ms"]
+_TITLES = {"train": "Training: the critic decides", "eval": "Evaluation: the environment decides"}
+#: What ended an episode: its colour in the terminal and in the picture.
+_COLOURS = {"critic": ("green", "#1a7f37"), "environment": ("cyan", "#0969da"), "max_step": ("yellow", "#9a6700")}
 #: Frames of an episode in the picture, and their side in pixels.
 _THUMBNAILS, _SIDE = 8, 96
 
 
-def table(reports: Sequence[Report]) -> Table:
-    """One row for each episode."""
-    made = Table(title="Episodes", header_style="bold", pad_edge=False)
-    made.add_column("episode", no_wrap=True)
-    made.add_column("task")
-    for column in ("ended at", "ended by", "reward", "env. done", "queries", "sent / raw", "latency"):
-        made.add_column(column, justify="right", no_wrap=True)
-    mode = ""
-    for report in reports:
-        if report.mode != mode:
-            mode = report.mode
-            title = {"train": "training: the critic decides", "eval": "evaluation: the environment decides"}[mode]
-            made.add_section()
-            made.add_row(f"[bold]{title}")
-        colour = {"critic": "green", "environment": "cyan", "max_step": "yellow"}[report.ended_by]
-        wire = f"{_size(report.sent_bytes)} / {_size(report.raw_bytes)}" if report.raw_bytes else "-"
-        made.add_row(
-            report.name,
-            report.task,
-            str(report.finish_step),
-            f"[{colour}]{report.ended_by}",
-            f"{report.reward:.2f}",
-            "never" if report.environment_done is None else str(report.environment_done),
-            str(report.queries),
-            wire,
-            "-" if report.latency_ms is None else f"{report.latency_ms:.0f} ms",
-        )
+def tables(reports: Sequence[Report], width: int) -> list[Table]:
+    """Training and evaluation, one row for each episode, for a terminal of `width` columns, 80 or more."""
+    rows = [_row(report) for report in reports]
+    # In a narrow terminal the task's text is cut, never a figure.
+    others = sum(max(len(row[place]) for row in [_HEADER, *rows]) + 1 for place in range(1, len(_HEADER)))
+    room = max(8, width - others - 3)
+    made = []
+    for mode, title in _TITLES.items():
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
+        for place, column in enumerate(_HEADER):
+            table.add_column(column, justify="left" if place < 2 else "right", no_wrap=True)
+        for report, row in zip(reports, rows, strict=True):
+            if report.mode == mode:
+                task = row[0] if len(row[0]) <= room else row[0][: room - 1] + "…"
+                colour = _COLOURS[report.ended_by][0]
+                table.add_row(task, *row[1:3], f"[{colour}]{row[3]}", *row[4:])
+        made.append(table)
     return made
+
+
+def _row(report: Report) -> list[str]:
+    return [
+        report.task,
+        report.name,
+        str(report.finish_step),
+        report.ended_by,
+        f"{report.reward:.2f}",
+        "never" if report.environment_done is None else str(report.environment_done),
+        str(report.queries),
+        f"{report.sent_bytes / 1e6:.2f}/{report.raw_bytes / 1e6:.1f}" if report.raw_bytes else "-",
+        "-" if report.latency_ms is None else f"{report.latency_ms:.0f}",
+    ]
 
 
 def write_json(reports: Sequence[Report], path: Path, summary: dict[str, Any]) -> None:
@@ -66,6 +75,7 @@ def write_picture(reports: Sequence[Report], path: Path) -> None:
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError as error:
         raise ImportError(
             "the picture needs matplotlib: pip install 'vlac-queue[plot]', or pass --no-png"
@@ -75,17 +85,16 @@ def write_picture(reports: Sequence[Report], path: Path) -> None:
     grid = figure.subplots(rows, 4, squeeze=False, width_ratios=[3.6, 1, 3.6, 1])
     for axes in grid.flat:
         axes.set_axis_off()
-    colours = {"critic": "#1a7f37", "environment": "#0969da", "max_step": "#9a6700"}
     for number, report in enumerate(reports):
         strip, curve = grid[number // 2, 2 * (number % 2) :][:2]
         picture, shown = _strip(report.frames)
         strip.imshow(picture)
-        colour = colours[report.ended_by]
+        colour = _COLOURS[report.ended_by][1]
         nearest = int(np.argmin(np.abs(shown - report.finish_step)))
         strip.add_patch(_frame(nearest, colour))
         done = "never" if report.environment_done is None else f"at {report.environment_done}"
         strip.set_title(
-            f"{report.mode}  {report.name}   ended at {report.finish_step} by {report.ended_by}, "
+            f"{report.mode}  {report.task}, {report.name}   ended at {report.finish_step} by {report.ended_by}, "
             f"reward {report.reward:.2f}   (environment done: {done})",
             fontsize=9,
             loc="left",
@@ -99,6 +108,7 @@ def write_picture(reports: Sequence[Report], path: Path) -> None:
         curve.axvline(end, color=colour, linewidth=1)
         curve.plot([end], [report.values[end]], "o", color=colour, markersize=5)
         curve.set_ylim(-5, 105)
+        curve.xaxis.set_major_locator(MaxNLocator(integer=True))
         curve.tick_params(labelsize=7)
         curve.set_title("value (0..100) by step", fontsize=7, color="#57606a")
         curve.spines[["top", "right"]].set_visible(False)
@@ -120,7 +130,3 @@ def _frame(place: int, colour: str) -> Any:
     from matplotlib.patches import Rectangle
 
     return Rectangle((place * _SIDE + 1, 1), _SIDE - 3, _SIDE - 3, fill=False, edgecolor=colour, linewidth=3)
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"

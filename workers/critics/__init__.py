@@ -20,12 +20,14 @@ class CriticQuery:
     Attributes:
         kind: "done" or "value".
         task: the task's text, as the rollout gave it.
-        frames: uint8 (T,H,W,3), RGB: the one frame asked about for "done", all of the episode for "value".
+        frames: uint8 (T,H,W,3), RGB: all of the episode for "value"; for "done" the one frame asked about, or
+            all up to it where the critic's attribute `done_history` is true.
         frame: index within the episode of the last of `frames`.
         reference: uint8 (R,H,W,3), frames of a successful run, or None.
         reference_id: id of the reference (SHA-256), "" without one; for caches.
         done_threshold: a score above this (strictly) means done, 0..1.
         value_stride: distance in frames between the images of a pair in value lists.
+        token: made anew at each opening of an episode, whose frames only grow; "" where it is not known.
     """
 
     kind: Kind
@@ -36,14 +38,27 @@ class CriticQuery:
     reference_id: str = ""
     done_threshold: float = 0.9
     value_stride: int = 1
+    token: str = ""
 
 
 CriticAnswer: TypeAlias = "DoneVerdict | ValueVerdict | Exception"
 
 
+class AcceleratorLost(BaseException):
+    """The process can't use its accelerator any more (a CUDA error that stays until the process ends).
+
+    No `Exception`, so that nothing takes it for the failure of one query: the worker ends, and its jobs go to
+    others, each at the cost of a retry, since one of them may be what did it.
+    """
+
+
 @runtime_checkable
 class Critic(Protocol):
-    """What a worker runs. One thread calls it; `load` comes first."""
+    """What a worker runs. One thread calls it; `load` comes first.
+
+    A critic that judges done by earlier frames too has the attribute `done_history = True`. One that can use
+    idle time has a method `work_ahead() -> bool`, called while no query waits until it returns False.
+    """
 
     def load(self) -> None:
         """Makes it ready: weights, compiled kernels. Raises with a message that says what to do."""
@@ -52,7 +67,7 @@ class Critic(Protocol):
         """One answer for each query, in order: a verdict, or the exception with which this query failed.
 
         An answer never depends on what else is in the batch. If this raises, the worker asks each query
-        again on its own. After `offload`, it comes back by itself.
+        again on its own; `AcceleratorLost` ends the worker. After `offload`, it comes back by itself.
         """
 
     def offload(self) -> None:

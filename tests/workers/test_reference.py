@@ -1,0 +1,107 @@
+"""The critic `reference` on recorded simulator rollouts: other object positions than in the reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vlac_queue.demo.rollouts import Rollout, load_rollouts, success_step
+from vlac_queue.errors import CriticFailed
+from vlac_queue.messages import DoneVerdict, ValueVerdict
+from workers.critics import CriticQuery
+from workers.critics.reference import ReferenceCritic, shrink
+
+ROLLOUTS = load_rollouts()
+REFERENCES = {rollout.env: rollout for rollout in ROLLOUTS if rollout.kind == "reference"}
+SUCCESSES = [rollout for rollout in ROLLOUTS if rollout.kind == "expert"]
+FAILURES = [rollout for rollout in ROLLOUTS if rollout.kind in ("random", "stalled")]
+#: The references go on for one chunk beyond the goal.
+THRESHOLD = 0.85
+
+
+def query(kind: str, rollout: Rollout, last: int | None = None, **more: object) -> CriticQuery:
+    last = len(rollout.frames) - 1 if last is None else last
+    reference = REFERENCES[rollout.env]
+    return CriticQuery(
+        kind=kind,  # type: ignore[arg-type]
+        task=rollout.task,
+        frames=rollout.frames[last : last + 1] if kind == "done" else rollout.frames[: last + 1],
+        frame=last,
+        reference=reference.frames,
+        reference_id=reference.name,
+        done_threshold=THRESHOLD,
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def value(rollout: Rollout) -> float:
+    (answer,) = ReferenceCritic().answer([query("value", rollout)])
+    assert isinstance(answer, ValueVerdict)
+    return answer.values[-1]
+
+
+@pytest.mark.parametrize("rollout", SUCCESSES, ids=lambda rollout: rollout.name)
+def test_a_success_is_called_done_near_where_the_environment_does(rollout: Rollout) -> None:
+    answers = ReferenceCritic().answer([query("done", rollout, frame) for frame in range(len(rollout.frames))])
+    first = next(frame for frame, answer in enumerate(answers) if isinstance(answer, DoneVerdict) and answer.done)
+    expected = success_step(rollout)
+    assert expected is not None and abs(first - expected) <= 1
+
+
+@pytest.mark.parametrize("rollout", FAILURES, ids=lambda rollout: rollout.name)
+def test_a_failure_is_never_called_done(rollout: Rollout) -> None:
+    answers = ReferenceCritic().answer([query("done", rollout, frame) for frame in range(len(rollout.frames))])
+    assert [answer.done for answer in answers if isinstance(answer, DoneVerdict)] == [False] * len(rollout.frames)
+
+
+@pytest.mark.parametrize("env", sorted(REFERENCES))
+def test_failures_have_lower_values_than_successes(env: str) -> None:
+    # Where a success stands when the environment first says so, against where a failure ends.
+    successes = []
+    for rollout in SUCCESSES:
+        if rollout.env == env and (step := success_step(rollout)) is not None:
+            (answer,) = ReferenceCritic().answer([query("value", rollout, step)])
+            assert isinstance(answer, ValueVerdict)
+            successes.append(answer.values[-1])
+    failures = [value(rollout) for rollout in FAILURES if rollout.env == env]
+    assert max(failures) < min(successes) - 7
+    assert min(failures) < 15
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.permutations(range(len(SUCCESSES) + len(FAILURES))), st.integers(1, 15))
+def test_what_else_is_in_the_batch_never_changes_an_answer(order: list[int], size: int) -> None:
+    queries = [query("done", rollout, 7) for rollout in SUCCESSES + FAILURES]
+    alone = [ReferenceCritic().answer([each])[0] for each in queries]
+    critic = ReferenceCritic()
+    for start in range(0, len(order), size):
+        part = order[start : start + size]
+        assert critic.answer([queries[index] for index in part]) == [alone[index] for index in part]
+
+
+def test_a_value_list_tells_the_progress_of_each_frame_or_every_stride_th() -> None:
+    rollout = SUCCESSES[-1]
+    critic = ReferenceCritic()
+    every, third = critic.answer([query("value", rollout), query("value", rollout, value_stride=3)])
+    assert isinstance(every, ValueVerdict) and isinstance(third, ValueVerdict)
+    assert len(every.values) == len(rollout.frames) and len(every.critics) == len(every.values) - 1
+    assert third.values == every.values[::3]
+    assert np.cumsum((every.values[0], *every.critics)) == pytest.approx(every.values)
+
+
+def test_without_a_usable_reference_it_says_so() -> None:
+    frames = SUCCESSES[0].frames[:1]
+    for reference in (None, frames):
+        (answer,) = ReferenceCritic().answer([CriticQuery("done", "task", frames, 0, reference, "id")])
+        assert isinstance(answer, CriticFailed) and "reference" in str(answer)
+
+
+def test_frames_of_any_size_are_compared() -> None:
+    for height, width in ((1, 1), (5, 300), (480, 640), (33, 31)):
+        frames = np.full((2, height, width, 3), 100, np.uint8)
+        assert shrink(frames).shape == (2, min(height, 32), min(width, 32), 3)
+        assert shrink(frames) == pytest.approx(100.0)
+    big = CriticQuery("done", "task", ROLLOUTS[0].frames[:1], 0, np.zeros((2, 480, 640, 3), np.uint8), "other")
+    assert isinstance(ReferenceCritic().answer([big])[0], DoneVerdict)

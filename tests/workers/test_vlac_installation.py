@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vlac_queue import VlacConfig
+from vlac_queue.errors import ConfigError
+from workers.critics.vlac import VlacCritic
+from workers.critics.vlac.installation import check_versions, check_weights
+
+_GOOD = {"torch": "2.9.1", "ms-swift": "3.3.0", "numpy": "1.26.4", "vllm": "0.11.0"}
+
+
+@pytest.mark.parametrize("swift", ["3.3.0", "3.7.3", "3.12.6", "3.12.6.dev0"])
+def test_versions_that_work_pass(swift: str) -> None:
+    check_versions({**_GOOD, "ms-swift": swift}, "pt")
+
+
+@pytest.mark.parametrize(
+    ("versions", "engine", "command"),
+    [
+        ({}, "pt", "pip install torch"),
+        ({"torch": "2.9.1"}, "pt", "ms-swift==3.3.0"),
+        ({**_GOOD, "ms-swift": "4.0.1"}, "pt", "ms-swift==3.3.0"),
+        ({**_GOOD, "ms-swift": "3.13.0"}, "pt", "ms-swift==3.3.0"),
+        ({**_GOOD, "numpy": "2.2.0"}, "pt", "pip install 'numpy<2'"),
+        (_GOOD, "vllm", "ms-swift==3.12.6"),
+        ({"torch": "2.9.1", "ms-swift": "3.12.6"}, "vllm", "vllm>=0.9"),
+    ],
+)
+def test_versions_that_cannot_work_are_refused_with_the_command(
+    versions: dict[str, str], engine: str, command: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        check_versions(versions, engine)
+    assert command in str(refused.value)
+
+
+def test_new_ms_swift_goes_with_new_numpy() -> None:
+    check_versions({**_GOOD, "ms-swift": "3.12.6", "numpy": "2.2.0"}, "vllm")
+
+
+def weights(folder: Path, *names: str) -> Path:
+    (folder / "config.json").write_text("{}")
+    for name in names:
+        (folder / name).write_bytes(b"")
+    return folder
+
+
+def test_a_folder_with_its_weights_passes(tmp_path: Path) -> None:
+    check_weights(str(weights(tmp_path, "model.safetensors")))
+
+
+def test_a_hub_name_is_left_to_the_hub() -> None:
+    check_weights("InternRobotics/VLAC")
+
+
+def test_missing_weights_are_told_with_what_to_do(tmp_path: Path) -> None:
+    for path, reason in [
+        ("", "VLAC_MODEL_PATH"),
+        (str(tmp_path / "nowhere"), "no folder"),
+        (str(tmp_path), "config.json"),
+    ]:
+        with pytest.raises(ConfigError, match=reason):
+            check_weights(path)
+
+
+def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no weights"):
+        check_weights(str(weights(tmp_path)))
+
+
+def test_a_half_finished_download_names_the_missing_shards(tmp_path: Path) -> None:
+    shards = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    weights(tmp_path, shards[0])
+    index = {"weight_map": {"a": shards[0], "b": shards[1]}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ConfigError, match=shards[1]):
+        check_weights(str(tmp_path))
+
+
+def test_loading_without_torch_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.critics.vlac.installation.installed_versions", dict)
+    with pytest.raises(ConfigError, match="pip install torch"):
+        VlacCritic(VlacConfig(model_path="x")).load()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("device", "gpu"),
+        ("dtype", "float64"),
+        ("attention", "sdpa"),
+        ("done_by", "goals"),
+        ("value_recursion", "mix"),
+        ("ref_num", 1),
+        ("max_images", 0),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused_by_name(setting: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=setting):
+        VlacConfig(**{setting: value})  # type: ignore[arg-type]
+
+
+def test_settings_come_from_the_workers_environment() -> None:
+    config = VlacConfig.from_env({"VLAC_DONE_BY": "goal", "VLAC_EAGER_VALUE": "true", "VLAC_REF_NUM": "5"})
+    assert (config.done_by, config.eager_value, config.ref_num) == ("goal", True, 5)

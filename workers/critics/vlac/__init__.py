@@ -1,0 +1,15 @@
+"""The critic `vlac`: the VLAC model, through the user's own evo_vlac and ms-swift.
+
+    installation  what must be there, and the command that mends it
+    model         GAC_model on an engine: one call of the model, offloading
+    calls         how rows become calls: sizes, memory that runs out, rows that fail
+    rows          what is asked for a query, and how the answers are read
+    ahead         pair scores asked while nobody waits
+    critic        `VlacCritic`, which puts them together
+
+Only `model` imports torch, ms-swift and evo_vlac, and only when it loads.
+"""
+
+from workers.critics.vlac.critic import VlacCritic
+
+__all__ = ["VlacCritic"]

@@ -1,0 +1,187 @@
+"""`VlacCritic`: queries in, verdicts out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from vlac_queue.config import VlacConfig
+from vlac_queue.errors import CriticFailed
+from vlac_queue.messages import DoneVerdict, ValueVerdict
+from workers.critics import CriticAnswer, CriticQuery
+from workers.critics.vlac.ahead import PairsAhead
+from workers.critics.vlac.calls import Completion, Reading, RowCalls
+from workers.critics.vlac.rows import Prompts, Row, clean_task, done_rows, value_rows
+
+
+class Recursion(Protocol):
+    """GAC_model's method that makes values of pair scores."""
+
+    def critic_to_value_simple(self, critic_list: list[float], simple: bool | str = True) -> list[float]: ...
+
+
+class Gac(Prompts, Recursion, Protocol):
+    """What is used of GAC_model beside its engine."""
+
+
+class Model(Protocol):
+    """A loaded model; `workers.critics.vlac.model.VlacModel`, or a stand-in of the tests."""
+
+    @property
+    def gac(self) -> Gac: ...
+    @property
+    def special_tokens(self) -> Sequence[str]:
+        """Texts that the tokenizer takes for more than words."""
+
+    def complete(self, rows: Sequence[Row]) -> list[Completion]: ...
+    def free_memory(self) -> None: ...
+    def offload(self) -> None: ...
+    def wake(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class VlacCritic:
+    """The VLAC model. Its answers are GAC_model's own, row for row.
+
+    Done: VLAC's judgement of the frame (`done_by`), done where it is above the query's threshold (strictly).
+    Values: VLAC's pair scores along the episode, made a list by VLAC's own recursion; reference frames, where
+    the query has them, are shown with every pair.
+
+    Rows of all queries share calls of the model, whatever their tasks and kinds. A row that can't be read
+    fails its own query, with what the model said. With `eager_value`, pairs of open episodes are asked while
+    nobody waits (`work_ahead`), and a value query asks what is left.
+    """
+
+    def __init__(self, config: VlacConfig | None = None, model: Model | None = None) -> None:
+        self.config = config or VlacConfig()
+        self._model = model
+        self._asleep = False
+        self._calls: RowCalls | None = None
+        self._ahead: PairsAhead | None = None
+
+    @property
+    def done_history(self) -> bool:
+        """Whether done queries need all frames of their episode."""
+        return self.config.done_by == "reference" or self.config.eager_value
+
+    def load(self) -> None:
+        """Loads the weights.
+
+        Raises:
+            ConfigError: something is not installed or does not fit; the message names the command to run.
+        """
+        if self._model is None:
+            from workers.critics.vlac.model import VlacModel
+
+            self._model = VlacModel.load(self.config)
+        self._calls = RowCalls(self._model.complete, self._model.free_memory, self.config.max_images)
+        if self.config.eager_value:
+            self._ahead = PairsAhead(self._pairs, self._calls.ask)
+
+    def answer(self, queries: Sequence[CriticQuery]) -> list[CriticAnswer]:
+        """One answer for each query, in order; the failure of one is its own answer."""
+        model, calls = self._awake()
+        plans = [self._rows(model, query) for query in queries]
+        known = [self._known(query) for query in queries]
+        asked = [
+            row
+            for plan, scores in zip(plans, known, strict=True)
+            if isinstance(plan, list)
+            for index, row in enumerate(plan)
+            if index not in scores
+        ]
+        readings = iter(calls.ask(asked))
+        answers: list[CriticAnswer] = []
+        for query, plan, scores in zip(queries, plans, known, strict=True):
+            if isinstance(plan, CriticFailed):
+                answers.append(plan)
+                continue
+            numbers = [scores[i] if i in scores else next(readings) for i in range(len(plan))]
+            answers.append(self._verdict(model, query, numbers))
+        self._look_ahead(queries, answers)
+        return answers
+
+    def work_ahead(self) -> bool:
+        """Asks some pairs of open episodes, if there are any; a part of a full call, so that queries wait little.
+
+        Returns:
+            Whether there was anything to ask; false as well while the weights are offloaded.
+        """
+        return self._ahead is not None and not self._asleep and self._ahead.work(self.config.max_images // 4 or 1)
+
+    def offload(self) -> None:
+        """Moves the weights to host memory; the next `answer` brings them back."""
+        if self._model is not None and not self._asleep:
+            self._model.offload()
+            self._asleep = True
+
+    def close(self) -> None:
+        """Frees the model."""
+        if self._model is not None:
+            self._model.close()
+        self._model = self._calls = self._ahead = None
+
+    def _awake(self) -> tuple[Model, RowCalls]:
+        if self._model is None or self._calls is None:
+            raise CriticFailed("the critic vlac is not loaded; call load() first.")
+        if self._asleep:
+            self._model.wake()
+            # Others may have left the accelerator meanwhile.
+            self._calls.reset()
+            self._asleep = False
+        return self._model, self._calls
+
+    def _rows(self, model: Model, query: CriticQuery) -> list[Row] | CriticFailed:
+        try:
+            task = clean_task(query.task, model.special_tokens)
+            rows = done_rows if query.kind == "done" else value_rows
+            return rows(query, model.gac, self.config, task)
+        except CriticFailed as error:
+            return error
+
+    def _pairs(self, query: CriticQuery) -> list[Row]:
+        """The rows of the value query that the episode of `query` could ask now; none where it would fail."""
+        assert self._model is not None
+        rows = self._rows(self._model, replace(query, kind="value"))
+        return rows if isinstance(rows, list) else []
+
+    def _known(self, query: CriticQuery) -> dict[int, float]:
+        return self._ahead.scores(query) if self._ahead and query.kind == "value" else {}
+
+    def _look_ahead(self, queries: Sequence[CriticQuery], answers: Sequence[CriticAnswer]) -> None:
+        if self._ahead is None:
+            return
+        for query, answer in zip(queries, answers, strict=True):
+            # Nobody asks for the value of an episode that is done, or again for one that has it.
+            if query.kind == "value" or (isinstance(answer, DoneVerdict) and answer.done):
+                self._ahead.drop(query.token)
+            elif query.token:
+                self._ahead.add(query)
+
+    def _verdict(self, model: Model, query: CriticQuery, readings: Sequence[Reading]) -> CriticAnswer:
+        numbers: list[float] = []
+        for index, reading in enumerate(readings):
+            if isinstance(reading, CriticFailed):
+                if query.kind == "value":
+                    stride = query.value_stride
+                    where = f"comparing frames {index * stride} and {(index + 1) * stride}"
+                    return CriticFailed(f"{where}: {reading.args[0]}", reading.traceback)
+                return reading
+            numbers.append(reading)
+        if query.kind == "done":
+            # Progress begins at 0 by VLAC's definition: the first frame is not asked about.
+            score = numbers[0] if numbers else 0.0
+            return DoneVerdict(done=score > query.done_threshold, score=score, frame=query.frame)
+        return self._values(model, numbers)
+
+    def _values(self, model: Model, critics: list[float]) -> CriticAnswer:
+        simple = "mix_f" if self.config.value_recursion == "mix_f" else True
+        try:
+            values = [float(value) for value in model.gac.critic_to_value_simple(critics, simple=simple)]
+        except (ZeroDivisionError, OverflowError) as error:
+            return CriticFailed(f"VLAC's recursion has no value for the pair scores {critics[:20]} ({error}).")
+        if not all(map(math.isfinite, values)):
+            return CriticFailed(f"VLAC's recursion leaves all bounds with the pair scores {critics[:20]}.")
+        return ValueVerdict(tuple(values), tuple(critics))

@@ -1,0 +1,257 @@
+"""The loaded model: evo_vlac's GAC_model on ms-swift's PtEngine or VllmEngine."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+from vlac_queue.config import VlacConfig
+from vlac_queue.errors import ConfigError, CriticFailed
+from vlac_queue.frames import Frames
+from workers.critics.vlac.calls import Completion, is_out_of_memory
+from workers.critics.vlac.installation import INSTALL_PT, INSTALL_VLLM, check_installation
+from workers.critics.vlac.rows import Row, shown
+
+logger = logging.getLogger(__name__)
+
+#: VLAC's examples use these; with top_k 1 the answer is the likeliest, at any temperature.
+_TEMPERATURE, _TOP_K = 0.5, 1
+#: Threads that make images ready; a call has up to max_images of them, at some milliseconds each.
+_PREPARING_THREADS = 4
+#: Tokens that an image takes in a prompt.
+_IMAGE_TOKENS = 256
+#: Tokens left for a prompt's words and the answer.
+_TEXT_TOKENS = 1024
+
+
+class VlacModel:
+    """GAC_model, loaded. One thread calls it: GAC_model keeps settings between its methods.
+
+    Attributes:
+        gac: the GAC_model; makes prompts, and values of scores.
+        special_tokens: what its tokenizer takes for more than words.
+    """
+
+    def __init__(self, gac: Any, config: VlacConfig, device: str) -> None:
+        self.gac = gac
+        self.special_tokens: tuple[str, ...] = tuple(gac.template.processor.all_special_tokens)
+        self._config = config
+        self._device = device
+        # Pillow lets go of the interpreter's lock while it resizes.
+        self._preparing = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="vlac-images")
+
+    @classmethod
+    def load(cls, config: VlacConfig) -> VlacModel:
+        """Loads the weights onto the device.
+
+        Raises:
+            ConfigError: something is missing or does not fit; the message names the command to run.
+        """
+        check_installation(config)
+        try:
+            import torch
+            from evo_vlac.utils import model_utils
+            from swift.llm import InferRequest
+        except Exception as error:  # transformers wraps ImportErrors, swift raises what it met
+            install = INSTALL_VLLM if config.engine == "vllm" else INSTALL_PT
+            raise ConfigError(
+                f"evo_vlac or what it needs can't be imported ({type(error).__name__}: {error}); run: {install}"
+            ) from error
+        # From ms-swift 3.8 on this name means something else; GAC_model means a request.
+        if not issubclass(model_utils.TemplateInputs, InferRequest):
+            model_utils.TemplateInputs = InferRequest
+        device = _device(config.device, torch)
+        if config.engine == "vllm" and device != "cuda:0":
+            raise ConfigError(
+                f"vLLM takes the first GPU that it sees, and VLAC_DEVICE={config.device} is {device} here; choose "
+                "the GPU with CUDA_VISIBLE_DEVICES, or set VLAC_ENGINE=pt."
+            )
+        if device == "cpu" and config.device == "auto":
+            logger.warning("torch sees no GPU: VLAC runs on the CPU, and slowly; see docs/vlac.md")
+        if device != "cpu" and config.engine == "pt":
+            # It caps this process's allocator; the CUDA context (some 0.5 GB) comes on top.
+            torch.cuda.set_per_process_memory_fraction(config.gpu_memory_fraction, device)
+        gac = _gac_class(model_utils.GAC_model, config)(tag="critic")
+        try:
+            gac.init_model(config.model_path, device_map=device, torch_dtype=_dtype(config.dtype, device, torch))
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise ConfigError(
+                    f"the weights do not fit the memory allowed ({error}); raise VLAC_GPU_MEMORY_FRACTION "
+                    f"(now {config.gpu_memory_fraction}; VLAC in bfloat16 takes about 5 GB, and calls their part)."
+                ) from error
+            raise
+        gac.temperature, gac.top_k = _TEMPERATURE, _TOP_K
+        gac.set_system_prompt()
+        return cls(gac, config, device)
+
+    def complete(self, rows: Sequence[Row]) -> list[Completion]:
+        """One call of the model; the rows have one `max_tokens`.
+
+        Returns:
+            For each row what the model said, or why that can't be used.
+        """
+        gac = self.gac
+        gac.max_tokens = rows[0].max_tokens
+        gac.set_config()
+        images = self._prepared_images(rows)
+        requests = gac.get_infer_requests(prompt=[row.prompt for row in rows], images=images)
+        responses, _ = gac.chat(requests)
+        # They keep an entry for every answer ever given.
+        gac.infer_stats.reset()
+        if len(responses) != len(rows):
+            raise CriticFailed(f"the engine gave {len(responses)} answers to {len(rows)} rows.")
+        return [self._completion(row, response) for row, response in zip(rows, responses, strict=True)]
+
+    def free_memory(self) -> None:
+        """Gives back what the allocator keeps for later."""
+        if self._device != "cpu":
+            import torch
+
+            torch.cuda.empty_cache()
+
+    def offload(self) -> None:
+        """Moves the weights to host memory."""
+        if self._config.engine == "vllm":
+            self.gac.engine.engine.sleep(1)
+        elif self._device != "cpu":
+            self.gac.model.to("cpu")
+            self.free_memory()
+
+    def wake(self) -> None:
+        """Moves the weights back onto the device."""
+        if self._config.engine == "vllm":
+            self.gac.engine.engine.wake_up()
+        elif self._device != "cpu":
+            self.gac.model.to(self._device)
+
+    def close(self) -> None:
+        """Forgets the weights."""
+        self._preparing.shutdown()
+        self.gac = None
+
+    def _prepared_images(self, rows: Sequence[Row]) -> list[list[Any]]:
+        """PIL images for each row, made ready by VLAC's own function: once for each frame, several at a time.
+
+        get_infer_requests makes them ready again, which then only copies; frames of pairs and references are
+        shown in many rows.
+        """
+        from PIL import Image
+
+        frames = {_address(frame): frame for row in rows for frame in row.images}
+        prepared = self._preparing.map(
+            lambda frame: self.gac._process_image_to_pil(Image.fromarray(frame)), frames.values()
+        )
+        images = dict(zip(frames, prepared, strict=True))
+        return [[images[_address(frame)] for frame in row.images] for row in rows]
+
+    def _completion(self, row: Row, response: Any) -> Completion:
+        if isinstance(response, Exception):
+            return CriticFailed(f"the engine failed on this row: {type(response).__name__}: {response}")
+        said = response.choices[0].message.content
+        if response.usage.completion_tokens >= row.max_tokens:  # PtEngine's finish_reason does not tell
+            return CriticFailed(f"VLAC's answer was cut off at {row.max_tokens} tokens: it said {shown(said)}.")
+        try:
+            # It only appends to the request's messages; a bare one saves copying the images.
+            answers, _ = self.gac.results_format([response], [SimpleNamespace(messages=[])], rich=row.rich)
+        except Exception as error:  # of one row only: no digit to weigh, or a digit that is no number
+            reason = f"{type(error).__name__}: {error}"
+            return CriticFailed(f"VLAC's answer can't be weighed by digit ({reason}): it said {shown(said)}.")
+        return str(answers[0])
+
+
+def _address(frame: Frames) -> tuple[Any, ...]:
+    """The same for arrays that show the same memory in the same way."""
+    return frame.__array_interface__["data"][0], frame.shape, frame.strides
+
+
+def _gac_class(gac_model: Any, config: VlacConfig) -> Any:
+    """GAC_model with an `init_model` that knows more than one attention, dtype, device and engine."""
+
+    class ServedGac(gac_model):
+        def init_model(
+            self,
+            model_path: str,
+            model_type: str = "internvl2",
+            device_map: str = "auto",
+            torch_dtype: Any = None,
+            adapter: str | None = None,
+        ) -> None:
+            from swift.plugin import InferStats
+            from swift.utils import seed_everything
+
+            start = self._start_vllm if config.engine == "vllm" else self._start_torch
+            start(model_path, model_type, device_map, torch_dtype)
+            # A progress bar for each call would fill the worker's log.
+            self.engine.infer = functools.partial(self.engine.infer, use_tqdm=False)
+            self.infer_stats = InferStats()
+            seed_everything(42)
+
+        def _start_torch(self, model_path: str, model_type: str, device: str, dtype: Any) -> None:
+            from swift.llm import PtEngine, get_model_tokenizer, get_template
+
+            self.model, tokenizer = get_model_tokenizer(
+                model_id_or_path=model_path,
+                model_type=model_type,
+                torch_dtype=dtype,
+                device_map=device,
+                attn_impl=_attention(config.attention, device, str(dtype)),
+            )
+            self.template = get_template(model_type, tokenizer)
+            self.engine = PtEngine.from_model_template(self.model, self.template, max_batch_size=0)
+
+        def _start_vllm(self, model_path: str, model_type: str, device: str, dtype: Any) -> None:
+            from swift.llm import VllmEngine
+
+            images = config.ref_num + 3
+            self.engine = VllmEngine(
+                model_path,
+                dtype,
+                model_type=model_type,
+                use_async_engine=False,
+                gpu_memory_utilization=config.gpu_memory_fraction,
+                max_model_len=images * _IMAGE_TOKENS + _TEXT_TOKENS,
+                limit_mm_per_prompt={"image": images},
+                # Rich answers need probabilities before temperature and top_k.
+                logprobs_mode="raw_logprobs",
+                enable_sleep_mode=True,
+            )
+            self.template = self.engine.default_template
+            # GAC_model.set_config writes torch's generation settings; vLLM's travel with each request.
+            self.model = SimpleNamespace(generation_config=SimpleNamespace())
+
+    return ServedGac
+
+
+def _device(name: str, torch: Any) -> str:
+    has_cuda = torch.cuda.is_available()
+    if name == "auto":
+        return "cuda:0" if has_cuda else "cpu"
+    if name == "cpu":
+        return name
+    index = int(name.partition(":")[2] or 0)
+    if not has_cuda or index >= torch.cuda.device_count():
+        raise ConfigError(
+            f"VLAC_DEVICE={name}, and torch sees {torch.cuda.device_count() if has_cuda else 'no'} GPU(s); check "
+            "nvidia-smi and CUDA_VISIBLE_DEVICES, install a CUDA build of torch, or set VLAC_DEVICE=cpu."
+        )
+    return f"cuda:{index}"
+
+
+def _dtype(name: str, device: str, torch: Any) -> Any:
+    if name == "auto":
+        name = "float32" if device == "cpu" else "bfloat16"
+    return getattr(torch, name)
+
+
+def _attention(name: str, device: str, dtype: str) -> str:
+    """GAC_model asks for flash_attn always; it needs a GPU, half precision and its own package."""
+    if name != "auto":
+        return name
+    usable = device != "cpu" and "float32" not in dtype and importlib.util.find_spec("flash_attn") is not None
+    return "flash_attn" if usable else "eager"
