@@ -71,7 +71,7 @@ class LiberoWatch:
     that done means "the critic said so" or "the simulator broke". Nothing in here waits for the critic.
 
     Args:
-        env: makes no difference to it: LIBERO's `OffScreenRenderEnv` goes on after success.
+        env: LIBERO's `OffScreenRenderEnv`, which can be stepped on after success.
         warmup: steps that upstream takes before the episode begins (`num_steps_wait`).
         stride: environment steps between frames taken within a chunk; 0 takes the chunk's last frame only.
     """
@@ -95,7 +95,7 @@ class LiberoWatch:
         return self._show(self._env.set_init_state(state))
 
     def step(self, action: Any) -> tuple[dict[str, Any], float, bool, dict[str, Any]]:
-        """As the environment's, but done is the environment's own in nothing."""
+        """As the environment's, except that its done is kept back and its reward is 0."""
         if self._over:
             return self._shown, 0.0, True, {}
         try:
