@@ -58,6 +58,7 @@ class Pending(Generic[Verdict]):
         self._answer: Answer | VlacQueueError | None = None
         self._asked = time.monotonic()
         self._latency_s = 0.0
+        self._answer_s = 0.0
 
     def done(self) -> bool:
         """Whether the answer (or a failure) is here; looks at Redis without waiting.
@@ -109,13 +110,23 @@ class Pending(Generic[Verdict]):
         """Seconds from asking until the answer was read; 0.0 before."""
         return self._latency_s
 
+    @property
+    def answer_s(self) -> float:
+        """Seconds from asking until the answer stood on Redis, whenever it was read; 0.0 before."""
+        return self._answer_s
+
     def _what(self) -> str:
         query = self.query
         return f"the {query.kind} query about frame {query.frame} of episode {query.episode!r}"
 
-    def _resolve(self, answer: Answer | VlacQueueError) -> None:
+    def _resolve(self, answer: Answer | VlacQueueError, written: float | None = None) -> None:
+        """Takes the answer, and when it was written (seconds since 1970 on Redis' clock), where it was."""
         if self._answer is None:
             self._latency_s = time.monotonic() - self._asked
+            if written is not None:
+                asked = self.query.deadline - self._client.config.timeout_s
+                # Redis' clock is carried on by ours, which may be ahead by a little.
+                self._answer_s = min(max(written - asked, 0.0), self._latency_s)
             self._answer = answer
 
 
@@ -519,7 +530,7 @@ class CriticClient:
                     episode._seen = max(episode._seen, entry_id, key=_stream_position)
                     # Another thread that waits on the same stream may have taken it in already.
                     if pending := episode._pending.pop(query_id, None):
-                        pending._resolve(answer)
+                        pending._resolve(answer, _stream_position(entry_id)[0] / 1000)
                         episode.answers += 1
                         episode.latency_s += pending.latency_s
         return bool(news)

@@ -755,7 +755,7 @@ def check_engine(config: VlacConfig) -> Finding:
     flash = _version("flash_attn")
     if flash:
         return Finding("ok", f"pt, flash_attn {flash}")
-    if getattr(config, "attention", "auto") == "flash_attn":
+    if config.attention == "flash_attn":
         return Finding(
             "broken",
             "VLAC_ATTENTION=flash_attn, and flash_attn is not installed",
@@ -858,7 +858,7 @@ def _is_cut(path: Path) -> bool:
 
 
 def check_gpu(config: VlacConfig) -> Finding:
-    device = getattr(config, "device", "auto")  # a setting that comes with the critic vlac, as attention does
+    device = config.device  # a setting that comes with the critic vlac, as attention does
     if device == "cpu":
         return Finding("ok", "VLAC_DEVICE=cpu: VLAC runs on the CPU, which is slow")
     if _version("torch") is None:

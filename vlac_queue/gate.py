@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -80,6 +80,20 @@ class RolloutGate:
         """The episodes, in the order of the tasks; for their counters."""
         return [run.episode for run in self._runs]
 
+    @property
+    def critic_s(self) -> float:
+        """Seconds that waiting for each answer that counts would have taken; complete after `settle`.
+
+        The longest at each step, summed. What was asked after an episode's end does not count.
+        """
+        longest: dict[int, float] = {}
+        for run in self._runs:
+            end = run.decisive
+            for step, seconds in run.answer_s.items():
+                if end is None or step <= end:
+                    longest[step] = max(longest.get(step, 0.0), seconds)
+        return sum(longest.values()) + max((run.value_s for run in self._runs), default=0.0)
+
     def push(self, frames: Mapping[int, Frames]) -> None:
         """Adds frames to episodes without asking about them, e.g. those seen before the first step.
 
@@ -100,12 +114,7 @@ class RolloutGate:
             VlacQueueError: the critic or the queue failed, and `on_failure` says to raise it.
             FrameError, ProtocolError: frames or steps are not usable.
         """
-        for index in frames:
-            steps = self._runs[index].steps
-            if steps and step <= steps[-1]:
-                raise ProtocolError(
-                    f"episode {index} was observed at step {steps[-1]} already, step {step} must be later."
-                )
+        self._check_ascending(step, frames)
         if self.overlap:
             self._take_in()
         runs = self._push(frames, step)
@@ -114,6 +123,26 @@ class RolloutGate:
         self._ask(runs, step)
         if not self.overlap:
             self._wait(runs)
+
+    def fail(self, step: int, errors: Mapping[int, VlacQueueError]) -> None:
+        """Ends episodes that can't go on for a reason of the caller's, e.g. a simulator that broke.
+
+        They count as if the critic had failed at `step`: what it says of earlier steps, even if that comes
+        late, goes first. Episodes known to be over are passed over.
+
+        Args:
+            step: number of the step that failed, after those observed.
+            errors: index of the episode -> why it can't go on.
+
+        Raises:
+            ProtocolError: the step is not after those observed.
+        """
+        self._check_ascending(step, errors)
+        for index, error in errors.items():
+            run = self._runs[index]
+            if not run.over:
+                run.steps.append(step)
+                run.answers[step] = error
 
     def finished(self) -> frozenset[int]:
         """Indices of the episodes known to be over, without waiting.
@@ -152,6 +181,14 @@ class RolloutGate:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         self.close()
+
+    def _check_ascending(self, step: int, indices: Iterable[int]) -> None:
+        for index in indices:
+            steps = self._runs[index].steps
+            if steps and step <= steps[-1]:
+                raise ProtocolError(
+                    f"episode {index} was observed at step {steps[-1]} already, step {step} must be later."
+                )
 
     def _push(self, frames: Mapping[int, Frames], step: int | None = None) -> list[_Run]:
         """Pushes to the episodes that go on; those that got their frames."""
@@ -241,6 +278,7 @@ class RolloutGate:
                     continue
             run.open.pop(step)
             run.answers[step] = answer
+            run.answer_s[step] = pending.answer_s
         decisive = run.decisive
         failure_or_done = run.answers.get(decisive) if decisive is not None else None
         if isinstance(failure_or_done, VlacQueueError) and self.on_failure != "mask":
@@ -272,6 +310,7 @@ class RolloutGate:
                 for run, pending in zip(left, pendings, strict=True):
                     try:
                         run.value = pending.verdict()
+                        run.value_s = pending.answer_s
                     except VlacQueueError as error:
                         failed.append((run, late if late is not None and not pending.answered else error))
             if not failed:
@@ -296,6 +335,9 @@ class _Run:
         self.answers: dict[int, bool | VlacQueueError] = {}
         self.tries: dict[int, int] = {}
         self.value: ValueVerdict | None = None
+        #: Seconds that the answers took: of each step, and of the value.
+        self.answer_s: dict[int, float] = {}
+        self.value_s = 0.0
         #: Step and error, where frames or the value could not be had; counts after all steps asked about.
         self.failure: tuple[int, VlacQueueError] | None = None
 

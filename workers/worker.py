@@ -498,6 +498,7 @@ class CriticWorker(SimpleWorker):
             **vars(self.stats),
             "host": self.hostname,
             "pid": os.getpid(),
+            "protocol": PROTOCOL_VERSION,
             "critic": self.config.critic,
             "model": self.config.model_path,
             "engine": self.config.engine if self.config.critic == "vlac" else "",

@@ -42,6 +42,7 @@ class ScriptedPending:
     frame: int
     answer: Any
     answered: bool = False
+    answer_s: float = 0.06
 
     @property
     def query(self) -> Any:

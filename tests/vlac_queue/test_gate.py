@@ -237,3 +237,52 @@ def test_an_earlier_done_that_comes_late_beats_a_push_that_failed() -> None:
         gate.observe(2, {0: FRAME})
         assert gate.finished() == {0}
         assert gate.settle() == [Outcome(1, True, 1.0)]
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_what_waiting_would_have_taken_counts_up_to_the_end(overlap):
+    """Answers take 0.06 s each; episodes of a step are asked together."""
+    client = ScriptedClient([script(".d."), script("..")])
+    with RolloutGate(client, ["a", "b"], overlap=overlap) as gate:
+        gate.observe(1, {0: FRAME, 1: FRAME})
+        gate.observe(2, {0: FRAME, 1: FRAME})
+        gate.observe(3, {0: FRAME})
+        gate.settle()
+        # Steps 1 and 2, and the value of the second episode.
+        assert gate.critic_s == pytest.approx(3 * 0.06)
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_a_callers_failure_after_done_does_not_matter(overlap):
+    with RolloutGate(ScriptedClient([script("d.")]), ["task"], overlap=overlap) as gate:
+        gate.observe(1, {0: FRAME})
+        gate.fail(2, {0: VlacQueueError("the simulator broke")})
+        assert gate.settle() == [Outcome(1, done=True, reward=1.0)]
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_a_callers_failure_masks_its_episode_alone(overlap):
+    client = ScriptedClient([script(".."), script("..")])
+    with RolloutGate(client, ["a", "b"], overlap=overlap, on_failure="mask") as gate:
+        gate.observe(1, {0: FRAME, 1: FRAME})
+        gate.fail(2, {0: VlacQueueError("the simulator broke")})
+        gate.observe(2, {1: FRAME})
+        failed, other = gate.settle()
+    assert failed == Outcome(2, done=False, reward=None, masked=True, error="the simulator broke")
+    assert other.reward == 0.5
+
+
+@pytest.mark.parametrize("on_failure", ["raise", "retry"])
+def test_a_callers_failure_is_raised_once_nothing_earlier_ended_the_episode(on_failure):
+    with RolloutGate(ScriptedClient([script("..")]), ["task"], on_failure=on_failure) as gate:
+        gate.observe(1, {0: FRAME})
+        gate.fail(2, {0: VlacQueueError("the simulator broke")})
+        with pytest.raises(VlacQueueError, match="the simulator broke"):
+            gate.settle()
+
+
+def test_a_callers_failure_must_come_after_what_was_observed():
+    with RolloutGate(ScriptedClient([script("..")]), ["task"]) as gate:
+        gate.observe(1, {0: FRAME})
+        with pytest.raises(ProtocolError, match="step 1 must be later"):
+            gate.fail(1, {0: VlacQueueError("the simulator broke")})

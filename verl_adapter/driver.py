@@ -1,0 +1,63 @@
+"""Starts upstream's training with our parts in it, or its evaluation without."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from omegaconf import open_dict
+
+from verl_adapter.settings import REDIS_URL_VARIABLE, USER_MODULE_VARIABLE
+from verl_adapter.startup import check_queue, check_training, evaluates_only
+from verl_adapter.upstream import check_upstream
+from vlac_queue.config import redact_url
+
+
+def start(config: Any) -> None:
+    """Runs upstream's `main` on the composed config.
+
+    Evaluation only is upstream's own, untouched: no part of ours is in it and Redis may be down.
+
+    Raises:
+        VlacQueueError: a check failed; the message says what to do.
+    """
+    evaluates = evaluates_only(config)
+    if not evaluates:
+        check_upstream()
+    # After the check, which says more than an import that fails.
+    from verl.trainer import main_ppo
+
+    if evaluates:
+        main_ppo.main(config)
+        return
+    critic = check_training(config)
+    check_queue(critic)
+    rule = config.vlac
+    print(
+        f"Groups are chosen by vlac.min_group_spread={rule.min_group_spread} and mean rewards within "
+        f"vlac.reward_lower_bound={rule.reward_lower_bound} .. vlac.reward_upper_bound={rule.reward_upper_bound}; "
+        "data.accuracy_lower_bound and data.accuracy_upper_bound, meant for 0/1 rewards, are not used."
+    )
+    variables = {
+        REDIS_URL_VARIABLE: critic.redis_url,
+        USER_MODULE_VARIABLE: config.actor_rollout_ref.model.external_lib or "",
+    }
+    with open_dict(config):
+        config.actor_rollout_ref.model.external_lib = "verl_adapter.plugin"
+        # Upstream prints its config and sends it to its loggers. Workers get the variable.
+        if redact_url(critic.redis_url) != critic.redis_url:
+            config.vlac.redis_url = None
+    # Upstream's main looks it up when it is called. Actors inherit the environment of the task that makes them.
+    main_ppo.main_task = _train.options(runtime_env={"env_vars": variables})
+    main_ppo.main(config)
+
+
+@ray.remote
+def _train(config: Any) -> None:
+    """Upstream's `main_task`, in its own process, with our reward manager and trainer in upstream's places."""
+    from verl.trainer import main_ppo
+
+    from verl_adapter.trainer import install
+
+    install()
+    main_ppo.main_task._function(config)

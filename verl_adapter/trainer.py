@@ -1,0 +1,103 @@
+"""Rewards, group filter and advantages of training (verl/trainer/main_ppo.py and ppo/ray_trainer.py)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from verl.trainer import main_ppo
+from verl.trainer.ppo import ray_trainer
+
+from verl_adapter.audit import Rollouts, audit
+from verl_adapter.groups import keep_groups, leave_groups
+from verl_adapter.settings import group_rule
+
+
+class VlacRewardManager(main_ppo.RobRewardManager):
+    """Scores with the critic's reward where the batch carries it, i.e. in training; else it is upstream's.
+
+    Upstream's `__call__` puts what `verify` leaves in `acc` at the last token that counts.
+    """
+
+    def verify(self, data: Any) -> tuple[list[float], dict[str, float], dict[str, float], dict[str, float]]:
+        """Scores 0..1 and metrics.
+
+        A masked episode scores 0.0 here, since upstream wants a number. Nothing uses it: the filter does not
+        look at it, and its advantage is 0 (`with_masks`).
+        """
+        if "vlac_reward" not in data.batch:
+            result: tuple[list[float], dict[str, float], dict[str, float], dict[str, float]]
+            result = super().verify(data)
+            return result
+        rewards = data.batch["vlac_reward"].masked_fill(data.batch["vlac_masked"], 0.0)
+        data.batch["acc"] = rewards
+        data.batch["format_correctness"] = torch.ones_like(rewards)
+        masked = _array(data, "vlac_masked")
+        counted = rewards[~data.batch["vlac_masked"]]
+        mean = counted.mean().item() if len(counted) else float("nan")
+        kept = keep_groups(
+            _array(data, "vlac_reward"), masked, self.config.data.n_samples, group_rule(self.config.vlac)
+        )
+        metrics = {"all": mean, "vlac/groups_kept": float(kept.mean()), **audit(_rollouts(data))}
+        return rewards.tolist(), metrics, {"all": 1.0}, {"all": mean}
+
+
+class VlacTrainer(ray_trainer.RayTrainer):
+    """Upstream's trainer, whose filter chooses groups by the critic's rewards where the batch carries them."""
+
+    def filter(self, reward_tensor: Any, batch: Any, n_samples: int) -> Any:
+        """The groups that `GroupRule` keeps, in place of upstream's bounds on accuracy."""
+        if "vlac_reward" not in batch.batch:
+            return super().filter(reward_tensor, batch, n_samples)
+        kept = keep_groups(
+            _array(batch, "vlac_reward"), _array(batch, "vlac_masked"), n_samples, group_rule(self.config.vlac)
+        )
+        return batch.slice(torch.from_numpy(kept.repeat(n_samples)))
+
+
+def with_masks(compute_advantage: Callable[..., Any]) -> Callable[..., Any]:
+    """Upstream's `compute_advantage`, where masked episodes neither get an advantage nor bend the others'."""
+
+    @functools.wraps(compute_advantage)
+    def compute(data: Any, *args: Any, **options: Any) -> Any:
+        if "vlac_masked" not in data.batch:
+            return compute_advantage(data, *args, **options)
+        data.non_tensor_batch["uid"] = leave_groups(data.non_tensor_batch["uid"], _array(data, "vlac_masked"))
+        data = compute_advantage(data, *args, **options)
+        masked = data.batch["vlac_masked"]
+        for name in ("advantages", "returns"):
+            data.batch[name] = data.batch[name].masked_fill(masked.unsqueeze(-1), 0.0)
+        return data
+
+    return compute
+
+
+def install() -> None:
+    """Puts these in the places where upstream's `main_task` looks for its own, in this process."""
+    main_ppo.RobRewardManager = VlacRewardManager
+    main_ppo.RayTrainer = VlacTrainer
+    ray_trainer.compute_advantage = with_masks(ray_trainer.compute_advantage)
+
+
+def _array(data: Any, name: str) -> NDArray[Any]:
+    array: NDArray[Any] = data.batch[name].cpu().numpy()
+    return array
+
+
+def _rollouts(data: Any) -> Rollouts:
+    return Rollouts(
+        reward=_array(data, "vlac_reward"),
+        done=_array(data, "complete").astype(bool),
+        masked=_array(data, "vlac_masked"),
+        finish_step=_array(data, "finish_step"),
+        env_success=_array(data, "vlac_env_success"),
+        env_success_step=_array(data, "vlac_env_success_step"),
+        queries=_array(data, "vlac_queries"),
+        sent_bytes=_array(data, "vlac_sent_bytes"),
+        waited_s=_array(data, "vlac_waited_s").astype(np.float64),
+        saved_s=_array(data, "vlac_saved_s").astype(np.float64),
+    )
