@@ -203,10 +203,10 @@ def make(folder: Path, seed: int = 0, large: Large | None = None) -> Path:
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    tokenizer = make_tokenizer(words=large is not None)
+    tokenizer = make_tokenizer(english=large is not None)
     tokenizer.save_pretrained(folder)
     weights = make_weights(tokenizer, seed)
-    sizes = {
+    sizes: dict[str, float] = {
         "vocab_size": len(tokenizer),
         "hidden_size": _HIDDEN,
         "intermediate_size": _MLP,
@@ -254,17 +254,17 @@ def make(folder: Path, seed: int = 0, large: Large | None = None) -> Path:
     return folder
 
 
-def make_tokenizer(words: bool = False) -> PreTrainedTokenizerFast:
+def make_tokenizer(english: bool = False) -> PreTrainedTokenizerFast:
     """Bytes, and a token for each thing that VLAC says or that tells its questions apart.
 
     Args:
-        words: whether common English words are tokens too, so that prompts are no longer than for other models.
+        english: whether common English words are tokens too, so that prompts are no longer than for other models.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={byte: i for i, byte in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    if words:
+    if english:
         trainer = trainers.BpeTrainer(vocab_size=_WORDS, initial_alphabet=alphabet, show_progress=False)
         # Python's own manual: some 0.7 MB of English that is always there.
         tokenizer.train_from_iterator(pydoc_data.topics.topics.values(), trainer)

@@ -858,7 +858,7 @@ def _is_cut(path: Path) -> bool:
 
 
 def check_gpu(config: VlacConfig) -> Finding:
-    device = config.device  # a setting that comes with the critic vlac, as attention does
+    device = config.device
     if device == "cpu":
         return Finding("ok", "VLAC_DEVICE=cpu: VLAC runs on the CPU, which is slow")
     if _version("torch") is None:

@@ -46,6 +46,7 @@ from vlac_queue.errors import ConfigError, CriticFailed, ProtocolError
 from vlac_queue.keys import WORKER_TTL_MS, Keys
 from vlac_queue.messages import (
     MAX_JOB_BYTES,
+    PROTOCOL_VERSION,
     Answer,
     Failure,
     decode_job,
