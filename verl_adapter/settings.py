@@ -26,7 +26,7 @@ USER_MODULE_VARIABLE = "VERL_ADAPTER_EXTERNAL_LIB"
 UPSTREAM_CONFIG_VARIABLE = "VERL_ADAPTER_UPSTREAM_CONFIG"
 
 
-def _setting(default: float, doc: str) -> Any:
+def _setting(default: float | bool, doc: str) -> Any:
     return field(default=default, metadata={"doc": doc})
 
 
@@ -70,12 +70,35 @@ class GroupRule:
             )
 
 
+@dataclass(frozen=True)
+class Sharing:
+    """How training and the critic share GPUs.
+
+    Raises:
+        ConfigError: a value is not of its type.
+    """
+
+    sleep_during_update: bool = _setting(
+        False,
+        "Whether all critics of the queue give their GPU memory back while the policy is updated; for workers on "
+        "the GPUs of training.",
+    )
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.sleep_during_update, bool):
+            raise ConfigError(f"sleep_during_update must be true or false, not {self.sleep_during_update!r}.")
+
+
+_GROUP_NAMES = tuple(spec.name for spec in fields(GroupRule))
+_SHARING_NAMES = tuple(spec.name for spec in fields(Sharing))
+#: Settings of training, and not of the queue.
+_TRAINING = (*fields(GroupRule), *fields(Sharing))
+
 #: Each setting of the node and its documentation.
 SETTINGS: dict[str, str] = {
     **VlacConfig.describe(),
-    **{spec.name: spec.metadata["doc"] for spec in fields(GroupRule)},
+    **{spec.name: spec.metadata["doc"] for spec in _TRAINING},
 }
-_GROUP_NAMES = tuple(spec.name for spec in fields(GroupRule))
 
 
 def check_name(name: str) -> None:
@@ -103,12 +126,18 @@ def critic_config(node: Mapping[str, Any], environ: Mapping[str, str] = os.envir
             "no Redis is named; set vlac.redis_url=redis://host:6379/0, or VLAC_REDIS_URL in the environment. "
             "To evaluate only, set trainer.val_only=True and trainer.val_before_train=True."
         )
-    return VlacConfig.from_mapping({n: value for n, value in values.items() if n not in _GROUP_NAMES})
+    others = _GROUP_NAMES + _SHARING_NAMES
+    return VlacConfig.from_mapping({name: value for name, value in values.items() if name not in others})
 
 
 def group_rule(node: Mapping[str, Any]) -> GroupRule:
     """The node's settings for groups. Raises as `critic_config`."""
     return GroupRule(**{name: value for name, value in _values(node).items() if name in _GROUP_NAMES})
+
+
+def sharing(node: Mapping[str, Any]) -> Sharing:
+    """The node's settings for sharing GPUs. Raises as `critic_config`."""
+    return Sharing(**{name: value for name, value in _values(node).items() if name in _SHARING_NAMES})
 
 
 def _values(node: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,7 +151,7 @@ def render() -> str:
     """The hydra config that stands on top of upstream's, each setting under its documentation."""
     defaults = {
         **{spec.name: spec.default for spec in fields(VlacConfig)},
-        **{spec.name: spec.default for spec in fields(GroupRule)},
+        **{spec.name: spec.default for spec in _TRAINING},
         # Named by the user: a run that trains on whatever listens on localhost is a mistake.
         "redis_url": None,
     }

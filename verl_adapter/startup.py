@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from verl_adapter.settings import check_name, critic_config, group_rule
+from verl_adapter.settings import check_name, critic_config, group_rule, sharing
 from vlac_queue import ConfigError, CriticClient, VlacConfig
 
 _OVERRIDE = re.compile(r"(?:\+{1,2}|~)?vlac\.([^=.]*)")
@@ -47,6 +47,7 @@ def check_training(config: Any) -> VlacConfig:
     """
     critic = critic_config(config.vlac)
     group_rule(config.vlac)
+    sharing(config.vlac)
     grpo = config.algorithm.adv_estimator == "grpo"
     if not config.data.filter_accuracy or config.data.filter_truncated:
         # Without either, upstream fails on a variable that was never set; the other counts text tokens.

@@ -14,7 +14,9 @@ from verl.trainer.ppo import ray_trainer
 
 from verl_adapter.audit import Rollouts, audit
 from verl_adapter.groups import keep_groups, leave_groups
-from verl_adapter.settings import group_rule
+from verl_adapter.settings import critic_config, group_rule, sharing
+from verl_adapter.updates import with_critics_asleep
+from vlac_queue import CriticClient
 
 
 class VlacRewardManager(main_ppo.RobRewardManager):
@@ -48,6 +50,14 @@ class VlacRewardManager(main_ppo.RobRewardManager):
 
 class VlacTrainer(ray_trainer.RayTrainer):
     """Upstream's trainer, whose filter chooses groups by the critic's rewards where the batch carries them."""
+
+    def init_workers(self) -> None:
+        """Upstream's workers, whose update has the critics asleep, if `sleep_during_update` says so."""
+        super().init_workers()
+        if sharing(self.config.vlac).sleep_during_update:
+            workers = self.actor_rollout_wg
+            client = CriticClient(critic_config(self.config.vlac))
+            workers.update_actor = with_critics_asleep(workers.update_actor, client)
 
     def filter(self, reward_tensor: Any, batch: Any, n_samples: int) -> Any:
         """The groups that `GroupRule` keeps, in place of upstream's bounds on accuracy."""

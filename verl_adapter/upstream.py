@@ -42,6 +42,7 @@ _NEEDED: dict[tuple[str, str], str | None] = {
     (_MAIN, "RobRewardManager.__init__"): "self num_examine config",
     (_MAIN, "RobRewardManager.verify"): "self data",
     (_TRAINER, "RayTrainer.filter"): "self reward_tensor batch n_samples",
+    (_TRAINER, "RayTrainer.init_workers"): "self",
     (_TRAINER, "compute_advantage"): "data gamma lam adv_estimator config",
     ("utils/libero_utils.py", "get_libero_env"): "task model_family resolution",
 }

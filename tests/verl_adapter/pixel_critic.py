@@ -32,6 +32,9 @@ class PixelCritic:
     def offload(self) -> None:
         pass
 
+    def wake(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
