@@ -27,10 +27,12 @@ before: so it can't be decoded after any other history, and no checksum of pixel
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import lz4.block
 import numpy as np
@@ -99,6 +101,21 @@ class BatchInfo:
     needs_base: bool
     raw_bytes: int
     encoded_bytes: int
+
+
+class _Header(NamedTuple):
+    """A header whose checksum is right, but for what only the wire needs."""
+
+    shape: tuple[int, int, int, int]
+    xor: bool
+    first: int
+    has_base: bool
+    base_checksum: int
+    checksum: int
+
+    @property
+    def raw_bytes(self) -> int:
+        return math.prod(self.shape)
 
 
 def as_batch(frames: Frames) -> Frames:
@@ -182,14 +199,13 @@ def read_header(payload: bytes) -> BatchInfo:
     Raises:
         FrameError: the payload is truncated, corrupted or of another version.
     """
-    fields, _ = _checked(payload)
-    _, _, encoding, height, width, _, count, first, _, has_base, _ = fields
+    header, _ = _checked(payload)
     return BatchInfo(
-        shape=(count, height, width, 3),
-        first=first,
-        encoding="xor" if encoding == _XOR else "plain",
-        needs_base=bool(has_base),
-        raw_bytes=count * height * width * 3,
+        shape=header.shape,
+        first=header.first,
+        encoding="xor" if header.xor else "plain",
+        needs_base=header.has_base,
+        raw_bytes=header.raw_bytes,
         encoded_bytes=len(payload),
     )
 
@@ -209,9 +225,19 @@ def decode(payload: bytes, *, base: Base | None = None, limit: int = MAX_BATCH_B
         FrameError: the payload is truncated, corrupted, of another version or larger than `limit`, or
             `base` is missing or not the batch that it was encoded after.
     """
-    fields, block = _checked(payload)
-    _, _, encoding, height, width, _, count, _, base_crc, has_base, _ = fields
-    raw_bytes = count * height * width * 3
+    header, block = _checked(payload)
+    delta = _unpack(header, block, limit)
+    if not header.xor:
+        return delta
+    pixels = np.empty_like(delta)
+    _unchain(delta, header, base, out=pixels)
+    pixels.setflags(write=False)
+    return pixels
+
+
+def _unpack(header: _Header, block: memoryview, limit: int) -> Frames:
+    """What the block holds: pixels, or pixels XORed with those before; uint8 (T,H,W,3), read-only."""
+    raw_bytes = header.raw_bytes
     if raw_bytes > limit:
         raise FrameError(f"the batch declares {raw_bytes} bytes of pixels, above the limit of {limit}; refused.")
     if raw_bytes > _LZ4_MAX_RATIO * len(block):
@@ -222,21 +248,19 @@ def decode(payload: bytes, *, base: Base | None = None, limit: int = MAX_BATCH_B
         raise FrameError(f"the batch's lz4 block is corrupted ({error}); push the frames again.") from None
     if len(raw) != raw_bytes:
         raise FrameError(f"the batch unpacks to {len(raw)} bytes instead of {raw_bytes}; push the frames again.")
-    pixels = np.frombuffer(raw, np.uint8).reshape(count, height, width, 3)
-    if encoding == _XOR:
-        pixels = _unchain(pixels, base, base_crc if has_base else None)
-        pixels.setflags(write=False)
-    return pixels
+    return np.frombuffer(raw, np.uint8).reshape(header.shape)
 
 
-def _unchain(delta: Frames, base: Base | None, checksum: int | None) -> Frames:
-    """The frames of an XOR batch; `checksum` is that of the base it needs, None where it needs none."""
-    if checksum is None:
-        return np.bitwise_xor.accumulate(delta, axis=0)
-    if base is None or base.frame.shape != delta.shape[1:] or base.checksum != checksum:
+def _unchain(delta: Frames, header: _Header, base: Base | None, *, out: Frames) -> None:
+    """Writes the frames of an XOR batch to `out`, which does not overlap with `delta`."""
+    if not header.has_base:
+        out[0] = delta[0]
+    elif base is None or base.frame.shape != delta.shape[1:] or base.checksum != header.base_checksum:
         raise FrameError("the batch is XORed with the frame before it, and the given base is not that frame.")
-    first = np.bitwise_xor(delta[:1], base.frame)
-    return first if len(delta) == 1 else np.bitwise_xor.accumulate(np.concatenate([first, delta[1:]]), axis=0)
+    else:
+        np.bitwise_xor(delta[0], base.frame, out=out[0])
+    for index in range(1, len(delta)):
+        np.bitwise_xor(delta[index], out[index - 1], out=out[index])
 
 
 def decode_many(
@@ -256,25 +280,61 @@ def decode_many(
     Raises:
         FrameError: as `decode`, or the batches do not follow one another.
     """
-    total = 0
-    for payload in payloads:
-        info = read_header(payload)
-        if info.first != first:
-            raise FrameError(
-                f"a batch begins at frame {info.first}, but frame {first} comes next; a batch is missing."
-            )
-        first += info.shape[0]
-        total += info.raw_bytes
-    if total > limit:
-        raise FrameError(
-            f"the batches declare {total} bytes of pixels together, above the limit of {limit}; refused."
-        )
+    _follow(payloads, first, limit)
     decoded = []
     for payload in payloads:
         batch = decode(payload, base=base, limit=limit)
         decoded.append(batch)
         base = Base.after(batch, payload)
     return decoded
+
+
+def decode_episode(payloads: Sequence[bytes], *, limit: int = MAX_BATCH_BYTES) -> Frames:
+    """All batches of an episode in one array, without a copy of each.
+
+    Args:
+        payloads: its encoded batches, one or more, in the order they were pushed.
+        limit: most pixel bytes of all together, checked before anything is allocated.
+
+    Returns:
+        uint8 (T,H,W,3).
+
+    Raises:
+        FrameError: as `decode_many`, or the frames are of several sizes.
+    """
+    headers = _follow(payloads, 0, limit)
+    if len({header.shape[1:] for header in headers}) > 1:
+        raise FrameError("the episode's frames are of several sizes; push one size only.")
+    frames = np.empty((sum(header.shape[0] for header in headers), *headers[0].shape[1:]), np.uint8)
+    end, base = 0, None
+    for payload in payloads:
+        header, block = _checked(payload)
+        out = frames[end : end + header.shape[0]]
+        delta = _unpack(header, block, limit)
+        if header.xor:
+            _unchain(delta, header, base, out=out)
+        else:
+            out[:] = delta
+        end += len(out)
+        base = Base(out[-1], header.checksum)
+    return frames
+
+
+def _follow(payloads: Sequence[bytes], first: int, limit: int) -> list[_Header]:
+    """The headers of batches, once they follow one another from frame `first` on and stay within `limit`."""
+    headers = [_checked(payload)[0] for payload in payloads]
+    for header in headers:
+        if header.first != first:
+            raise FrameError(
+                f"a batch begins at frame {header.first}, but frame {first} comes next; a batch is missing."
+            )
+        first += header.shape[0]
+    total = sum(header.raw_bytes for header in headers)
+    if total > limit:
+        raise FrameError(
+            f"the batches declare {total} bytes of pixels together, above the limit of {limit}; refused."
+        )
+    return headers
 
 
 def _xor_chain(batch: Frames, base: Frames | None) -> Frames:
@@ -298,14 +358,14 @@ def _packs_better(delta: Frames, batch: Frames) -> bool:
     return delta_bytes < plain_bytes
 
 
-def _checked(payload: bytes) -> tuple[tuple, memoryview]:
-    """The header's fields and the block, once length, version and checksum are right."""
+def _checked(payload: bytes) -> tuple[_Header, memoryview]:
+    """The header and the block, once length, version and checksum are right."""
     if len(payload) < HEADER_BYTES:
         raise FrameError(
             f"an encoded batch has at least {HEADER_BYTES} bytes, this one {len(payload)}: truncated."
         )
     fields = _HEADER.unpack_from(payload)
-    magic, version, encoding, height, width, reserved, count, _, _, has_base, block_bytes = fields
+    magic, version, encoding, height, width, reserved, count, first, base_checksum, has_base, block_bytes = fields
     if magic != _MAGIC:
         raise FrameError("this is not an encoded frame batch (wrong magic bytes).")
     if version != _VERSION:
@@ -324,4 +384,12 @@ def _checked(payload: bytes) -> tuple[tuple, memoryview]:
     sides = 1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE
     if not sides or count == 0 or encoding not in (_PLAIN, _XOR) or reserved or has_base not in (0, 1):
         raise FrameError("the batch's header holds values that no encoder of this version writes.")
-    return fields, block
+    header = _Header(
+        shape=(count, height, width, 3),
+        xor=encoding == _XOR,
+        first=first,
+        has_base=bool(has_base),
+        base_checksum=base_checksum,
+        checksum=crc,
+    )
+    return header, block

@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-import numpy as np
-
 from vlac_queue.errors import FrameError, ProtocolError
-from vlac_queue.frames import Base, Frames, decode_many
+from vlac_queue.frames import Base, Frames, decode_episode, decode_many
 from vlac_queue.messages import Failure, Query
 from vlac_queue.store import EpisodeMeta, EpisodeStore
 from workers.critics import CriticQuery
@@ -155,31 +153,32 @@ class Intake:
         )
 
     def _frames(self, query: Query, first: int, batches: Sequence[bytes]) -> Frames:
+        """The frames that the critic looks at, from `batches`, whose first has the index `first`."""
+        if not self._one_frame(query):
+            frames = decode_episode(batches, limit=MAX_QUERY_BYTES)
+            self._keep(query, Base.after(frames, batches[-1]), len(frames))
+            return frames
         kept = self._last.get(query.token)
-        one_frame = self._one_frame(query)
-        if one_frame and kept is not None and kept.batch >= first - 1 and kept.batch <= query.batch:
-            # Decode only what came after the frame kept.
-            new = batches[kept.batch + 1 - first :]
-            decoded = decode_many(new, first=kept.count, base=kept.base, limit=MAX_QUERY_BYTES)
-            count = kept.count + sum(len(batch) for batch in decoded)
+        if kept is not None and first - 1 <= kept.batch <= query.batch:
+            # Only what came after the frame kept; nothing, if that is the one asked about.
+            new, base, count = batches[kept.batch + 1 - first :], kept.base, kept.count
         else:
-            new = batches
-            decoded = decode_many(new, limit=MAX_QUERY_BYTES)
-            count = sum(len(batch) for batch in decoded)
+            new, base, count = batches, None, 0
+        decoded = decode_many(new, first=count, base=base, limit=MAX_QUERY_BYTES)
+        if decoded:
+            base = Base.after(decoded[-1], new[-1])
+        assert base is not None, "a query is about at least one batch"
+        self._keep(query, base, count + sum(map(len, decoded)))
+        return base.frame[None]
+
+    def _keep(self, query: Query, base: Base, count: int) -> None:
         if count != query.frame + 1:
             raise ProtocolError(
                 f"frame {query.frame} of episode {query.episode!r} is not the last of batch {query.batch}."
             )
+        kept = self._last.get(query.token)
         if kept is None or query.batch > kept.batch:
-            kept = _LastFrame(Base.after(decoded[-1], new[-1]), query.batch, count)
-            self._last.keep(query.token, kept, kept.base.frame.nbytes)
-        if one_frame:
-            # A query about an earlier frame than the one kept was decoded from the start.
-            return (decoded[-1][-1] if decoded else kept.base.frame)[None]
-        shapes = {batch.shape[1:] for batch in decoded}
-        if len(shapes) > 1:
-            raise FrameError(f"the frames of episode {query.episode!r} are of several sizes; push one size only.")
-        return np.concatenate(decoded) if len(decoded) > 1 else decoded[0]
+            self._last.keep(query.token, _LastFrame(base, query.batch, count), base.frame.nbytes)
 
     def _reference(self, reference: str) -> Frames:
         kept = self._references.get(reference)
@@ -188,9 +187,6 @@ class Intake:
         batches = self._store.read_reference(reference)
         if not batches:
             raise FrameError(f"the reference {reference[:12]} is not on Redis (evicted?); open the episode again.")
-        frames = np.concatenate(decode_many(batches, limit=MAX_QUERY_BYTES))
+        frames = decode_episode(batches, limit=MAX_QUERY_BYTES)
         self._references.keep(reference, frames, frames.nbytes)
         return frames
-
-
-__all__ = ["Intake", "Prepared"]

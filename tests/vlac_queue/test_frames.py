@@ -22,6 +22,7 @@ from vlac_queue.frames import (
     Frames,
     as_batch,
     decode,
+    decode_episode,
     decode_many,
     encode,
     read_header,
@@ -475,3 +476,29 @@ def test_noise_is_left_as_it_is() -> None:
     payload = encode(frames[1], base=base_of(frames[0]))
     assert read_header(payload).encoding == "plain"
     assert len(payload) <= frames[1].nbytes * 1.004 + 52
+
+
+@given(
+    counts=st.lists(st.integers(1, 3), min_size=1, max_size=6),
+    kinds=st.lists(st.sampled_from(["flat", "noise"]), min_size=6, max_size=6),
+)
+def test_an_episode_in_one_array_is_its_batches_joined(counts: list[int], kinds: list[str]) -> None:
+    rng = np.random.default_rng(0)
+    payloads, base, first, still = [], None, 0, rng.integers(0, 256, (9, 7, 3), np.uint8)
+    for count, kind in zip(counts, kinds, strict=False):
+        batch = np.stack([still] * count) if kind == "flat" else rng.integers(0, 256, (count, 9, 7, 3), np.uint8)
+        payloads.append(encode(batch, first=first, base=base))
+        base, first = Base.after(batch, payloads[-1]), first + count
+    assert np.array_equal(decode_episode(payloads), np.concatenate(decode_many(payloads)))
+    for wrong in (payloads[1:], payloads[::-1]):
+        if len(payloads) > 1:
+            with pytest.raises(FrameError):
+                decode_episode(wrong)
+
+
+def test_an_episode_of_several_sizes_or_over_the_limit_is_refused() -> None:
+    payloads = [encode(np.zeros((1, side, side, 3), np.uint8), first=i) for i, side in enumerate((4, 5))]
+    with pytest.raises(FrameError, match="several sizes"):
+        decode_episode(payloads)
+    with pytest.raises(FrameError, match="above the limit"):
+        decode_episode(payloads[:1], limit=47)
