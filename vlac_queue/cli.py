@@ -10,8 +10,8 @@ import click
 from vlac_queue.config import VlacConfig, redact_url
 from vlac_queue.console import errors_as_messages, queue_option, redis_url_option
 from vlac_queue.demo.command import demo
-from vlac_queue.doctor_command import doctor
-from vlac_queue.score_command import score
+from vlac_queue.doctor.command import doctor
+from vlac_queue.score.command import score
 from vlac_queue.workers_command import workers
 
 

@@ -142,6 +142,8 @@ class CriticWorker(SimpleWorker):
         self._open_lock = threading.Lock()
         self._halt = threading.Event()
         self._suspended = False
+        #: Whether other critic workers serve the queue.
+        self._has_company = False
         self._loading = False
         self._idle = threading.Event()
         self._fatal: BaseException | None = None
@@ -291,6 +293,9 @@ class CriticWorker(SimpleWorker):
                 room = self._batcher.wait_for_room(_TAKE_S)
                 if not unread and room and not self._suspended:
                     busy = bool(self._open_queries)
+                    if busy and self._has_company and self._queue_length():
+                        # An idle worker may be just between two waits on the queue: it goes first.
+                        self._idle.wait(_LOOK_S)
                     unread = self._claims.take(room, block_s=0 if burst or busy else _TAKE_S)
                     if not unread and busy:
                         self._idle.wait(_LOOK_S)
@@ -313,6 +318,9 @@ class CriticWorker(SimpleWorker):
             elif max_idle_time is not None and time.monotonic() - idle_since > max_idle_time:
                 self.log.info("Worker %s: idle for %d seconds, quitting", self.name, max_idle_time)
                 break
+
+    def _queue_length(self) -> int:
+        return int(self.connection.llen(self._keys.rq_queue))
 
     def _readable(self, taken: Sequence[TakenJob]) -> list[tuple[str, str]]:
         """(job id, text) of those jobs that are ours to answer; the others are rejected."""
@@ -340,8 +348,8 @@ class CriticWorker(SimpleWorker):
             except ProtocolError as error:
                 self._reject(job_id, error)
         prepared = self._intake.prepare(queries)
-        self._idle.clear()
         with self._open_lock:
+            self._idle.clear()
             for each in prepared:
                 self._open_queries[each.job] = self._open_queries.get(each.job, 0) + 1
         ready = [(each, each.nbytes) for each in prepared if isinstance(each.ask, CriticQuery)]
@@ -430,16 +438,17 @@ class CriticWorker(SimpleWorker):
         with self._open_lock:
             for prepared, _ in answers:
                 self._open_queries[prepared.job] -= 1
-            for job_id in finished:
-                del self._open_queries[job_id]
+                # Not simply the finished ones: a copy of the job may have come meanwhile.
+                if self._open_queries[prepared.job] == 0:
+                    del self._open_queries[prepared.job]
             if not self._open_queries:
                 self._idle.set()
         self.stats.jobs += len(finished)
-        self.stats.queries += len(answers)
+        self.stats.queries += sum(answer is not None for _, answer in answers)
         self.stats.failures += sum(isinstance(answer, Failure) for _, answer in answers)
 
     def _finish_job(self, job_id: str, pipeline: Pipeline) -> None:
-        pipeline.lrem(self._claims.key, 1, job_id)
+        pipeline.lrem(self._claims.key, 0, job_id)
         # The job that this worker lives in is its parent's to delete, once it ends.
         if self._adopted is None or job_id != self._adopted[0]:
             pipeline.delete(self._keys.rq_job(job_id))
@@ -491,7 +500,9 @@ class CriticWorker(SimpleWorker):
         if self._parent and not self._stop_requested and (parent_stops or self._orphaned()):
             self.log.info("Worker %s: its parent %s stops, stopping too", self.name, self._parent.name)
             self._request_stop()
-        self._recover(sorted({name.decode() for name in names} - {self.name}))
+        others = sorted({name.decode() for name in names} - {self.name})
+        self._has_company = bool(others)
+        self._recover(others)
 
     def _description(self) -> Any:
         """What `vlac:<queue>:worker:<name>` holds; read by dashboards (docs/protocol.md)."""

@@ -21,9 +21,21 @@ from rq.suspension import WORKERS_SUSPENDED
 
 from tests.conftest import Workers, until
 from tests.workers.critics import NAME as TASK_CRITIC
-from vlac_queue import VlacConfig, doctor
-from vlac_queue.doctor import Finding, Server, examine, judge_gpu, summary, table
-from vlac_queue.doctor_command import doctor as command
+from vlac_queue import VlacConfig
+from vlac_queue.doctor import (
+    Finding,
+    Server,
+    examination,
+    examine,
+    gpu_checks,
+    judge_gpu,
+    package_checks,
+    queue_checks,
+    redis_checks,
+    summary,
+    table,
+)
+from vlac_queue.doctor.command import doctor as command
 from vlac_queue.keys import Keys
 from vlac_queue.messages import PROTOCOL_VERSION
 from vlac_queue.server import RedisServer, free_port
@@ -123,7 +135,7 @@ def test_a_password_is_used_and_not_shown(guarded: RedisServer) -> None:
     arguments = ["--redis-url", url_for(guarded, ":hush"), "--host", "rollout"]
     findings = {finding.check: finding for finding in examine(url_for(guarded, ":hush"), host="rollout")}
     assert findings["Redis"].state == "ok" and findings["password"].found == "a password is asked for"
-    assert "--askpass" in doctor._redis_cli(VlacConfig(redis_url=url_for(guarded, ":hush")))
+    assert "--askpass" in redis_checks._redis_cli(VlacConfig(redis_url=url_for(guarded, ":hush")))
     for output in ([], ["--json"]):
         assert "hush" not in CliRunner().invoke(command, [*arguments, *output]).output
 
@@ -196,7 +208,7 @@ def test_who_can_reach_a_server_without_password(
 ) -> None:
     settings = {"bind": bind, "protected-mode": protected}
     server = Server({"redis_version": version}, settings=settings, open=True, seen_from=seen_from)
-    assert doctor.check_password(server, _CONFIG).state == state
+    assert redis_checks.check_password(server, _CONFIG).state == state
 
 
 @pytest.fixture
@@ -250,13 +262,13 @@ def test_a_user_without_rights_on_our_keys_is_broken(server: RedisServer, connec
     ],
 )
 def test_a_server_that_can_not_serve_is_broken(info: dict[str, Any], says: str) -> None:
-    finding = doctor.check_version(Server(info), _CONFIG)
+    finding = redis_checks.check_version(Server(info), _CONFIG)
     assert finding.state == "broken" and says in finding.found and finding.remedy
 
 
 def test_a_slow_round_trip_is_a_warning() -> None:
-    assert doctor.check_round_trip(Server({}, round_trip_s=0.0004), _CONFIG) == Finding("ok", "0.4 ms")
-    slow = doctor.check_round_trip(Server({}, round_trip_s=0.025), _CONFIG)
+    assert redis_checks.check_round_trip(Server({}, round_trip_s=0.0004), _CONFIG) == Finding("ok", "0.4 ms")
+    slow = redis_checks.check_round_trip(Server({}, round_trip_s=0.025), _CONFIG)
     assert slow.state == "warning" and slow.found.startswith("25.0 ms")
 
 
@@ -268,13 +280,13 @@ def test_a_slow_round_trip_is_a_warning() -> None:
     ],
 )
 def test_memory_that_will_not_do_is_a_warning(info: dict[str, Any], says: str) -> None:
-    finding = doctor.check_memory(Server(info), _CONFIG)
+    finding = redis_checks.check_memory(Server(info), _CONFIG)
     assert finding.state == "warning" and says in finding.found and finding.remedy
 
 
 def test_a_failed_snapshot_is_broken() -> None:
     server = Server({"rdb_last_bgsave_status": "err"}, settings={"save": "60 1", "appendonly": "no"})
-    finding = doctor.check_persistence(server, _CONFIG)
+    finding = redis_checks.check_persistence(server, _CONFIG)
     assert finding.state == "broken" and finding.remedy == "redis-cli CONFIG SET save ''"
 
 
@@ -287,7 +299,7 @@ def test_a_failed_snapshot_is_broken() -> None:
     ],
 )
 def test_remedies_go_to_that_server(url: str, command_line: str) -> None:
-    assert doctor._redis_cli(VlacConfig(redis_url=url)) == command_line
+    assert redis_checks._redis_cli(VlacConfig(redis_url=url)) == command_line
 
 
 def test_nothing_is_changed_on_redis(server: RedisServer, connection: redis.Redis) -> None:
@@ -478,7 +490,7 @@ def test_suspended_workers_are_broken(server: RedisServer, connection: redis.Red
     ],
 )
 def test_the_reason_of_a_failure_is_its_last_line(packed: bytes | None, reason: str) -> None:
-    assert doctor._reason(packed) == reason
+    assert queue_checks._reason(packed) == reason
 
 
 # Packages, weights and GPU: fakes on sys.path.
@@ -584,7 +596,7 @@ def test_a_gpu_host_that_has_everything(host: Host, engine: str) -> None:
         host.hide("timm")
     _, findings = host.look(VLAC_ENGINE=engine)
     assert not broken(findings)
-    assert {name for name in doctor._HOST_CHECKS if findings[name].state != "ok"} == set()
+    assert {name for name in examination._HOST_CHECKS if findings[name].state != "ok"} == set()
     assert findings["torch"].found == "torch 2.6.0, torchvision 0.21.0"
     assert findings["weights"].found.endswith("2 files of weights, 344 B, tokenizer")
     assert findings["GPU"].found == "Fake GPU, 70.0 GiB of 80.0 GiB free; the critic may use 12.0 GiB"
@@ -742,18 +754,18 @@ def with_setting(name: str, value: str) -> VlacConfig:
 
 def test_the_device_that_is_set_is_the_one_looked_at(host: Host) -> None:
     host.gpu(count=2)
-    assert doctor.check_gpu(with_setting("device", "cuda:1")).state == "ok"
-    beyond = doctor.check_gpu(with_setting("device", "cuda:2"))
+    assert gpu_checks.check_gpu(with_setting("device", "cuda:1")).state == "ok"
+    beyond = gpu_checks.check_gpu(with_setting("device", "cuda:2"))
     assert beyond.state == "broken" and "2 GPUs, and VLAC_DEVICE=cuda:2" in beyond.found
     assert "export VLAC_DEVICE=auto" in beyond.remedy
     host.module("torch", "raise SystemExit('imported')")
-    assert doctor.check_gpu(with_setting("device", "cpu")).state == "ok"
+    assert gpu_checks.check_gpu(with_setting("device", "cpu")).state == "ok"
 
 
 def test_flash_attention_that_is_set_must_be_installed(host: Host) -> None:
-    missing = doctor.check_engine(with_setting("attention", "flash_attn"))
+    missing = package_checks.check_engine(with_setting("attention", "flash_attn"))
     assert missing.state == "broken" and missing.remedy.startswith("pip install flash-attn")
-    assert "no flash_attn: eager" in doctor.check_engine(VlacConfig()).found
+    assert "no flash_attn: eager" in package_checks.check_engine(VlacConfig()).found
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from click.testing import CliRunner, Result
 
 from tests.conftest import Workers
 from vlac_queue import CriticClient, FrameError
-from vlac_queue import score as score_module
 from vlac_queue.client import Episode, Pending
 from vlac_queue.demo.rollouts import load_rollouts, success_step
 from vlac_queue.frames import Frames
@@ -26,10 +25,11 @@ from vlac_queue.score import (
     negative_rate,
     open_clip,
     read_reference,
+    reading,
     summary,
     value_order_correlation,
 )
-from vlac_queue.score_command import MAX_OPEN, ask, score
+from vlac_queue.score.command import MAX_OPEN, ask, score
 
 ROLLOUTS = {rollout.name: rollout for rollout in load_rollouts()}
 REFERENCE = ROLLOUTS["door-open-v3_reference_s0"]
@@ -147,7 +147,7 @@ def test_of_a_reference_the_last_frame_is_kept(tmp_path: Path) -> None:
 
 def test_a_reference_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save(tmp_path / "run.npy", np.stack([colour(number) for number in range(9)]))
-    monkeypatch.setattr(score_module, "MAX_BATCH_BYTES", 4 * colour(0).nbytes)
+    monkeypatch.setattr(reading, "MAX_BATCH_BYTES", 4 * colour(0).nbytes)
     with pytest.raises(FrameError, match="raise its stride"):
         read_reference(tmp_path / "run.npy")
     assert len(read_reference(tmp_path / "run.npy", 3)) == 4

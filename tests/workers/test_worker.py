@@ -120,6 +120,8 @@ def test_several_workers_share_the_queue(client: CriticClient, workers: Workers,
     held, gate = hold(client, tmp_path)
     workers.start(NAME)
     until(lambda: sorted(each["state"] for each in workers.described()) == ["busy", "idle"])
+    said = max(float(each["time"]) for each in workers.described())
+    until(lambda: min(float(each["time"]) for each in workers.described()) > said)  # they know of each other
     assert ask(client, "task").result().score == 0.2  # while the first one is busy
     gate.touch()
     assert held.result()
@@ -446,3 +448,18 @@ def test_time_is_redis_time() -> None:
     clock = RedisClock(Server()).sync()  # type: ignore[arg-type]
     assert 1_000_000.5 <= clock.now() < 1_000_001.5
     assert abs(time.time() - clock.now()) > 1e6
+
+
+def test_copies_of_a_job_that_come_while_it_is_answered_stop_nothing(
+    client: CriticClient, workers: Workers, connection: redis.Redis
+) -> None:
+    """A job may come twice: given back after a death that was none, and again by RQ's own retry."""
+    workers.start(NAME, VLAC_MAX_BATCH="2", VLAC_MAX_WAIT_MS="0")
+    for red in range(60):
+        pending = ask(client, "task", red)
+        job_ids: list[bytes] = connection.lrange(f"vlac:vlac:claims:{client.ping()[0]}", 0, -1)  # type: ignore[assignment]
+        connection.rpush("rq:queue:vlac", *(job_ids * 3 or [b"gone"]))
+        assert round(pending.result().score * 255) == red
+    until(lambda: not connection.llen("rq:queue:vlac"))
+    assert ask(client, "task", 51).result().score == 0.2
+    assert connection.llen(f"vlac:vlac:claims:{client.ping()[0]}") <= 1

@@ -1,0 +1,193 @@
+"""All checks: which there are, when each is made, and the settings that they go by."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from vlac_queue.client import load_frames
+from vlac_queue.config import VlacConfig, redact_url
+from vlac_queue.doctor.finding import Finding, as_count, clean
+from vlac_queue.doctor.gpu_checks import check_gpu
+from vlac_queue.doctor.package_checks import (
+    check_engine,
+    check_evo_vlac,
+    check_queue_packages,
+    check_swift,
+    check_torch,
+    check_transformers,
+)
+from vlac_queue.doctor.queue_checks import (
+    QueueState,
+    check_dead_workers,
+    check_failed,
+    check_protocol,
+    check_same_critic,
+    check_waiting,
+    check_workers,
+    read_queue,
+)
+from vlac_queue.doctor.redis_checks import (
+    URL_REMEDY,
+    Server,
+    check_eviction,
+    check_memory,
+    check_password,
+    check_persistence,
+    check_reachable,
+    check_round_trip,
+    check_version,
+    read_server,
+)
+from vlac_queue.doctor.weight_checks import check_weights
+from vlac_queue.errors import ConfigError, FrameError
+from vlac_queue.keys import Keys
+
+#: Where the doctor runs: "gpu" also looks at what the critic vlac needs, "auto" does so for critic vlac.
+Host = Literal["auto", "gpu", "rollout"]
+#: Seconds until a silent Redis counts as away; somebody waits for the answer.
+_TIMEOUT_S = 3.0
+
+# The tables of checks, by name. `reference`, `Redis` and `packages` stand where they are made.
+
+_SERVER_CHECKS: dict[str, Callable[[Server, VlacConfig], Finding]] = {
+    "version": check_version,
+    "round trip": check_round_trip,
+    "memory": check_memory,
+    "eviction": check_eviction,
+    "persistence": check_persistence,
+    "password": check_password,
+}
+_HOST_CHECKS: dict[str, Callable[[VlacConfig], Finding]] = {
+    "torch": check_torch,
+    "transformers": check_transformers,
+    "ms-swift": check_swift,
+    "engine": check_engine,
+    "evo_vlac": check_evo_vlac,
+    "weights": check_weights,
+    "GPU": check_gpu,
+}
+
+
+def _queue_checks(host: Host) -> dict[str, Callable[[QueueState, VlacConfig], Finding]]:
+    return {
+        "workers": functools.partial(check_workers, before_start=host == "gpu"),
+        "same critic": check_same_critic,
+        "protocol": check_protocol,
+        "dead workers": check_dead_workers,
+        "queue": check_waiting,
+        "failed jobs": check_failed,
+    }
+
+
+def examine(
+    redis_url: str | None = None,
+    queue: str | None = None,
+    critic: str | None = None,
+    host: Host = "auto",
+    environ: Mapping[str, str] = os.environ,
+) -> list[Finding]:
+    """Makes all checks.
+
+    Args:
+        redis_url, queue, critic: instead of those of the environment.
+        host: see `Host`.
+        environ: where the settings come from.
+    """
+    config, settings = read_settings(redis_url, queue, critic, environ)
+    findings = [replace(settings, check="settings")]
+    packages = {"packages": check_queue_packages}
+    if config is None:
+        reason = "the settings can't be read"
+        checks = [*_SERVER_CHECKS, *_queue_checks(host), *_HOST_CHECKS]
+        return [*findings, *_not_made(["Redis", *checks], reason), *_made(packages)]
+    if config.reference:
+        findings += _made({"reference": check_reference}, config)
+    findings += _examine_redis(config, host) + _made(packages)
+    if host == "gpu" or (host == "auto" and config.critic == "vlac"):
+        return findings + _made(_HOST_CHECKS, config)
+    why = (
+        "--host rollout" if host == "rollout" else f"the critic is {config.critic}; --host gpu looks all the same"
+    )
+    return findings + _not_made(["VLAC on this host"], why)
+
+
+def _examine_redis(config: VlacConfig, host: Host) -> list[Finding]:
+    queue_checks = _queue_checks(host)
+    try:
+        connection = redis.Redis.from_url(
+            config.redis_url,
+            socket_timeout=_TIMEOUT_S,
+            socket_connect_timeout=_TIMEOUT_S,
+            retry=Retry(NoBackoff(), 0),
+        )
+    except ValueError as error:
+        unusable = Finding("broken", f"the URL can't be used: {clean(error)}", URL_REMEDY, check="Redis")
+        return [unusable, *_not_made([*_SERVER_CHECKS, *queue_checks], "the URL can't be used")]
+    with connection:
+        reached = check_reachable(connection, config)
+        findings = [replace(reached, check="Redis")]
+        if reached.state == "broken":
+            return findings + _not_made([*_SERVER_CHECKS, *queue_checks], "Redis can't be used")
+        try:
+            findings += _made(_SERVER_CHECKS, read_server(connection), config)
+            findings += _made(queue_checks, read_queue(connection, Keys(config.queue)), config)
+        except redis.exceptions.RedisError as error:
+            made = {finding.check for finding in findings}
+            left = [name for name in [*_SERVER_CHECKS, *queue_checks] if name not in made]
+            findings += [_not_read(error, config), *_not_made(left, "Redis could not be read")]
+    return findings
+
+
+def _not_read(error: redis.exceptions.RedisError, config: VlacConfig) -> Finding:
+    """What the doctor reads in Redis, rollouts and workers read as well."""
+    if isinstance(error, redis.exceptions.ResponseError):
+        remedy = f"let this user use the keys ~vlac:{config.queue}:* and ~rq:* (redis-cli ACL SETUSER)"
+        return Finding("broken", f"Redis refused: {clean(error)}", remedy, check="reading")
+    remedy = "look at redis-server's log, and at the network between"
+    return Finding("broken", f"Redis went away meanwhile: {clean(error)}", remedy, check="reading")
+
+
+def _made(checks: Mapping[str, Callable[..., Finding]], *subjects: Any) -> list[Finding]:
+    return [replace(check(*subjects), check=name) for name, check in checks.items()]
+
+
+def _not_made(names: Sequence[str], reason: str) -> list[Finding]:
+    return [Finding("skipped", reason, check=name) for name in names]
+
+
+def read_settings(
+    redis_url: str | None, queue: str | None, critic: str | None, environ: Mapping[str, str]
+) -> tuple[VlacConfig | None, Finding]:
+    """The settings of the environment, or None where they are wrong; and what is to be said of them."""
+    ours, rqs = environ.get("VLAC_REDIS_URL"), environ.get("RQ_REDIS_URL")
+    try:
+        config = VlacConfig.from_env(
+            environ, redis_url=redis_url or (rqs if ours is None else None), queue=queue, critic=critic
+        )
+    except ConfigError as error:
+        return None, Finding("broken", str(error), "correct that variable: export it anew, or unset it")
+    found = f"queue {config.queue} at {redact_url(config.redis_url)}, critic {config.critic}"
+    if redis_url is None and ours and rqs and ours != rqs:
+        return config, Finding(
+            "warning",
+            f"{found}; but `rq worker` goes to {redact_url(rqs)}, since RQ_REDIS_URL and VLAC_REDIS_URL differ",
+            "unset RQ_REDIS_URL, or export the same URL in both",
+        )
+    return config, Finding("ok", found)
+
+
+def check_reference(config: VlacConfig) -> Finding:
+    try:
+        frames = load_frames(Path(config.reference or ""))
+    except FrameError as error:
+        return Finding("broken", clean(error), "export VLAC_REFERENCE=FILE with the frames of a successful run")
+    return Finding("ok", f"{as_count(len(frames), 'frame')} of {frames.shape[2]}x{frames.shape[1]}")

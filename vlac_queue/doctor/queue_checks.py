@@ -1,0 +1,221 @@
+"""The queue: who listens, with which critic, and what waits or failed."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import redis
+from rq.registry import FailedJobRegistry
+from rq.suspension import WORKERS_SUSPENDED
+
+from vlac_queue.client import live_workers
+from vlac_queue.config import VlacConfig, redact_url
+from vlac_queue.doctor.finding import Finding, as_count, as_int, as_size, clean
+from vlac_queue.keys import Keys
+from vlac_queue.messages import PROTOCOL_VERSION
+
+#: Workers that are told one by one.
+_WORKERS_SHOWN = 8
+#: Most bytes of a failed job's reason that are unpacked.
+_MAX_REASON_BYTES = 65_536
+
+
+@dataclass(frozen=True)
+class CriticListener:
+    """A CriticWorker, as it describes itself.
+
+    Attributes:
+        parent: the plain RQ worker that it lives in, or "".
+        protocol: the protocol's version that it speaks, or "" where it does not tell.
+    """
+
+    name: str
+    critic: str
+    engine: str
+    model: str
+    state: str
+    parent: str
+    protocol: str
+    accelerator_bytes: int
+
+
+@dataclass(frozen=True)
+class QueueState:
+    """The queue and who serves it.
+
+    Attributes:
+        plain: names of RQ workers that listen and neither are nor hold a CriticWorker.
+        stranded: dead worker -> jobs that it had taken.
+        waiting: jobs that no worker has taken.
+        suspended: whether `rq suspend` holds all workers.
+        failed: jobs in RQ's FailedJobRegistry.
+        last_failure: the reason of the last of them, or "".
+    """
+
+    critics: tuple[CriticListener, ...] = ()
+    plain: tuple[str, ...] = ()
+    stranded: Mapping[str, int] | None = None
+    waiting: int = 0
+    suspended: bool = False
+    failed: int = 0
+    last_failure: str = ""
+
+
+def read_queue(connection: redis.Redis, keys: Keys) -> QueueState:
+    """The queue and who serves it.
+
+    Raises:
+        redis.RedisError: Redis can't be reached, or refuses.
+    """
+    registry = FailedJobRegistry.key_template.format(keys.queue)
+    with connection.pipeline(transaction=False) as pipeline:
+        pipeline.smembers(keys.workers)
+        pipeline.llen(keys.rq_queue)
+        pipeline.exists(WORKERS_SUSPENDED)
+        # The registry's own count would clean it up, and so change it.
+        pipeline.zcard(registry)
+        pipeline.zrange(registry, -1, -1)
+        members, waiting, suspended, failed, last = pipeline.execute()
+    names = sorted(name.decode(errors="replace") for name in members)
+    with connection.pipeline(transaction=False) as pipeline:
+        for name in names:
+            pipeline.hgetall(keys.worker(name))
+            pipeline.llen(keys.claims(name))
+        pipeline.hget(keys.rq_job(last[0].decode(errors="replace") if last else ""), "exc_info")
+        *replies, reason = pipeline.execute()
+    described = list(zip(names, replies[0::2], replies[1::2], strict=True))
+    critics = tuple(_listener(name, fields) for name, fields, _ in described if fields)
+    ours = {critic.name for critic in critics} | {critic.parent for critic in critics}
+    return QueueState(
+        critics=critics,
+        plain=tuple(clean(name) for name in live_workers(connection, keys) if clean(name) not in ours),
+        stranded={clean(name): claims for name, fields, claims in described if claims and not fields},
+        waiting=waiting,
+        suspended=bool(suspended),
+        failed=failed,
+        last_failure=_reason(reason),
+    )
+
+
+def _listener(name: str, fields: Mapping[bytes, bytes]) -> CriticListener:
+    texts = {
+        key: clean(fields.get(key.encode(), b"").decode(errors="replace"))
+        for key in ("critic", "engine", "model", "state", "parent", "protocol")
+    }
+    memory = as_int(fields.get(b"accelerator_bytes", b"").decode(errors="replace"))
+    return CriticListener(name=clean(name), accelerator_bytes=memory, **texts)
+
+
+def _reason(packed: bytes | None) -> str:
+    """Why a job failed, in a line: RQ keeps the traceback compressed, and its last line tells."""
+    if not packed:
+        return ""
+    try:
+        # Anybody may have written it: a little of it is enough.
+        text = zlib.decompressobj().decompress(packed, _MAX_REASON_BYTES).decode(errors="replace")
+    except zlib.error:
+        return ""
+    lines = text.strip().splitlines()
+    return clean(lines[-1]) if lines else ""
+
+
+def check_workers(queue: QueueState, config: VlacConfig, *, before_start: bool = False) -> Finding:
+    """Who listens; that nobody does is fine where this host is about to start a worker."""
+    start = (
+        f"RQ_REDIS_URL={redact_url(config.redis_url)} RQ_WORKER_CLASS=workers.CriticWorker "
+        f"rq worker {config.queue} --with-scheduler"
+    )
+    if not queue.critics and not queue.plain:
+        return Finding(
+            "warning" if before_start else "broken",
+            f"no worker listens on {config.queue!r}",
+            f"start one {'here' if before_start else 'on a GPU host'}: {start}",
+        )
+    lines = [_told(critic) for critic in queue.critics]
+    lines += [f"{name}: plain RQ worker, loads a critic with its first job" for name in queue.plain]
+    if len(lines) > _WORKERS_SHOWN:
+        lines[_WORKERS_SHOWN:] = [f"and {len(lines) - _WORKERS_SHOWN} more"]
+    return Finding(
+        "ok", "\n".join([f"{as_count(len(queue.critics), 'CriticWorker')}, {len(queue.plain)} plain", *lines])
+    )
+
+
+def _told(critic: CriticListener) -> str:
+    parts = [f"{critic.critic} ({critic.engine})" if critic.engine else critic.critic, critic.model, critic.state]
+    if critic.accelerator_bytes:
+        parts.append(f"{as_size(critic.accelerator_bytes)} of GPU memory")
+    if critic.parent:
+        parts.append(f"inside {critic.parent}")
+    return f"{critic.name}: {', '.join(part for part in parts if part)}"
+
+
+def check_same_critic(queue: QueueState, config: VlacConfig) -> Finding:
+    if not queue.critics:
+        return Finding("skipped", "no CriticWorker listens")
+    critics = sorted({critic.critic for critic in queue.critics})
+    if len(critics) > 1:
+        return Finding(
+            "broken",
+            f"workers answer with {' and '.join(critics)}, whichever takes the job",
+            "end those that are wrong, or give each critic a queue of its own (VLAC_QUEUE)",
+        )
+    models = sorted({f"{critic.model} {critic.engine}".strip() for critic in queue.critics})
+    if len(models) > 1:
+        return Finding(
+            "warning",
+            f"{critics[0]}, with {' and '.join(models)}: answers may differ",
+            "start all workers with one VLAC_MODEL_PATH and one VLAC_ENGINE",
+        )
+    if critics != [config.critic]:
+        return Finding(
+            "warning",
+            f"workers run {critics[0]}, the settings here say {config.critic}",
+            f"if the workers are right: export VLAC_CRITIC={critics[0]}; else start them with {config.critic}",
+        )
+    return Finding("ok", critics[0])
+
+
+def check_protocol(queue: QueueState, config: VlacConfig) -> Finding:
+    told = sorted({critic.protocol for critic in queue.critics if critic.protocol})
+    others = [version for version in told if version != str(PROTOCOL_VERSION)]
+    if others:
+        return Finding(
+            "broken",
+            f"workers speak version {' and '.join(others)}, this host {PROTOCOL_VERSION}",
+            "install the same version on all hosts: pip install -U vlac-queue",
+        )
+    silent = [critic.name for critic in queue.critics if not critic.protocol]
+    if silent or not queue.critics:
+        return Finding("skipped", f"not told by {', '.join(silent)}" if silent else "no CriticWorker listens")
+    return Finding("ok", f"version {PROTOCOL_VERSION}")
+
+
+def check_dead_workers(queue: QueueState, config: VlacConfig) -> Finding:
+    if not queue.stranded:
+        return Finding("ok", "none holds a job")
+    found = ", ".join(f"{name} holds {as_count(count, 'job')}" for name, count in queue.stranded.items())
+    if queue.critics:
+        return Finding("warning", found, "nothing: a live worker gives them back within 10 s; look again then")
+    return Finding("warning", found, "start a CriticWorker: it gives them back to the queue")
+
+
+def check_waiting(queue: QueueState, config: VlacConfig) -> Finding:
+    found = f"{as_count(queue.waiting, 'job')} waiting"
+    if queue.suspended:
+        return Finding(
+            "broken",
+            f"{found}, and `rq suspend` holds all workers",
+            f"rq resume --url {redact_url(config.redis_url)}",
+        )
+    return Finding("ok", found)
+
+
+def check_failed(queue: QueueState, config: VlacConfig) -> Finding:
+    if not queue.failed:
+        return Finding("ok", "none")
+    found = f"{queue.failed} failed or rejected" + (
+        f"; the last: {queue.last_failure}" if queue.last_failure else ""
+    )
+    return Finding("warning", found, "see the workers' logs for more; RQ forgets these jobs within an hour")

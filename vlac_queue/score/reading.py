@@ -1,0 +1,211 @@
+"""Reading a recorded run: frames of a video, a folder of pictures, or a file of numpy's."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+import zlib
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from vlac_queue.errors import FrameError
+from vlac_queue.frames import MAX_BATCH_BYTES, Frames, as_batch
+
+if TYPE_CHECKING:
+    from av import VideoFrame
+
+Item = TypeVar("Item")
+
+#: Pictures that a folder may hold.
+_PICTURES = (".png", ".jpg", ".jpeg")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A recorded run, read while it is used.
+
+    Attributes:
+        path: its file or folder.
+        count: how many frames `frames` will give, as the file says; None where it does not.
+        frames: each frame taken, uint8 (H,W,3), RGB, all of one size; gives at least one, and only once.
+            Raises FrameError where the file is damaged, or its frames are of several sizes.
+    """
+
+    path: Path
+    count: int | None
+    frames: Iterator[Frames] = field(repr=False)
+
+
+def open_clip(path: Path, stride: int = 1, *, keep_last: bool = False) -> Clip:
+    """Opens a recorded run.
+
+    Args:
+        path: a video (whatever PyAV decodes), a folder of png or jpg files (in the natural order of their
+            names: 2 before 10), an .npz with `frames`, or an .npy; arrays are uint8 (T,H,W,3).
+        stride: takes the frames 0, stride, 2 * stride, ...
+        keep_last: takes the last frame as well, wherever it falls.
+
+    Raises:
+        FrameError: there is nothing to read; errors further inside are raised by `Clip.frames`.
+        ImportError: PyAV is missing; the message says how to get it.
+    """
+    if stride < 1:
+        raise FrameError(f"the stride must be 1 or more frames, not {stride}.")
+    if not path.exists():
+        raise FrameError(f"{path} does not exist; give a video, an .npz, an .npy or a folder of png or jpg files.")
+    named: Iterator[tuple[str, Frames]]
+    total: int | None
+    if path.is_dir():
+        pictures = _pictures(path)
+        total = len(pictures)
+        named = ((each.name, _picture(each)) for _, each in _every(pictures, stride, keep_last))
+    elif path.suffix in (".npz", ".npy"):
+        array = _array(path)
+        total = len(array)
+        named = ((f"frame {i}", array[i]) for _, i in _every(range(total), stride, keep_last))
+    else:
+        total = _video_length(path)
+        named = ((f"frame {i}", _pixels(each)) for i, each in _every(_decoded(path), stride, keep_last))
+    count = None if total is None else len(list(_every(range(total), stride, keep_last)))
+    return Clip(path, count, _of_one_size(path, named))
+
+
+def read_reference(path: Path, stride: int = 1) -> Frames:
+    """A whole successful run, for `CriticClient.episode(reference=...)`.
+
+    Args:
+        path: as for `open_clip`.
+        stride: takes every stride-th frame, and always the last: it shows the goal.
+
+    Returns:
+        uint8 (T,H,W,3).
+
+    Raises:
+        FrameError: it can't be read, or is larger than a reference may be.
+        ImportError: PyAV is missing.
+    """
+    frames: list[Frames] = []
+    for frame in open_clip(path, stride, keep_last=True).frames:
+        frames.append(frame)
+        if len(frames) * frame.nbytes > MAX_BATCH_BYTES:
+            raise FrameError(
+                f"reference {path} exceeds {MAX_BATCH_BYTES >> 20} MiB of pixels; raise its stride, or resize it."
+            )
+    return np.stack(frames)
+
+
+def _every(items: Iterable[Item], stride: int, keep_last: bool) -> Iterator[tuple[int, Item]]:
+    """Every stride-th item and its index; with `keep_last` the last one too."""
+    index = -1
+    for index, item in enumerate(items):
+        if index % stride == 0:
+            yield index, item
+    if keep_last and index >= 0 and index % stride:
+        yield index, item
+
+
+def _of_one_size(path: Path, named: Iterable[tuple[str, Frames]]) -> Iterator[Frames]:
+    """The frames, checked; the names are for messages."""
+    first = None
+    for name, frame in named:
+        if first is None:
+            first = (name, frame.shape)
+        elif frame.shape != first[1]:
+            raise FrameError(
+                f"the frames of {path} are of several sizes: {first[0]} is {_size(first[1])} pixels and {name} "
+                f"{_size(frame.shape)}; give frames of one size."
+            )
+        yield as_batch(frame)[0]
+    if first is None:
+        raise FrameError(f"{path} holds no frame.")
+
+
+def _size(shape: Sequence[int]) -> str:
+    return f"{shape[1]}x{shape[0]}"
+
+
+def _array(path: Path) -> Frames:
+    """uint8 (T,H,W,3), T >= 1, from a file of numpy's; an .npy stays on the disk."""
+    try:
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = loaded["frames"] if path.suffix == ".npz" else loaded
+    except (OSError, EOFError, ValueError, LookupError, zipfile.BadZipFile, zlib.error) as error:
+        raise FrameError(
+            f"{path} holds no frames ({error}); give an .npz with an array 'frames', or an .npy."
+        ) from None
+    try:
+        as_batch(array[:1] if isinstance(array, np.ndarray) and array.ndim == 4 else array)
+    except FrameError as error:
+        raise FrameError(f"{path}: {error}") from None
+    return array if array.ndim == 4 else array[None]
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """The folder's pictures in natural order, at least one."""
+    found = [
+        each for each in folder.iterdir() if each.suffix.lower() in _PICTURES and not each.name.startswith(".")
+    ]
+    if not found:
+        raise FrameError(f"the folder {folder} holds no {', '.join(_PICTURES)} files.")
+    return sorted(found, key=lambda each: _natural(each.name))
+
+
+def _natural(name: str) -> tuple[list[str | int], str]:
+    """A sort key by which 'f2' comes before 'f10'."""
+    parts = re.split(r"([0-9]+)", name)
+    return [int(part) if place % 2 else part.lower() for place, part in enumerate(parts)], name
+
+
+def _picture(path: Path) -> Frames:
+    """One picture's pixels, uint8 (H,W,3)."""
+    with closing(_decoded(path)) as decoded:
+        for frame in decoded:
+            return _pixels(frame)
+    raise FrameError(f"{path} holds no picture.")
+
+
+def _video_length(path: Path) -> int | None:
+    """How many frames a video says it has; None where it does not say."""
+    av = _import_av()
+    try:
+        with path.open("rb") as file, av.open(file) as container:
+            return container.streams.video[0].frames or None
+    except (OSError, IndexError, av.FFmpegError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _decoded(path: Path) -> Generator[VideoFrame, None, None]:
+    """The frames of a video, or of a picture, one after the other."""
+    av = _import_av()
+    try:
+        # As an open file and not by its name, in which FFmpeg would see addresses and patterns.
+        with path.open("rb") as file, av.open(file) as container:
+            container.streams.video[0].thread_type = "AUTO"
+            yield from container.decode(video=0)
+    except (OSError, IndexError, av.FFmpegError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> FrameError:
+    reason = "it has no picture stream" if isinstance(error, IndexError) else getattr(error, "strerror", error)
+    return FrameError(f"{path} is no video or picture that can be read ({reason}); give an mp4, png or jpg file.")
+
+
+def _pixels(frame: VideoFrame) -> Frames:
+    """uint8 (H,W,3), RGB, upright: a phone stores how it was held instead of turning the pixels."""
+    return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+
+
+def _import_av() -> Any:
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError(
+            "reading videos and pictures needs PyAV: pip install 'vlac-queue[video]' (.npz and .npy need nothing)"
+        ) from error
+    return av
