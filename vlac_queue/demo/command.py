@@ -20,6 +20,7 @@ from vlac_queue.console import errors_as_messages
 from vlac_queue.demo import play, report
 from vlac_queue.demo.processes import WorkerProcesses
 from vlac_queue.demo.rollouts import load_rollouts
+from vlac_queue.plot import figure_class
 from vlac_queue.server import RedisServer
 
 #: The demo's references go on for one chunk beyond the goal: what looks like their last but one frame is done.
@@ -52,7 +53,7 @@ def demo(out: Path, json_file: Path | None, png: bool, live: str | None, count: 
     out.mkdir(parents=True, exist_ok=True)
     with errors_as_messages():
         if png:
-            import matplotlib  # noqa: F401  (better missed now than after the work)
+            figure_class()  # better missed now than after the work
         started = time.monotonic()
         with ExitStack() as stack:
             with console.status("starting Redis and workers"):

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from vlac_queue.demo.play import Report
 from vlac_queue.frames import Frames
+from vlac_queue.plot import figure_class
 
 _HEADER = ["task", "episode", "ended", "by", "reward", "env.", "asked", "MB sent/raw", "ms"]
 _TITLES = {"train": "Training: the critic decides", "eval": "Evaluation: the environment decides"}
@@ -73,15 +74,11 @@ def write_picture(reports: Sequence[Report], path: Path) -> None:
     Raises:
         ImportError: matplotlib is missing; the message says how to get it.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError as error:
-        raise ImportError(
-            "the picture needs matplotlib: pip install 'vlac-queue[plot]', or pass --no-png"
-        ) from error
+    figure_type = figure_class()
+    from matplotlib.ticker import MaxNLocator
+
     rows = (len(reports) + 1) // 2
-    figure = Figure(figsize=(20, 1.75 * rows + 0.9), layout="constrained")
+    figure = figure_type(figsize=(20, 1.75 * rows + 0.9), layout="constrained")
     grid = figure.subplots(rows, 4, squeeze=False, width_ratios=[3.6, 1, 3.6, 1])
     for axes in grid.flat:
         axes.set_axis_off()

@@ -5,13 +5,12 @@ figures of a value list, JSON and picture.
 """
 
 from vlac_queue.score.figures import Score, make_score, negative_rate, summary, value_order_correlation
-from vlac_queue.score.picture import Thumbnails, figure_class, write_picture
+from vlac_queue.score.picture import Thumbnails, write_picture
 from vlac_queue.score.reading import open_clip, read_reference
 
 __all__ = [
     "Score",
     "Thumbnails",
-    "figure_class",
     "make_score",
     "negative_rate",
     "open_clip",

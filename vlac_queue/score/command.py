@@ -17,10 +17,10 @@ from vlac_queue.config import VlacConfig
 from vlac_queue.console import errors_as_messages, queue_option, redis_url_option
 from vlac_queue.frames import Frames
 from vlac_queue.messages import DoneVerdict, ValueVerdict
+from vlac_queue.plot import figure_class
 from vlac_queue.score import (
     Score,
     Thumbnails,
-    figure_class,
     make_score,
     open_clip,
     read_reference,

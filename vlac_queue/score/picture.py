@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vlac_queue.frames import Frames
+from vlac_queue.plot import figure_class
 from vlac_queue.score.figures import Score
 
 #: Frames at the top of the picture, and about their height in pixels.
@@ -57,21 +58,6 @@ def _shrunk(frame: Frames) -> Frames:
     height, width = frame.shape[0] // side, frame.shape[1] // side
     squares = frame[: height * side, : width * side].reshape(height, side, width, side, 3)
     return squares.mean(axis=(1, 3)).astype(np.uint8)
-
-
-def figure_class() -> Any:
-    """matplotlib's Figure.
-
-    Raises:
-        ImportError: matplotlib is missing; the message says how to get it.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "the picture needs matplotlib: pip install 'vlac-queue[plot]', or pass --no-png"
-        ) from error
-    return Figure
 
 
 def write_picture(score: Score, thumbnails: Thumbnails, path: Path) -> None:
