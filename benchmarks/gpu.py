@@ -2,8 +2,8 @@
 
 For each batch size the same batches are answered twice: by `VlacCritic.answer`, called directly in a process that
 does nothing else, and through Redis by a real `rq worker` whose queue is always full. The two take turns on the
-GPU: while the worker runs, the direct process has its weights in host memory. A query is "done?" about one image of
-256x256x3.
+GPU: while the worker runs, the direct process has its weights in host memory. A query asks whether a task is done
+in one image of 256x256x3.
 
 The model has the shape of InternVL2-2B and random weights (scripts/make_tiny_vlac.py --like-2b); it says nothing
 about robots, and takes the time and memory of one that does. The other settings are a worker's own, from `VLAC_*`.
@@ -20,7 +20,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from rich.table import Table
 from benchmarks.queue import EPISODES, machine, step_frames, worker
 from vlac_queue.client import CriticClient, Pending, live_workers
 from vlac_queue.config import VlacConfig
-from vlac_queue.errors import ConfigError
+from vlac_queue.errors import ConfigError, CriticTimeout
 from vlac_queue.keys import Keys
 from vlac_queue.messages import DoneVerdict
 from vlac_queue.server import RedisServer
@@ -83,9 +83,10 @@ class Queued:
     """The critic in a worker.
 
     Attributes:
-        busy: part of the time that the critic worked, 0..1.
+        busy: part of the time that the critic worked, 0..1, from the first question to the last answer.
         mean_batch: queries in a batch.
-        peak_bytes: what the worker's allocator holds on the GPU at the end; it gives nothing back meanwhile.
+        peak_bytes: what the worker's allocator holds on the GPU at the end, as the worker publishes it. It gives
+            nothing back meanwhile, unless memory ran out.
     """
 
     images_per_s: float
@@ -125,15 +126,14 @@ _critic: VlacCritic | None = None
 
 
 def look(device: str) -> Gpu | None:
-    """The device that VLAC_DEVICE=`device` means; None where torch sees no such GPU."""
+    """The device "cuda" (the first GPU) or "cpu"; None where torch sees no GPU."""
     import torch
 
     if device == "cpu":
         return Gpu("CPU", 0)
-    index = int(device.partition(":")[2] or 0)
-    if not torch.cuda.is_available() or index >= torch.cuda.device_count():
+    if not torch.cuda.is_available():
         return None
-    properties = torch.cuda.get_device_properties(index)
+    properties = torch.cuda.get_device_properties(0)
     return Gpu(properties.name, properties.total_memory)
 
 
@@ -186,64 +186,80 @@ def measure_queued(environ: Mapping[str, str], batch: int, seconds: float) -> Qu
         CriticClient(VlacConfig(redis_url=server.url, max_batch=batch, timeout_s=_TIMEOUT_S)) as client,
         redis.Redis.from_url(server.url) as connection,
     ):
-        asked = [0]
         _published(connection, process, queries=0)
-        keep_full(client, batch, 0.0, asked)
-        before = _published(connection, process, queries=asked[0])
-        answered = keep_full(client, batch, seconds, asked)
-        after = _published(connection, process, queries=asked[0])
+        keep_full(client, process, batch, 0.0)  # warms up
+        before = _published(connection, process, queries=client.stats.queries)
+        answered, took = keep_full(client, process, batch, seconds)
+        after = _published(connection, process, queries=client.stats.queries)
     change = {key: after[key] - before[key] for key in ("queries", "batches", "busy_s")}
     rate = (len(answered) - 1) * batch / (answered[-1] - answered[0])
     return Queued(
         images_per_s=rate,
-        # What a query costs the critic, over all of them, times the rate: no batch is counted in part.
-        busy=change["busy_s"] / change["queries"] * rate,
+        busy=change["busy_s"] / took,
         mean_batch=change["queries"] / change["batches"],
         failed=int(after["failures"]),
         peak_bytes=int(after["accelerator_bytes"]),
     )
 
 
-def keep_full(client: CriticClient, batch: int, seconds: float, asked: list[int]) -> list[float]:
+def keep_full(
+    client: CriticClient, process: psutil.Process, batch: int, seconds: float
+) -> tuple[list[float], float]:
     """Asks so that `_OPEN` batches are always open, then waits for all of them.
 
-    Args:
-        asked: its one item grows by the number of queries.
-
     Returns:
-        When each batch was answered while others waited, in seconds of the monotonic clock.
+        When each batch was answered while others waited, in seconds of the monotonic clock; and the seconds from
+        the first question to the last answer.
+
+    Raises:
+        ClickException: the worker ended.
     """
     groups = deque([client.episode(_TASK) for _ in range(batch)] for _ in range(_OPEN))
     questions: deque[list[Pending[DoneVerdict]]] = deque()
     answered: list[float] = []
-    step = 0
+    started, step = 0.0, 0
     while len(answered) < _LEAST_BATCHES + 1 or answered[-1] - answered[0] < seconds:
         if len(questions) == _OPEN:
-            client.wait(questions.popleft())
+            _wait(client, process, questions.popleft())
             answered.append(time.monotonic())
         group = groups[0]
         groups.rotate(-1)
         client.push_many(list(zip(group, step_frames(step)[:batch], strict=True)))
         questions.append(client.ask_done_many(group))
-        asked[0] += batch
+        started = started or time.monotonic()
         step += 1
     for question in questions:
-        client.wait(question)
+        _wait(client, process, question)
+    took = time.monotonic() - started
     client.close_many([episode for group in groups for episode in group])
-    return answered
+    return answered, took
+
+
+def _wait(client: CriticClient, process: psutil.Process, question: Sequence[Pending[DoneVerdict]]) -> None:
+    """Waits for the answers; they are not looked at, the worker counts its failures."""
+    while True:
+        try:
+            return client.wait(question, timeout=5.0)
+        except CriticTimeout:
+            _check_alive(process)
 
 
 def _published(connection: redis.Redis, process: psutil.Process, *, queries: int) -> dict[str, float]:
     """The worker's totals, once it has loaded and answered `queries` queries."""
     keys = Keys("vlac")
-    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+    while True:
+        _check_alive(process)
         for name in live_workers(connection, keys):
-            said = connection.hgetall(keys.worker(name))
-            if said and said[b"state"] != b"loading" and int(said[b"queries"]) == queries:  # type: ignore[index]
+            said: Any = connection.hgetall(keys.worker(name))
+            if said and said[b"state"] != b"loading" and int(said[b"queries"]) == queries:
                 totals = ("queries", "batches", "busy_s", "failures", "accelerator_bytes")
-                return {key: float(said[key.encode()]) for key in totals}  # type: ignore[index]
+                return {key: float(said[key.encode()]) for key in totals}
         time.sleep(0.05)
-    raise click.ClickException("the worker ended; what it said is above.")
+
+
+def _check_alive(process: psutil.Process) -> None:
+    if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+        raise click.ClickException("the worker ended; what it said is above.")
 
 
 # The checkpoint.
@@ -253,20 +269,24 @@ def prepare(folder: Path, layers: int, width: int) -> Path:
     """The folder of the checkpoint, made where it is empty or not there.
 
     Raises:
-        ClickException: it holds something else.
+        ClickException: it holds something else, or can't be made.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         size = ["--layers", str(layers), "--width", str(width)]
-        subprocess.run([sys.executable, str(_SCRIPT), str(folder), "--like-2b", *size], check=True, stdout=2)
+        # Its standard output, the folder's name, goes to standard error.
+        made = subprocess.run([sys.executable, str(_SCRIPT), str(folder), "--like-2b", *size], stdout=2)
+        if made.returncode:
+            raise click.ClickException("the checkpoint could not be made; the reason is above.")
         return folder
     try:
         config = json.loads((folder / "config.json").read_text())
-        made = config["llm_config"]["num_hidden_layers"], config["llm_config"]["hidden_size"]
+        sizes = config["llm_config"]["num_hidden_layers"], config["llm_config"]["hidden_size"]
     except (OSError, ValueError, KeyError, TypeError):
         raise click.ClickException(f"{folder} holds no checkpoint; remove it, or give another folder.") from None
-    if config.get("model_type") == "tiny_vlac" and made != (layers, width):
+    if config.get("model_type") == "tiny_vlac" and sizes != (layers, width):
         raise click.ClickException(
-            f"{folder} holds a checkpoint of {made[0]} layers of width {made[1]}; remove it, or give another folder."
+            f"{folder} holds a checkpoint of {sizes[0]} layers of width {sizes[1]}, and this run needs {layers} "
+            f"of width {width}; remove it, or give another folder."
         )
     return folder
 
@@ -277,10 +297,9 @@ def prepare(folder: Path, layers: int, width: int) -> Path:
 def table(rows: Sequence[Row], caption: str) -> Table:
     """Rates, busy fraction and memory for each batch size."""
     made = Table(title="VLAC answering done queries: called directly, and through the queue", caption=caption)
-    for column in ("batch", "direct images/s", "queue images/s", "queue/direct", "critic busy", "mean batch"):
-        made.add_column(column, justify="right")
-    for column in ("direct GB", "worker GB", "failed"):
-        made.add_column(column, justify="right")
+    columns = ("batch", "direct\nimages/s", "queue\nimages/s", "queue/\ndirect", "critic\nbusy")
+    for column in (*columns, "direct\nGB", "worker\nGB", "failed"):
+        made.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         made.add_row(
             str(row.batch),
@@ -288,7 +307,6 @@ def table(rows: Sequence[Row], caption: str) -> Table:
             f"{row.queued.images_per_s:.1f}",
             f"{row.ratio:.3f}",
             f"{row.queued.busy:.1%}",
-            f"{row.queued.mean_batch:.1f}",
             _gigabytes(row.direct.peak_bytes),
             _gigabytes(row.queued.peak_bytes),
             str(row.failed),
@@ -311,6 +329,10 @@ def verdict(rows: Sequence[Row], allowed_bytes: float, max_images: int) -> list[
     for row in rows:
         if row.direct.max_images < max_images:
             lines.append(f"Batch {row.batch}: memory ran out, calls shrank to {row.direct.max_images} images.")
+        if row.queued.mean_batch < TARGET * row.batch:
+            lines.append(
+                f"Batch {row.batch}: the queue was not always full, {row.queued.mean_batch:.1f} on average."
+            )
         if row.failed:
             lines.append(f"Batch {row.batch}: {row.failed} queries FAILED; its rates count them as answered.")
     return lines
@@ -331,11 +353,21 @@ def _batches(context: click.Context, parameter: click.Parameter, text: str) -> l
 
 
 @click.command()
-@click.option("--checkpoint", type=click.Path(file_okay=False, path_type=Path), help="Folder that keeps the "
-              "checkpoint (4.4 GB) for the next time, or of VLAC's own weights.  [default: a temporary one]")  # fmt: skip
+@click.option(
+    "--checkpoint",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder that keeps the checkpoint (4.4 GB) for the next time, or that holds VLAC's own weights.  "
+    "[default: a temporary one]",
+)
 @click.option("--batches", default="1,2,4,8,16,32,64", show_default=True, callback=_batches, help="Batch sizes.")
 @click.option("--seconds", default=10.0, show_default=True, help="Time to measure, for each figure.")
-@click.option("--device", default="cuda:0", show_default=True, help="As VLAC_DEVICE: cuda:N or cpu.")
+@click.option(
+    "--device",
+    type=click.Choice(["cuda", "cpu"]),
+    default="cuda",
+    show_default=True,
+    help="cuda: the first GPU; choose it with CUDA_VISIBLE_DEVICES.",
+)
 @click.option("--layers", default=24, show_default=True, help="Layers of each of the model's two parts.")
 @click.option("--width", default=2048, show_default=True, help="Width of the language model.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Write the figures to this file too.")
@@ -355,18 +387,21 @@ def main(
     ):
         try:
             check_versions(installed_versions(), "pt")
+            environ = {"VLAC_CRITIC": "vlac", "VLAC_DEVICE": device}
+            config = VlacConfig.from_env({**os.environ, **environ})
             gpu = direct.submit(look, device).result()
             if gpu is None:
                 raise click.ClickException(
-                    f"torch sees no GPU for --device {device}, and this benchmark is about one: run it on a GPU host. "
-                    "To try the script itself: --device cpu --layers 2 --width 128 --batches 1,2 --seconds 2"
+                    "torch sees no GPU, and this benchmark is about one: run it on a GPU host. To try the script "
+                    "itself: --device cpu --layers 2 --width 128 --batches 1,2 --seconds 2"
                 )
             folder = prepare(checkpoint or Path(temporary) / "like-2b", layers, width)
-            environ = {"VLAC_CRITIC": "vlac", "VLAC_MODEL_PATH": str(folder.resolve()), "VLAC_DEVICE": device}
-            config = VlacConfig.from_env({**os.environ, **environ})
+            environ["VLAC_MODEL_PATH"] = str(folder.resolve())
+            config = replace(config, model_path=environ["VLAC_MODEL_PATH"])
             direct.submit(load, config).result()
         except ConfigError as error:
             raise click.ClickException(str(error)) from None
+        described = _described(gpu, config)
         rows = []
         with Progress(console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task("measuring", total=2 * len(batches))
@@ -375,9 +410,28 @@ def main(
                 progress.advance(task)
                 rows.append(Row(batch, alone, measure_queued(environ, batch, seconds)))
                 progress.advance(task)
-    _report(rows, gpu, config, json_file)
+    allowed = config.gpu_memory_fraction * gpu.total_bytes
+    says = verdict(rows, allowed, config.max_images)
+    console = Console()
+    console.print(table(rows, "\n".join(described.values())))
+    for line in says:
+        console.print(line, highlight=False)
+    if json_file:
+        figures = [{"ratio": row.ratio, **asdict(row)} for row in rows]
+        text = json.dumps({**described, "allowed_bytes": allowed, "says": says, "rows": figures}, indent=2)
+        Path(json_file).write_text(text + "\n")
 
 
-def _report(rows: Sequence[Row], gpu: Gpu, config: VlacConfig, json_file: str | None) -> None:
-    """Prints the table and what it says; writes the figures to `json_file`, if one is given."""
+def _described(gpu: Gpu, config: VlacConfig) -> dict[str, str]:
+    """What the figures were measured on, and how."""
     model = json.loads((Path(config.model_path) / "config.json").read_text())["llm_config"]
+    return {
+        "machine": f"{gpu.name}; {machine()}",
+        "model": f"{model['num_hidden_layers']} layers of width {model['hidden_size']}",
+        "settings": f"dtype {config.dtype}, attention {config.attention}, max_images {config.max_images}, "
+        f"gpu_memory_fraction {config.gpu_memory_fraction:g}",
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -191,6 +191,7 @@ class Large:
     #: Of the language model and of the vision tower, each.
     heads: int = 16
     kv_heads: int = 8
+    #: At least as many as the tokenizer has.
     vocab: int = 92553
 
     def __post_init__(self) -> None:

@@ -142,6 +142,8 @@ class CriticWorker(SimpleWorker):
         self._open_lock = threading.Lock()
         self._halt = threading.Event()
         self._suspended = False
+        #: Queries in a job, of late.
+        self._queries_per_job = 1.0
         #: Whether other critic workers serve the queue.
         self._has_company = False
         self._loading = False
@@ -296,7 +298,9 @@ class CriticWorker(SimpleWorker):
                     if busy and self._has_company and self._queue_length():
                         # An idle worker may be just between two waits on the queue: it goes first.
                         self._idle.wait(_LOOK_S)
-                    unread = self._claims.take(room, block_s=0 if burst or busy else _TAKE_S)
+                    # Room is for queries, and a job may hold many: what is too much here is for others.
+                    jobs_wanted = max(1, round(room / self._queries_per_job))
+                    unread = self._claims.take(jobs_wanted, block_s=0 if burst or busy else _TAKE_S)
                     if not unread and busy:
                         self._idle.wait(_LOOK_S)
                 elif self._suspended:
@@ -347,6 +351,7 @@ class CriticWorker(SimpleWorker):
                 queries += [(job_id, query) for query in decode_job(text)]
             except ProtocolError as error:
                 self._reject(job_id, error)
+        self._queries_per_job = max(1.0, (self._queries_per_job + len(queries) / len(jobs)) / 2)
         prepared = self._intake.prepare(queries)
         with self._open_lock:
             self._idle.clear()
@@ -605,4 +610,4 @@ def _accelerator_bytes() -> int:
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
         return 0
-    return int(torch.cuda.memory_reserved())
+    return sum(int(torch.cuda.memory_reserved(device)) for device in range(torch.cuda.device_count()))
