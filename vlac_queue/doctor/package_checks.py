@@ -24,7 +24,10 @@ _COMPANIONS = {
     "timm": "timm",
 }
 
-_INSTALL_PT = "pip install torch torchvision ms-swift==3.3.0 transformers==4.51.3 'pyarrow<22' loguru 'opencv-python-headless<4.12' timm"
+_INSTALL_PT = (
+    "pip install torch torchvision ms-swift==3.3.0 transformers==4.51.3 'pyarrow<22' loguru "
+    "'opencv-python-headless<4.12' timm"
+)
 _INSTALL_VLLM = "pip install 'vllm>=0.9' ms-swift==3.12.6 loguru 'opencv-python-headless<4.12'"
 _INSTALL_EVO_VLAC = "git clone https://github.com/InternRobotics/VLAC && pip install --no-deps -e VLAC"
 

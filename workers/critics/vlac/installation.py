@@ -13,7 +13,10 @@ from vlac_queue.config import VlacConfig
 from vlac_queue.errors import ConfigError
 
 #: Installs what evo_vlac needs for the torch engine.
-INSTALL_PT = "pip install torch torchvision ms-swift==3.3.0 transformers==4.51.3 'pyarrow<22' loguru 'opencv-python-headless<4.12' timm"
+INSTALL_PT = (
+    "pip install torch torchvision ms-swift==3.3.0 transformers==4.51.3 'pyarrow<22' loguru "
+    "'opencv-python-headless<4.12' timm"
+)
 #: Installs what the vLLM engine needs.
 INSTALL_VLLM = "pip install 'vllm>=0.9' ms-swift==3.12.6 loguru 'opencv-python-headless<4.12'"
 #: Installs evo_vlac itself.
