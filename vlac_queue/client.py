@@ -141,10 +141,10 @@ class Episode:
         #: Bytes pushed so far, as pixels and as sent.
         self.raw_bytes = 0
         self.sent_bytes = 0
-        #: Queries asked so far, answers read so far, and seconds from asking to reading, summed.
+        #: Queries asked so far, answers read so far, and the seconds that these took until they stood on Redis.
         self.queries = 0
         self.answers = 0
-        self.latency_s = 0.0
+        self.answer_s = 0.0
         self.closed = False
         self._client = client
         self._reference = reference
@@ -532,7 +532,7 @@ class CriticClient:
                     if pending := episode._pending.pop(query_id, None):
                         pending._resolve(answer, _stream_position(entry_id)[0] / 1000)
                         episode.answers += 1
-                        episode.latency_s += pending.latency_s
+                        episode.answer_s += pending.answer_s
         return bool(news)
 
     def _check_there(self, pendings: Sequence[Pending[Any]]) -> None:

@@ -78,7 +78,7 @@ class Report:
             does not use it.
         queries: critic queries of the training rule.
         sent_bytes, raw_bytes: frames as they crossed the wire, and their pixels.
-        latency_ms: mean milliseconds from asking to the answer; None where nothing was asked.
+        latency_ms: mean milliseconds from asking until the answer stood on Redis; None where nothing was asked.
         frames: uint8 (T,H,W,3), all that was seen.
         values: the critic's value list over `frames`, 0..100, asked for the picture; empty in evaluation.
     """
@@ -118,12 +118,12 @@ def train(client: CriticClient, runs: Sequence[Run], progress: Progress) -> list
             active -= gate.finished() | {index for index, run in enumerate(runs) if run.max_step == step}
         outcomes = gate.settle()
         reports = []
-        counters = [(e.queries, e.sent_bytes, e.raw_bytes, e.latency_s, e.answers) for e in gate.episodes]
+        counters = [(e.queries, e.sent_bytes, e.raw_bytes, e.answer_s, e.answers) for e in gate.episodes]
         # For the picture only; training asks no value where the critic said done.
         curves = client.ask_value_many(gate.episodes)
         client.wait(curves)
     for index, (run, outcome, counted, curve) in enumerate(zip(runs, outcomes, counters, curves, strict=True)):
-        queries, sent_bytes, raw_bytes, latency_s, answers = counted
+        queries, sent_bytes, raw_bytes, answer_s, answers = counted
         # on_failure is "raise" here, so no outcome is masked.
         assert outcome.reward is not None
         reports.append(
@@ -138,7 +138,7 @@ def train(client: CriticClient, runs: Sequence[Run], progress: Progress) -> list
                 queries=queries,
                 sent_bytes=sent_bytes,
                 raw_bytes=raw_bytes,
-                latency_ms=1000 * latency_s / answers,
+                latency_ms=1000 * answer_s / answers,
                 frames=np.stack(seen[index]),
                 values=curve.verdict().values,
             )
