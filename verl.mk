@@ -4,6 +4,8 @@ VERL_PYTHON ?= python3
 VERL_VENV := .venv-verl
 # The CPU build where one is offered; any torch does.
 VERL_TORCH ?= torch
+# How Meta-World renders without a screen: egl, or osmesa.
+MUJOCO_GL ?= egl
 
 .PHONY: setup-verl test-verl
 
@@ -18,4 +20,5 @@ $(VERL_VENV)/.ready: pyproject.toml tests/real_verl/requirements.txt
 test-verl: setup-verl
 	@test -f "$(SIMPLEVLA_RL_HOME)/verl/trainer/main_ppo.py" || { \
 	  echo "set SIMPLEVLA_RL_HOME to a checkout of https://github.com/PRIME-RL/SimpleVLA-RL"; exit 2; }
-	SIMPLEVLA_RL_HOME="$(abspath $(SIMPLEVLA_RL_HOME))" $(VERL_VENV)/bin/pytest tests/real_verl
+	SIMPLEVLA_RL_HOME="$(abspath $(SIMPLEVLA_RL_HOME))" MUJOCO_GL="$(MUJOCO_GL)" \
+	  $(VERL_VENV)/bin/pytest tests/real_verl
