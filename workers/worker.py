@@ -293,18 +293,10 @@ class CriticWorker(SimpleWorker):
                     last_maintenance = time.monotonic()
                     self.run_maintenance_tasks()
                 room = self._batcher.wait_for_room(_TAKE_S)
-                if not unread and room and not self._suspended:
-                    busy = bool(self._open_queries)
-                    if busy and self._has_company and self._queue_length():
-                        # An idle worker may be just between two waits on the queue: it goes first.
-                        self._idle.wait(_LOOK_S)
-                    # Room is for queries, and a job may hold many: what is too much here is for others.
-                    jobs_wanted = max(1, round(room / self._queries_per_job))
-                    unread = self._claims.take(jobs_wanted, block_s=0 if burst or busy else _TAKE_S)
-                    if not unread and busy:
-                        self._idle.wait(_LOOK_S)
-                elif self._suspended:
+                if self._suspended:
                     self._halt.wait(BEAT_S)
+                elif not unread and room:
+                    unread = self._take(room, burst)
                 jobs = self._readable(unread)
                 if jobs:
                     self._accept(jobs)
@@ -323,8 +315,18 @@ class CriticWorker(SimpleWorker):
                 self.log.info("Worker %s: idle for %d seconds, quitting", self.name, max_idle_time)
                 break
 
-    def _queue_length(self) -> int:
-        return int(self.connection.llen(self._keys.rq_queue))
+    def _take(self, room: int, burst: bool) -> list[TakenJob]:
+        """The next jobs, for about `room` queries; waits for them only while no query is open here."""
+        busy = bool(self._open_queries)
+        if busy and self._has_company and self.connection.llen(self._keys.rq_queue):
+            # An idle worker may be just between two waits on the queue: it goes first.
+            self._idle.wait(_LOOK_S)
+        # Room is for queries, and a job may hold many: what is too much here is for others.
+        jobs_wanted = max(1, round(room / self._queries_per_job))
+        taken = self._claims.take(jobs_wanted, block_s=0 if burst or busy else _TAKE_S)
+        if not taken and busy:
+            self._idle.wait(_LOOK_S)
+        return taken
 
     def _readable(self, taken: Sequence[TakenJob]) -> list[tuple[str, str]]:
         """(job id, text) of those jobs that are ours to answer; the others are rejected."""
