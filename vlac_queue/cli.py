@@ -44,6 +44,7 @@ def worker(redis_url: str, queue: str, critic: str | None, arguments: tuple[str,
     # By the environment and not as arguments: a password in the URL would show in `ps`.
     os.environ.update(
         RQ_REDIS_URL=config.redis_url,
+        RQ_CONNECTION_CLASS="vlac_queue.connection.AnyRedis",
         RQ_WORKER_CLASS="workers.CriticWorker",
         VLAC_CRITIC=config.critic,
         VLAC_QUEUE=queue,

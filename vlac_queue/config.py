@@ -54,7 +54,8 @@ class VlacConfig:
 
     redis_url: str = _setting(
         "redis://localhost:6379/0",
-        "Redis to use: redis://, rediss:// (TLS) or unix://; never shown with password.",
+        "Redis to use: redis://, rediss:// (TLS), unix://, or by Sentinel, redis+sentinel://host:26379,host2:26379/"
+        "mymaster/0; never shown with password.",
     )
     queue: str = _setting("vlac", "RQ queue that the workers listen on.")
     critic: str = _setting("vlac", "Critic that a worker runs: vlac, reference, or package.module:Class.")
@@ -191,8 +192,8 @@ _CHOICES = {
 
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "redis_url": (
-        lambda v: v.startswith(("redis://", "rediss://", "unix://")),
-        "a redis://, rediss:// or unix:// URL",
+        lambda v: v.startswith(("redis://", "rediss://", "unix://", "redis+sentinel://", "rediss+sentinel://")),
+        "a redis://, rediss://, unix:// or redis+sentinel:// URL",
     ),
     "queue": (lambda v: bool(_QUEUE_NAME.fullmatch(v)), "1 to 64 letters, digits, '.', '_' or '-'"),
     "critic": (

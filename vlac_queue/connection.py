@@ -15,6 +15,7 @@ from rq.connections import parse_connection
 
 from vlac_queue.config import redact_url
 from vlac_queue.errors import ConfigError, QueueFull, RedisUnavailable
+from vlac_queue.failover import connection_arguments
 
 #: Seconds that a blocking read waits on the server at a time; between two reads the deadline is looked at.
 BLOCK_S = 1.0
@@ -34,16 +35,31 @@ def _retry() -> Retry:
     return Retry(ExponentialBackoff(cap=0.5, base=0.05), retries=3)
 
 
-def connect(url: str) -> redis.Redis:
+def connect(url: str, **behaviour: Any) -> redis.Redis:
     """A client for `url` that connects at its first command, and again whenever the connection broke.
+
+    Args:
+        url: redis://, rediss:// (TLS), unix://, or redis+sentinel://host:26379,host2:26379/mymaster/0, which
+            finds the master anew at each connection.
+        behaviour: arguments of redis-py's connections, in place of ours.
 
     Raises:
         ConfigError: the URL can't be parsed.
     """
     try:
-        return redis.Redis.from_url(url, retry=_retry(), **_BEHAVIOUR)
+        arguments = connection_arguments(url)
     except ValueError as error:
         raise ConfigError(f"redis_url {redact_url(url)} can't be used: {error}") from None
+    pool = redis.ConnectionPool(**{**arguments, "retry": _retry(), **_BEHAVIOUR, **behaviour})
+    return redis.Redis.from_pool(pool)
+
+
+class AnyRedis(redis.Redis):
+    """RQ's commands take any URL of ours by it: RQ_CONNECTION_CLASS=vlac_queue.connection.AnyRedis."""
+
+    @classmethod
+    def from_url(cls, url: str, **behaviour: Any) -> redis.Redis:
+        return connect(url, **behaviour)
 
 
 def reconnect(connection: redis.Redis) -> redis.Redis:

@@ -68,7 +68,11 @@ def markdown(rows: Sequence[Row]) -> list[str]:
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
-        times = [f"{statistics.median(row.recover_s):.1f} s", f"{max(row.recover_s):.1f} s"] if row.recover_s else ["-", "-"]
+        times = (
+            [f"{statistics.median(row.recover_s):.1f} s", f"{max(row.recover_s):.1f} s"]
+            if row.recover_s
+            else ["-", "-"]
+        )
         cells = [row.fault, str(row.times), f"{row.queries:,}", str(row.lost), str(row.doubled), *times]
         lines.append(f"| {' | '.join(cells)} |")
     return lines

@@ -18,7 +18,7 @@ class ChaosCritic(TaskCritic):
 
     CHAOS_BATCH_S  seconds that each batch takes
     "kill"         kills its process
-    "hang FILE"    never comes back, unless FILE exists
+    "hang FILE"    never comes back, unless FILE exists (and makes FILE.hangs)
     "lose FILE"    loses its accelerator, unless FILE exists (and makes it)
     "memory"       runs out of memory with more than one query
     """
@@ -33,7 +33,8 @@ class ChaosCritic(TaskCritic):
             word, _, file = query.task.partition(" ")
             if word == "hang":
                 while not os.path.exists(file):
-                    time.sleep(0.01)
+                    open(f"{file}.hangs", "w").close()
+                    time.sleep(3600)
             if word == "lose" and not os.path.exists(file):
                 open(file, "w").close()
                 raise AcceleratorLost("CUDA error: an illegal memory access was encountered")

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.conftest import until
 from vlac_queue import CriticClient, Outcome, RolloutGate, VlacConfig
 from vlac_queue.client import Pending
 from vlac_queue.frames import Frames
@@ -117,7 +118,13 @@ class Load:
         **settings: Any,
     ) -> None:
         self.config = VlacConfig(**{"redis_url": url, "timeout_s": 60.0, **settings})
-        self.episodes, self.steps, self.rounds, self.pause_s = episodes, steps, rounds, pause_s
+        self.rollouts, self.episodes, self.steps, self.rounds, self.pause_s = (
+            rollouts,
+            episodes,
+            steps,
+            rounds,
+            pause_s,
+        )
         #: What was asked, answered and lost; answers that came twice, over the wire and to a caller.
         self.queries = self.lost = self.doubled_on_wire = self.doubled = 0
         self.finished_rounds = 0
@@ -154,6 +161,17 @@ class Load:
     def open_queries(self) -> int:
         """How many queries wait for their answers now."""
         return sum(not pending.answered for asked in list(self._open.values()) for pending in list(asked))
+
+    def rounds_pass(self, seconds: float = 90) -> None:
+        """Returns once each rollout has ended a round that it began after now."""
+        before = self.finished_rounds
+        until(lambda: self.errors or self.finished_rounds >= before + 2 * self.rollouts, seconds)
+        assert not self.errors, self.errors
+
+    def asks(self) -> None:
+        """Returns once a query waits for its answer."""
+        until(lambda: self.errors or self.open_queries())
+        assert not self.errors, self.errors
 
     def recovered_s(self, since: float) -> float:
         """Seconds from `since` until the queries open then, or else the first asked afterwards, were answered."""

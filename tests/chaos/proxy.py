@@ -64,8 +64,10 @@ class Proxy:
 
     def stop(self) -> None:
         self._call(self._close)
+        self._call(self._end_tasks)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._loop.close()
 
     def reset(self) -> None:
         """Resets all connections; new ones are welcome."""
@@ -120,6 +122,12 @@ class Proxy:
             self._server = None
         self._reset()
 
+    async def _end_tasks(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
     def _reset(self) -> None:
         for writer in list(self._writers):
             _abort(writer)
@@ -143,7 +151,11 @@ class Proxy:
                 _abort(each)
 
     async def _pass(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pair: set[asyncio.StreamWriter], reply: bool
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        pair: set[asyncio.StreamWriter],
+        reply: bool,
     ) -> None:
         """Carries one direction; a delay holds up each chunk and not those behind it a second time."""
         queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(64)
