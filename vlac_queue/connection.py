@@ -15,13 +15,16 @@ from rq.connections import parse_connection
 
 from vlac_queue.config import redact_url
 from vlac_queue.errors import ConfigError, QueueFull, RedisUnavailable
-from vlac_queue.failover import connection_arguments
+from vlac_queue.failover import connection_arguments, following
 
 #: Seconds that a blocking read waits on the server at a time; between two reads the deadline is looked at.
 BLOCK_S = 1.0
 #: Seconds until a silent connection counts as broken; well above BLOCK_S.
 SOCKET_TIMEOUT_S = 10.0
 
+
+#: What a Redis raises that is away or full, and may be back or have room in a moment.
+AWAY = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, redis.exceptions.OutOfMemoryError)
 
 #: How a connection behaves on both sides of the queue, whoever made it.
 _BEHAVIOUR: dict[str, Any] = {
@@ -65,8 +68,8 @@ class AnyRedis(redis.Redis):
 def reconnect(connection: redis.Redis) -> redis.Redis:
     """A client of its own for the server of `connection`; safe to use after a fork."""
     client_class, connection_class, kwargs = parse_connection(connection)
-    kwargs.update(_BEHAVIOUR, retry=_retry())
-    return client_class(connection_pool=redis.ConnectionPool(connection_class=connection_class, **kwargs))
+    kwargs.update(_BEHAVIOUR, retry=_retry(), connection_class=following(connection_class))
+    return client_class(connection_pool=redis.ConnectionPool(**kwargs))
 
 
 @contextmanager
@@ -89,8 +92,7 @@ def redis_errors(url: str) -> Iterator[None]:
             "start redis-server there, or correct redis_url (VLAC_REDIS_URL)."
         ) from error
     except redis.exceptions.ResponseError as error:
-        # Redis 6.2 reports it from within a script as an error of the script.
-        if isinstance(error, redis.exceptions.OutOfMemoryError) or "OOM command" in str(error):
+        if isinstance(error, redis.exceptions.OutOfMemoryError):
             raise QueueFull(
                 "Redis has reached its maxmemory; raise it, or lower max_pending_bytes below it."
             ) from error

@@ -18,12 +18,17 @@ _SENTINEL_TIMEOUT_S = 1.0
 
 
 class _Following:
-    """A server that became a replica counts as away: the next command connects anew."""
+    """A server that became a replica counts as away: the next command connects anew.
+
+    And where Redis 6.2 says of a script that memory is full, that is the same error as without a script.
+    """
 
     def read_response(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().read_response(*args, **kwargs)  # type: ignore[misc]
         except redis.exceptions.ResponseError as error:
+            if "OOM command" in str(error) and not isinstance(error, redis.exceptions.OutOfMemoryError):
+                raise redis.exceptions.OutOfMemoryError(str(error)) from error
             # READONLY: to a write; UNBLOCKED: to a blocking read that waited when the roles changed.
             if not isinstance(error, redis.exceptions.ReadOnlyError) and not str(error).startswith("UNBLOCKED"):
                 raise
@@ -95,6 +100,16 @@ class SentinelTlsConnection(_Discovering, redis.SSLConnection):
     """rediss+sentinel://; TLS to the sentinels as well."""
 
 
+def following(connection_class: type) -> type:
+    """Our class in place of redis-py's."""
+    ours: dict[type, type] = {
+        redis.Connection: TcpConnection,
+        redis.SSLConnection: TlsConnection,
+        redis.UnixDomainSocketConnection: UnixConnection,
+    }
+    return ours.get(connection_class, connection_class)
+
+
 def connection_arguments(url: str) -> dict[str, Any]:
     """What a `redis.ConnectionPool` needs for `url`, `connection_class` among it.
 
@@ -105,9 +120,7 @@ def connection_arguments(url: str) -> dict[str, Any]:
     if scheme in SENTINEL_SCHEMES:
         return _sentinel_arguments(url)
     arguments: dict[str, Any] = redis.connection.parse_url(url)
-    ours = {redis.SSLConnection: TlsConnection, redis.UnixDomainSocketConnection: UnixConnection}
-    arguments["connection_class"] = ours.get(arguments.get("connection_class"), TcpConnection)  # type: ignore[arg-type]
-    return arguments
+    return {**arguments, "connection_class": following(arguments.get("connection_class", redis.Connection))}
 
 
 def _sentinel_arguments(url: str) -> dict[str, Any]:
