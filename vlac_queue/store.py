@@ -420,6 +420,16 @@ class EpisodeStore:
         """Meta, open queries and encoded batches of episodes; one round trip for some 256 batches."""
         return [read for part in _parts(wanted) for read in self._read_part(part)]
 
+    def still_open(self, queries: Sequence[Query]) -> set[str]:
+        """Ids of those of `queries` that wait for an answer, and whose client is there; one round trip."""
+        with self.connection.pipeline(transaction=False) as pipeline:
+            for query in queries:
+                pipeline.hget(self.keys.episode(query.episode).queries, query.id)
+                pipeline.exists(self.keys.client(query.client))
+            replies = pipeline.execute()
+        states = zip(queries, replies[0::2], replies[1::2], strict=True)
+        return {query.id for query, kind, there in states if kind in (b"done", b"value") and there}
+
     def read_reference(self, reference: str) -> list[bytes]:
         """The encoded batches of reference frames; empty where they are gone."""
         batches: Any = self.connection.lrange(self.keys.reference(reference), 0, -1)

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import Any
 
 import redis
+from redis.client import Pipeline
 
 from vlac_queue.keys import Keys
 from vlac_queue.messages import MAX_JOB_BYTES
+from vlac_queue.metrics import first_line
 
-# Takes up to n jobs and reads them. KEYS queue claims; ARGV first_id n max_bytes worker_name.
-# Reply: {id, "ok", data}, {id, "gone"} or {id, "large"} for each.
+#: Seconds between two looks at the queue while Redis is full and refuses to be waited on.
+_FULL_PAUSE_S = 0.1
+
+# Takes up to n jobs and reads them. KEYS queue claims; ARGV first_id ("": take that one too) n max_bytes
+# worker_name. Reply: {id, "ok", data, retries_left, deaths, trying}, {id, "gone"} or {id, "large"} for each.
+# The first command lets it go on when Redis is full (see store.py): taking jobs is what empties it.
 _TAKE = """
-local ids = {ARGV[1]}
-for i = 2, tonumber(ARGV[2]) do
+redis.call('LREM', KEYS[2], 0, '')
+local ids = {}
+if ARGV[1] ~= '' then ids[1] = ARGV[1] end
+for i = #ids + 1, tonumber(ARGV[2]) do
   local id = redis.call('LMOVE', KEYS[1], KEYS[2], 'LEFT', 'RIGHT')
   if not id then break end
   ids[i] = id
@@ -26,46 +37,65 @@ for i, id in ipairs(ids) do
   if size == 0 then jobs[i] = {id, 'gone'}
   elseif size > tonumber(ARGV[3]) then jobs[i] = {id, 'large'}
   else
-    jobs[i] = {id, 'ok', redis.call('HGET', key, 'data')}
+    local fields = redis.call('HMGET', key, 'data', 'retries_left', 'deaths', 'trying')
+    jobs[i] = {id, 'ok', fields[1], fields[2] or '', fields[3] or '', fields[4] or ''}
     redis.call('HSET', key, 'status', 'started', 'worker_name', ARGV[4])
   end
 end
 return jobs
 """
 
-# Puts a stopping worker's jobs back to the front of the queue, in their order. KEYS queue claims.
+# Puts jobs back to the front of the queue, in their order; those on their last try wait to be tried alone.
+# KEYS queue claims alone; ARGV ids, or none for all. Reply: how many.
 _GIVE_BACK = """
-local count = 0
-while true do
-  local id = redis.call('RPOP', KEYS[2])
-  if not id then return count end
-  if redis.call('EXISTS', 'rq:job:' .. id) == 1 then
-    redis.call('HSET', 'rq:job:' .. id, 'status', 'queued')
-    redis.call('LPUSH', KEYS[1], id)
+local ids, count = ARGV, 0
+if #ids == 0 then ids = redis.call('LRANGE', KEYS[2], 0, -1) end
+for i = #ids, 1, -1 do
+  local key = 'rq:job:' .. ids[i]
+  if redis.call('LREM', KEYS[2], 1, ids[i]) == 1 and redis.call('EXISTS', key) == 1 then
+    redis.call('HSET', key, 'status', 'queued')
+    local left, deaths = unpack(redis.call('HMGET', key, 'retries_left', 'deaths'))
+    if deaths and tonumber(left) <= 0 then
+      if tonumber(left) == 0 then redis.call('HDEL', key, 'trying') end
+      redis.call('RPUSH', KEYS[3], ids[i])
+    else
+      redis.call('LPUSH', KEYS[1], ids[i])
+    end
     count = count + 1
   end
 end
+return count
 """
 
-# The same for a dead worker, at the cost of one retry for each job. Jobs without retries left may be what
-# killed it: they go to the claims of the finder, who fails their queries. KEYS queue claims_of_dead workers
-# worker_key claims_of_finder; ARGV name_of_dead max_bytes. Reply: {number given back, spent jobs as _TAKE}.
+# The same for a dead worker, at the cost of one retry for each job, and noted in its history. Before its last try
+# a job waits to be tried alone. Jobs without retries left go to the claims of the finder, who fails their queries.
+# KEYS queue claims_of_dead workers worker_key claims_of_finder alone; ARGV name_of_dead max_bytes name_of_finder.
+# Reply: {number given back, spent jobs as _TAKE}.
 _RECOVER = """
 if redis.call('EXISTS', KEYS[4]) == 1 then return {0, {}} end
-local count, spent = 0, {}
-while true do
-  local id = redis.call('RPOP', KEYS[2])
-  if not id then break end
+local count, spent, now = 0, {}, redis.call('TIME')[1]
+local ids = redis.call('LRANGE', KEYS[2], 0, -1)
+redis.call('DEL', KEYS[2])
+for i = #ids, 1, -1 do
+  local id = ids[i]
   local key = 'rq:job:' .. id
   local size = redis.call('HSTRLEN', key, 'data')
-  if size > 0 and redis.call('HINCRBY', key, 'retries_left', -1) >= 0 then
-    redis.call('HSET', key, 'status', 'queued')
-    redis.call('LPUSH', KEYS[1], id)
-    count = count + 1
-  elseif size > 0 then
-    redis.call('RPUSH', KEYS[5], id)
-    if size > tonumber(ARGV[2]) then spent[#spent + 1] = {id, 'large'}
-    else spent[#spent + 1] = {id, 'ok', redis.call('HGET', key, 'data')} end
+  if size > 0 then
+    local left = redis.call('HINCRBY', key, 'retries_left', -1)
+    local deaths = (redis.call('HGET', key, 'deaths') or '') .. ARGV[1] .. '@' .. now .. ' '
+    redis.call('HSET', key, 'status', 'queued', 'deaths', deaths)
+    if left >= 0 then
+      if left > 0 then redis.call('LPUSH', KEYS[1], id) else redis.call('RPUSH', KEYS[6], id) end
+      count = count + 1
+    else
+      redis.call('RPUSH', KEYS[5], id)
+      redis.call('HSET', key, 'status', 'started', 'worker_name', ARGV[3])
+      if size > tonumber(ARGV[2]) then spent[#spent + 1] = {id, 'large'}
+      else
+        local fields = redis.call('HMGET', key, 'data', 'trying')
+        spent[#spent + 1] = {id, 'ok', fields[1], left, deaths, fields[2] or ''}
+      end
+    end
   end
 end
 redis.call('SREM', KEYS[3], ARGV[1])
@@ -80,10 +110,16 @@ class TakenJob:
     Attributes:
         id: the RQ job's id.
         data: its envelope, not unpacked; b"" where the job is gone, None where it exceeds MAX_JOB_BYTES.
+        spent: whether workers died with it more often than it may be tried again.
+        deaths: the workers that died with it, and when (seconds since 1970 on Redis' clock).
+        trying: id of the query that was tried alone last, or "".
     """
 
     id: str
     data: bytes | None
+    spent: bool = False
+    deaths: tuple[tuple[str, float], ...] = ()
+    trying: str = ""
 
 
 class Claims:
@@ -98,27 +134,40 @@ class Claims:
 
     def take(self, count: int, *, block_s: float) -> list[TakenJob]:
         """Claims and reads up to `count` jobs, waiting up to `block_s` seconds for the first (0: not at all)."""
-        first: Any
+        first: Any = ""
         if block_s:
-            first = self._connection.execute_command(
-                "BLMOVE", self._keys.rq_queue, self.key, "LEFT", "RIGHT", block_s
-            )
-        else:
-            first = self._connection.lmove(self._keys.rq_queue, self.key, "LEFT", "RIGHT")
-        if first is None:
-            return []
-        taken: Any = self._connection.eval(
-            _TAKE, 2, self._keys.rq_queue, self.key, first, count, MAX_JOB_BYTES, self._worker
-        )
-        return [_taken(entry) for entry in taken]
+            queues = (self._keys.rq_queue, self.key)
+            try:
+                first = self._connection.execute_command("BLMOVE", *queues, "LEFT", "RIGHT", block_s)
+            except redis.exceptions.OutOfMemoryError:
+                time.sleep(_FULL_PAUSE_S)
+            if first is None:
+                return []
+        return self._take(self._keys.rq_queue, first, count)
+
+    def take_alone(self) -> list[TakenJob]:
+        """Claims and reads one of the jobs that are tried alone, without waiting."""
+        return self._take(self._keys.alone, "", 1)
+
+    def trying(self, job_id: str, query_id: str) -> None:
+        """Notes which query of a job is tried now: the one to blame, should this worker die."""
+        self._connection.hset(self._keys.rq_job(job_id), "trying", query_id)
+
+    def spare(self, job_id: str, pipeline: Pipeline) -> None:
+        """Adds to `pipeline` what lets a spent job's other queries be tried alone, now that one was blamed."""
+        pipeline.lrem(self.key, 0, job_id)
+        pipeline.hset(self._keys.rq_job(job_id), mapping={"retries_left": 0, "status": "queued"})
+        pipeline.hdel(self._keys.rq_job(job_id), "trying")
+        pipeline.rpush(self._keys.alone, job_id)
 
     def add(self, job_id: str) -> None:
         """Claims a job that came by another way."""
         self._connection.rpush(self.key, job_id)
 
-    def give_back(self) -> int:
-        """Puts all claimed jobs back to the front of the queue; how many."""
-        return int(self._connection.eval(_GIVE_BACK, 2, self._keys.rq_queue, self.key))
+    def give_back(self, job_ids: Collection[str] = ()) -> int:
+        """Puts claimed jobs (none given: all) back to the front of the queue; how many."""
+        keys = (self._keys.rq_queue, self.key, self._keys.alone)
+        return int(self._connection.eval(_GIVE_BACK, len(keys), *keys, *job_ids))
 
     def recover(self, worker: str) -> tuple[int, list[TakenJob]]:
         """Puts the jobs of a dead worker back, each at the cost of a retry.
@@ -128,10 +177,32 @@ class Claims:
             worker that lives after all keeps its jobs.
         """
         keys = self._keys
-        names = (keys.rq_queue, keys.claims(worker), keys.workers, keys.worker(worker), self.key)
-        reply: Any = self._connection.eval(_RECOVER, len(names), *names, worker, MAX_JOB_BYTES)
+        names = (keys.rq_queue, keys.claims(worker), keys.workers, keys.worker(worker), self.key, keys.alone)
+        reply: Any = self._connection.eval(_RECOVER, len(names), *names, worker, MAX_JOB_BYTES, self._worker)
         return reply[0], [_taken(entry) for entry in reply[1]]
 
+    def _take(self, queue: str, first: Any, count: int) -> list[TakenJob]:
+        taken: Any = self._connection.eval(_TAKE, 2, queue, self.key, first, count, MAX_JOB_BYTES, self._worker)
+        return [_taken(entry) for entry in taken]
 
-def _taken(entry: list[bytes]) -> TakenJob:
-    return TakenJob(entry[0].decode(), {b"ok": entry[-1], b"gone": b"", b"large": None}[entry[1]])
+
+def history(deaths: Sequence[tuple[str, float]]) -> str:
+    """The workers that died with a job, and when, for people."""
+    return ", ".join(
+        f"{first_line(name)} at {datetime.fromtimestamp(when, timezone.utc):%H:%M:%S} UTC" for name, when in deaths
+    )
+
+
+def _taken(entry: list[Any]) -> TakenJob:
+    job_id, status, *fields = entry
+    if status != b"ok":
+        return TakenJob(job_id.decode(), b"" if status == b"gone" else None)
+    data, left, deaths, trying = fields
+    died = [each.rpartition("@") for each in deaths.decode(errors="replace").split()]
+    return TakenJob(
+        job_id.decode(),
+        data,
+        spent=bool(died) and int(left) < 0,
+        deaths=tuple((name, float(when)) for name, _, when in died),
+        trying=trying.decode(),
+    )
