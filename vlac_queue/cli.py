@@ -41,9 +41,12 @@ def worker(redis_url: str, queue: str, critic: str | None, arguments: tuple[str,
         + f", up to {config.max_batch} queries a batch"
     )
     sys.stdout.flush()
-    # By the environment and not as arguments: a password in the URL would show in `ps`.
+    # By the environment and not as arguments: a password in the URL would show in `ps`. The URL as it was given:
+    # a password from a file stays out of the environment, too.
+    os.environ.pop("RQ_REDIS_URL", None)
     os.environ.update(
-        RQ_REDIS_URL=config.redis_url,
+        VLAC_REDIS_URL=redis_url,
+        RQ_CONFIG="vlac_queue.rq_settings",
         RQ_WORKER_CLASS="workers.CriticWorker",
         VLAC_CRITIC=config.critic,
         VLAC_QUEUE=queue,
