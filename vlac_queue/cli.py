@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from vlac_queue.acl_command import acl
 from vlac_queue.config import VlacConfig, redact_url
 from vlac_queue.console import errors_as_messages, queue_option, redis_url_option
 from vlac_queue.demo.command import demo
@@ -59,6 +60,7 @@ main.add_command(demo)
 main.add_command(workers)
 main.add_command(doctor)
 main.add_command(score)
+main.add_command(acl)
 
 if __name__ == "__main__":
     main()

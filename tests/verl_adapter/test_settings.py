@@ -46,7 +46,9 @@ def test_the_environment_names_redis_where_the_node_does_not():
 
 def test_the_password_joins_the_url_where_the_queue_is_used():
     environ = {"VLAC_REDIS_USERNAME": "vlac-rollout", "VLAC_REDIS_PASSWORD": "secret"}
-    assert critic_config({"redis_url": "redis://gpu8/0"}, environ).redis_url == "redis://vlac-rollout:secret@gpu8/0"
+    assert (
+        critic_config({"redis_url": "redis://gpu8/0"}, environ).redis_url == "redis://vlac-rollout:secret@gpu8/0"
+    )
 
 
 @pytest.mark.parametrize("quote", ["", "'", '"'])
