@@ -1,9 +1,9 @@
 """Redis users that may do what one part of this project does, and no more; `vlac-queue acl` prints them.
 
-Redis checks every command by its name and by the keys it is given, those within Lua scripts too. From Redis 7 on a
-user has several grants (selectors), each of commands and the keys for them, and keys may be for reading only. Redis
-6.2 knows one set of commands and one of keys for each user, so there a user may use each of its commands on each of
-its keys.
+Redis checks every command by its name and by the keys it is given, those within Lua scripts too. From Redis 7 on
+a user has several grants (selectors), each of commands and the keys for them, and keys may be for reading only.
+Redis 6.2 knows one set of commands and one of keys for each user, so there a user may use each of its commands on
+each of its keys.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class Grant:
     """Commands, and the keys that they may be used on.
 
     Attributes:
-        commands: names as ACL rules spell them, such as "client|setname".
+        commands: names as ACL rules spell them, such as "hset"; separated by spaces.
         keys: patterns of keys to read and write.
         reads: patterns of keys to read only (Redis 6.2: to write as well).
     """
 
-    commands: tuple[str, ...]
+    commands: str
     keys: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
 
@@ -53,40 +53,29 @@ class User:
     """What a user may do.
 
     Attributes:
-        commands: those that take no keys.
+        commands: those that take no keys, such as "ping client|setname".
         grants: those that do.
         scripts: whether Lua scripts may be sent; what they call is checked like any other command.
         channels: patterns of channels, to publish to or subscribe.
     """
 
     name: str
-    commands: tuple[str, ...]
+    commands: str
     grants: tuple[Grant, ...]
     scripts: bool = False
     channels: tuple[str, ...] = ()
 
 
 #: What redis-py sends by itself, and what tells the server's version and time.
-_CONNECTION = ("hello", "ping", "select", "info", "time")
-#: What redis-py tries on every server. Redis from 7 on takes no rule about a command that it does not know; 6.2 would
-#: note each try in its ACL LOG.
-_TRIED = {(6, 2): ("client|setinfo", "client|maint_notifications"), (7, 0): (), (7, 2): ("client|setinfo",)}
-_TRANSACTION = ("multi", "exec", "discard", "unwatch")
+_CONNECTION = "hello ping select info time"
+#: What redis-py tries on every server. Redis from 7 on takes no rule about a command that it does not know; 6.2
+#: would note each try in its ACL LOG.
+_TRIED = {(6, 2): "client|setinfo client|maint_notifications", (7, 0): "", (7, 2): "client|setinfo"}
+_TRANSACTION = "multi exec discard unwatch"
 _READS = (
-    "exists",
-    "get",
-    "hget",
-    "hgetall",
-    "hlen",
-    "hmget",
-    "hstrlen",
-    "lindex",
-    "llen",
-    "lrange",
-    "pttl",
-    "scard",
+    "exists get hget hgetall hlen hmget hstrlen lindex llen lrange pttl scard smembers ttl xlen xrange xread "
+    "xrevrange zcard zcount zrange zrangebyscore"
 )
-_READS += ("smembers", "ttl", "xlen", "xrange", "xread", "xrevrange", "zcard", "zcount", "zrange", "zrangebyscore")
 
 
 def users(keys: Keys) -> tuple[User, User, User]:
@@ -96,27 +85,21 @@ def users(keys: Keys) -> tuple[User, User, User]:
 
 def _rollout(keys: Keys) -> User:
     """Opens, pushes, asks, reads answers, closes; knows who listens, and has critics sleep and wake."""
-    episode = keys.episode("*")
-    episodes = (episode.meta, keys.reference("*"))
     return User(
         ROLLOUT,
-        commands=(*_CONNECTION, *_TRANSACTION, "publish"),
+        commands=f"{_CONNECTION} {_TRANSACTION} publish",
         grants=(
-            # Its own commands and those of its scripts; `episode.meta` stands for all keys of an episode.
+            # Its own commands and those of its scripts; the pattern of `meta` covers all keys of an episode.
             Grant(
-                ("del", "exists", "expire", "hdel", "hget", "hgetall", "hmget", "hset", "lindex", "llen", "rpush")
-                + ("sadd", "scard", "srem", "xread"),
-                episodes,
+                "del exists expire hdel hget hgetall hmget hset lindex llen rpush sadd scard srem xread",
+                (keys.episode("*").meta, keys.reference("*")),
             ),
-            Grant(
-                ("hdel", "hget", "hincrby", "hset", "zadd", "zrangebyscore", "zrem"),
-                (keys.open, keys.sizes),
-            ),
+            Grant("hdel hget hincrby hset zadd zrangebyscore zrem", (keys.open, keys.sizes)),
             # A job's hash, and the id at the end of the queue.
-            Grant(("expire", "hset"), (Job.key_for("*"),)),
-            Grant(("llen", "rpush"), (keys.rq_queue,)),
-            Grant(("sadd",), (Queue.redis_queues_keys,)),
-            Grant(("hgetall", "hmget", "smembers"), reads=_who_works(keys)),
+            Grant("expire hset", (Job.key_for("*"),)),
+            Grant("llen rpush", (keys.rq_queue,)),
+            Grant("sadd", (Queue.redis_queues_keys,)),
+            Grant("hgetall hmget smembers", reads=_who_works(keys)),
         ),
         scripts=True,
         channels=(PUBSUB_CHANNEL_TEMPLATE % "*",),
@@ -126,35 +109,21 @@ def _rollout(keys: Keys) -> User:
 def _worker(keys: Keys) -> User:
     """What a CriticWorker and a plain `rq worker` with its scheduler and maintenance do."""
     episode = keys.episode("*")
-    ours = (keys.workers, keys.worker("*"), keys.claims("*"))
     return User(
         WORKER,
-        commands=(*_CONNECTION, *_TRANSACTION, "client|info", "client|setname", "script|exists", "script|load")
-        + ("subscribe", "unsubscribe"),
+        commands=f"{_CONNECTION} {_TRANSACTION} client|info client|setname script|exists script|load subscribe "
+        "unsubscribe",
         grants=(
             Grant(_READS, reads=(episode.meta, keys.reference("*"))),
             # Answers.
-            Grant(("expire", "hdel", "xadd"), (episode.pending, episode.answers)),
+            Grant("expire hdel xadd", (episode.pending, episode.answers)),
             # A job goes from RQ's queue to the worker's claims in one command, so their keys stand together.
             Grant(
-                (*_READS, "blmove", "blpop", "del", "expire", "hdel", "hexists", "hincrby", "hincrbyfloat", "hset")
-                + (
-                    "hsetnx",
-                    "lmove",
-                    "lpop",
-                    "lpush",
-                    "lrem",
-                    "pexpire",
-                    "persist",
-                    "rpop",
-                    "rpush",
-                    "sadd",
-                    "set",
-                )
-                + ("srem", "watch", "xadd", "zadd", "zrem", "zremrangebyscore", "zscore"),
-                (*ours, *_rqs(keys)),
+                f"{_READS} blmove blpop del expire hdel hexists hincrby hincrbyfloat hset hsetnx lmove lpop lpush "
+                "lrem pexpire persist rpop rpush sadd set srem watch xadd zadd zrem zremrangebyscore zscore",
+                (keys.workers, keys.worker("*"), keys.claims("*"), *_rqs(keys)),
             ),
-            Grant(("exists",), reads=(WORKERS_SUSPENDED,)),
+            Grant("exists", reads=(WORKERS_SUSPENDED,)),
         ),
         scripts=True,
         channels=(PUBSUB_CHANNEL_TEMPLATE % "*",),
@@ -165,7 +134,7 @@ def _dashboard(keys: Keys) -> User:
     """What dashboards, `vlac-queue doctor` and `vlac-queue workers list` read. Never frames, never a write."""
     return User(
         DASHBOARD,
-        commands=(*_CONNECTION, "client|info"),
+        commands=f"{_CONNECTION} client|info",
         grants=(
             Grant(
                 _READS,
@@ -232,40 +201,41 @@ def acl_line(user: User, password: str, version: tuple[int, int]) -> str:
     Args:
         version: of Redis, from VERSIONS.
     """
-    commands = (*user.commands, *_TRIED[version])
+    commands = f"{user.commands} {_TRIED[version]}"
     grants = list(user.grants)
     if user.scripts:
         # Redis can't know what a script does with its keys, so it wants all rights to them. What the script then
         # calls is checked against the grants above.
-        everything = _unique(key for grant in user.grants for key in (*grant.keys, *grant.reads))
-        grants.append(Grant(("eval", "evalsha"), everything))
-    rules = [f"user {user.name} on #{hashlib.sha256(password.encode()).hexdigest()} resetchannels -@all"]
+        grants.append(Grant("eval evalsha", _patterns(grants)))
+    rules = [f"user {user.name} on {_hashed(password)} resetchannels -@all"]
+    channels = [f"&{channel}" for channel in user.channels]
     if version >= (7, 0):
-        rules += [f"+{name}" for name in _unique(commands)]
-        rules += [f"&{channel}" for channel in user.channels]
-        rules += [f"({' '.join(_rules(grant))})" for grant in grants]
-    else:
-        rules += [
-            f"+{name}" for name in _unique((*commands, *(name for grant in grants for name in grant.commands)))
-        ]
-        rules += [f"~{key}" for key in _unique(key for grant in grants for key in (*grant.keys, *grant.reads))]
-        rules += [f"&{channel}" for channel in user.channels]
-    return " ".join(rules)
+        selectors = [f"({' '.join([*_allowed(grant.commands), *_rules(grant)])})" for grant in grants]
+        return " ".join([*rules, *_allowed(commands), *channels, *selectors])
+    together = " ".join([commands, *(grant.commands for grant in grants)])
+    return " ".join([*rules, *_allowed(together), *channels, *(f"~{key}" for key in _patterns(grants))])
 
 
 def admin_line(password: str) -> str:
     """A user who may do everything, for who looks after the server."""
-    return f"user {ADMIN} on #{hashlib.sha256(password.encode()).hexdigest()} ~* &* +@all"
+    return f"user {ADMIN} on {_hashed(password)} ~* &* +@all"
 
 
 #: Nobody comes in without a name.
 DEFAULT_OFF = "user default off resetchannels -@all"
 
 
+def _hashed(password: str) -> str:
+    return f"#{hashlib.sha256(password.encode()).hexdigest()}"
+
+
+def _allowed(commands: str) -> list[str]:
+    return [f"+{name}" for name in dict.fromkeys(commands.split())]
+
+
 def _rules(grant: Grant) -> list[str]:
-    keys = [f"~{key}" for key in grant.keys] + [f"%R~{key}" for key in grant.reads]
-    return [f"+{name}" for name in grant.commands] + keys
+    return [f"~{key}" for key in grant.keys] + [f"%R~{key}" for key in grant.reads]
 
 
-def _unique(names: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(names))
+def _patterns(grants: Iterable[Grant]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(key for grant in grants for key in (*grant.keys, *grant.reads)))
