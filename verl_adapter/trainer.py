@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,9 @@ from verl_adapter.audit import Rollouts, audit
 from verl_adapter.groups import keep_groups, leave_groups
 from verl_adapter.settings import critic_config, group_rule, sharing
 from verl_adapter.updates import with_critics_asleep
-from vlac_queue import CriticClient
+from vlac_queue import CriticClient, VlacQueueError
+
+_log = logging.getLogger(__name__)
 
 
 class VlacRewardManager(main_ppo.RobRewardManager):
@@ -24,6 +27,9 @@ class VlacRewardManager(main_ppo.RobRewardManager):
 
     Upstream's `__call__` puts what `verify` leaves in `acc` at the last token that counts.
     """
+
+    # Made at the first training batch, so that validation opens no connection.
+    _client: CriticClient | None = None
 
     def verify(self, data: Any) -> tuple[list[float], dict[str, float], dict[str, float], dict[str, float]]:
         """Scores 0..1 and metrics.
@@ -44,8 +50,19 @@ class VlacRewardManager(main_ppo.RobRewardManager):
         kept = keep_groups(
             _array(data, "vlac_reward"), masked, self.config.data.n_samples, group_rule(self.config.vlac)
         )
-        metrics = {"all": mean, "vlac/groups_kept": float(kept.mean()), **audit(_rollouts(data))}
+        figures = audit(_rollouts(data))
+        self._publish(figures)
+        metrics = {"all": mean, "vlac/groups_kept": float(kept.mean()), **figures}
         return rewards.tolist(), metrics, {"all": 1.0}, {"all": mean}
+
+    def _publish(self, figures: dict[str, float]) -> None:
+        """Shows the audit on dashboards, which training does not need."""
+        if self._client is None:
+            self._client = CriticClient(critic_config(self.config.vlac))
+        try:
+            self._client.publish_audit({name.removeprefix("vlac/"): value for name, value in figures.items()})
+        except VlacQueueError as error:
+            _log.warning("the audit is missing on dashboards: %s", error)
 
 
 class VlacTrainer(ray_trainer.RayTrainer):

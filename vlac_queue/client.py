@@ -7,8 +7,8 @@ import threading
 import time
 import uuid
 import zlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -21,13 +21,24 @@ from rq import Queue, Retry
 from vlac_queue.config import VlacConfig, redact_url
 from vlac_queue.connection import BLOCK_S, RedisClock, connect, redis_errors
 from vlac_queue.control import order_workers
-from vlac_queue.errors import CriticFailed, CriticTimeout, FrameError, NoWorkers, ProtocolError, VlacQueueError
+from vlac_queue.errors import (
+    CriticFailed,
+    CriticTimeout,
+    FrameError,
+    NoWorkers,
+    ProtocolError,
+    QueueFull,
+    RedisUnavailable,
+    VlacQueueError,
+)
 from vlac_queue.frames import MAX_BATCH_BYTES, Base, Frames, as_batch, encode
 from vlac_queue.keys import Keys
 from vlac_queue.messages import (
     JOB_FUNCTION,
     MAX_TASK_CHARS,
+    UNNAMED,
     Answer,
+    CriticIdentity,
     DoneVerdict,
     Failure,
     Kind,
@@ -37,7 +48,9 @@ from vlac_queue.messages import (
     decode_answer,
     encode_job,
 )
-from vlac_queue.store import EpisodeMeta, EpisodeStore, Push, episode_gone
+from vlac_queue.metrics import publish_audit, publish_outcomes
+from vlac_queue.rule import Outcome
+from vlac_queue.store import EpisodeMeta, EpisodeStore, Step, episode_gone, step_errors
 
 Verdict = TypeVar("Verdict", DoneVerdict, ValueVerdict)
 
@@ -47,14 +60,22 @@ _WORKERS_FRESH_S = 1.0
 _CLOCK_FRESH_S = 60.0
 #: Seconds that a failed job stays for `rq info` to show.
 _FAILURE_TTL_S = 3600
+#: Most episodes whose frames are encoded and sent at once together with queries: small enough that a worker
+#: decodes one group while the next is encoded, large enough that a round trip a group does not show.
+_GROUP = 16
+#: Bytes of pixels after which a group ends all the same.
+_GROUP_BYTES = 32 << 20
 
 
 class Pending(Generic[Verdict]):
     """An answer that is on its way; made by the `ask_*` methods. Threads may share it."""
 
-    def __init__(self, client: CriticClient, query: Query) -> None:
+    def __init__(self, client: CriticClient, episode: Episode, query: Query) -> None:
         self.query = query
+        #: Which critic answered; unnamed before.
+        self.critic: CriticIdentity = UNNAMED
         self._client = client
+        self._episode = episode
         self._answer: Answer | VlacQueueError | None = None
         self._asked = time.monotonic()
         self._latency_s = 0.0
@@ -119,14 +140,16 @@ class Pending(Generic[Verdict]):
         query = self.query
         return f"the {query.kind} query about frame {query.frame} of episode {query.episode!r}"
 
-    def _resolve(self, answer: Answer | VlacQueueError, written: float | None = None) -> None:
-        """Takes the answer, and when it was written (seconds since 1970 on Redis' clock), where it was."""
+    def _resolve(
+        self, answer: Answer | VlacQueueError, critic: CriticIdentity = UNNAMED, written: float | None = None
+    ) -> None:
+        """Takes the answer, who gave it, and when it was written (seconds since 1970 on Redis' clock)."""
         if self._answer is None:
             self._latency_s = time.monotonic() - self._asked
             if written is not None:
-                asked = self.query.deadline - self._client.config.timeout_s
                 # Redis' clock is carried on by ours, which may be ahead by a little.
-                self._answer_s = min(max(written - asked, 0.0), self._latency_s)
+                self._answer_s = min(max(written - self.query.asked, 0.0), self._latency_s)
+            self.critic = critic
             self._answer = answer
 
 
@@ -152,8 +175,6 @@ class Episode:
         self._token = uuid.uuid4().hex[:12]
         self._batches = 0
         self._base: Base | None = None
-        self._pending: dict[str, Pending[Any]] = {}
-        self._seen = b"0"
 
     def push(self, frames: Frames) -> None:
         """Sends frames to Redis, after those pushed before.
@@ -167,6 +188,13 @@ class Episode:
             RedisUnavailable: Redis can't be reached (push again later), or lost the episode.
         """
         self._client.push_many([(self, frames)])
+
+    def observe(self, frames: Frames) -> Pending[DoneVerdict]:
+        """Pushes frames and asks whether the task is done in the last of them, in one round trip.
+
+        Raises as `push` and `ask_done`.
+        """
+        return self._client.observe_many([(self, frames)])[0]
 
     def ask_done(self) -> Pending[DoneVerdict]:
         """Asks whether the task is done in the last frame pushed.
@@ -216,6 +244,19 @@ class ClientStats:
 
 
 @dataclass(frozen=True)
+class _Part:
+    """What goes to Redis for one episode: frames, uint8 (T,H,W,3), a query about the last of them, or both.
+
+    `about` is the query to be asked again; None asks about the last frame.
+    """
+
+    episode: Episode
+    frames: Frames | None = field(default=None, repr=False)
+    kind: Kind | None = None
+    about: Query | None = None
+
+
+@dataclass(frozen=True)
 class _Reference:
     id: str
     batches: tuple[bytes, ...] = field(repr=False)
@@ -240,7 +281,12 @@ class CriticClient:
         self._queue = Queue(self.config.queue, connection=self._connection)
         self._clock = RedisClock(self._connection)
         self._lock = threading.Lock()
+        #: Names this client's stream of answers.
+        self.id = uuid.uuid4().hex
         self._episodes: dict[str, Episode] = {}
+        # Queries without an answer, and the position in the stream up to which answers were taken in.
+        self._open: dict[str, Pending[Any]] = {}
+        self._seen = b"0"
         self._references: dict[str, _Reference] = {}
         self._workers_seen = -float("inf")
 
@@ -262,26 +308,44 @@ class CriticClient:
             FrameError: the reference is not usable.
             RedisUnavailable: Redis can't be reached.
         """
-        if not isinstance(task, str) or not len(task.strip()) >= 1 or len(task) > MAX_TASK_CHARS:
-            raise ProtocolError(
-                f"a task must be a text of 1 to {MAX_TASK_CHARS} characters, not {str(task)[:80]!r}."
+        return self.episodes([task], [reference], ids=[id])[0]
+
+    def episodes(
+        self,
+        tasks: Sequence[str],
+        references: Sequence[Frames | str | Path | None] | None = None,
+        *,
+        ids: Sequence[str | None] | None = None,
+    ) -> list[Episode]:
+        """Opens an episode for each task, all in one round trip; otherwise as `episode`."""
+        references = [None] * len(tasks) if references is None else references
+        opening: list[tuple[str, EpisodeMeta]] = []
+        batches: dict[str, Sequence[bytes]] = {}
+        for task, reference, id in zip(tasks, references, ids or [None] * len(tasks), strict=True):
+            if not isinstance(task, str) or not len(task.strip()) >= 1 or len(task) > MAX_TASK_CHARS:
+                raise ProtocolError(
+                    f"a task must be a text of 1 to {MAX_TASK_CHARS} characters, not {str(task)[:80]!r}."
+                )
+            chosen = self._reference(reference if reference is not None else self.config.reference)
+            if chosen:
+                batches[chosen.id] = chosen.batches
+            meta = EpisodeMeta(
+                task=task,
+                reference=chosen.id if chosen else "",
+                done_threshold=self.config.done_threshold,
+                value_stride=self.config.value_stride,
+                ttl_s=self.config.episode_ttl_s,
             )
-        episode_id = check_id(id) if id is not None else uuid.uuid4().hex
-        chosen = self._reference(reference if reference is not None else self.config.reference)
-        meta = EpisodeMeta(
-            task=task,
-            reference=chosen.id if chosen else "",
-            done_threshold=self.config.done_threshold,
-            value_stride=self.config.value_stride,
-            ttl_s=self.config.episode_ttl_s,
-        )
+            opening.append((check_id(id) if id is not None else uuid.uuid4().hex, meta))
+        if not opening:
+            return []
         with redis_errors(self.config.redis_url):
-            self._store.open(episode_id, meta, chosen.batches if chosen else ())
-        episode = Episode(self, episode_id, task, meta.reference)
+            self._store.open(opening, batches, max_bytes=self.config.max_pending_bytes)
+        episodes = [Episode(self, episode_id, meta.task, meta.reference) for episode_id, meta in opening]
         with self._lock:
-            self._episodes[episode_id] = episode
-            self.stats.episodes += 1
-        return episode
+            self._episodes.update((episode.id, episode) for episode in episodes)
+            self.stats.episodes += len(episodes)
+        return episodes
 
     def push_many(self, pushes: Iterable[tuple[Episode, Frames]]) -> None:
         """Pushes to several episodes in one round trip; stores what it can, then raises as `Episode.push`."""
@@ -293,67 +357,71 @@ class CriticClient:
         """As `push_many`, but says what went wrong for each episode instead of raising it.
 
         Returns:
-            For each push None, or why its frames were not stored.
+            For each push None, or why its frames were not stored; pushing those again is safe.
 
         Raises:
             FrameError, ProtocolError: frames or an episode are not usable; nothing was sent.
-            RedisUnavailable: Redis can't be reached; pushing the same again is safe.
         """
-        batches: list[tuple[Episode, Frames, Push]] = []
-        seen: set[str] = set()
-        for episode, frames in pushes:
-            self._check_open(episode)
-            batch = as_batch(frames)
-            if episode.id in seen:
-                raise ProtocolError(f"episode {episode.id!r} stands twice in one push_many; join its frames.")
-            seen.add(episode.id)
-            payload = encode(batch, first=episode.frames, base=episode._base)
-            batches.append((episode, batch, Push(episode.id, episode._reference, episode._batches, payload)))
-        if not batches:
-            return []
-        with redis_errors(self.config.redis_url):
-            errors = self._store.push([push for _, _, push in batches], max_bytes=self.config.max_pending_bytes)
-        for (episode, batch, push), error in zip(batches, errors, strict=True):
-            if error is not None:
-                continue
-            episode._batches += 1
-            episode.frames += len(batch)
-            episode._base = Base.after(batch, push.payload)
-            episode.raw_bytes += batch.nbytes
-            episode.sent_bytes += len(push.payload)
-            with self._lock:
-                self.stats.raw_bytes += batch.nbytes
-                self.stats.sent_bytes += len(push.payload)
-        return errors
+        parts = [_Part(episode, as_batch(frames)) for episode, frames in pushes]
+        return [each if isinstance(each, VlacQueueError) else None for each in self._send(parts)]
+
+    def observe_many(self, pushes: Iterable[tuple[Episode, Frames]]) -> list[Pending[DoneVerdict]]:
+        """Pushes frames to several episodes and asks whether each task is done in the last of them.
+
+        The quickest way: a worker decodes the first frames while the last ones are still encoded here. Stores
+        what it can, then raises as `Episode.observe`; a query is asked exactly where its frames were stored.
+        """
+        outcomes = self.observe_each(pushes)
+        for outcome in outcomes:
+            if isinstance(outcome, VlacQueueError):
+                raise outcome
+        return outcomes  # type: ignore[return-value]
+
+    def observe_each(
+        self, pushes: Iterable[tuple[Episode, Frames]]
+    ) -> list[Pending[DoneVerdict] | VlacQueueError]:
+        """As `observe_many`, but says what went wrong for each episode instead of raising it.
+
+        Raises:
+            FrameError, ProtocolError: frames or an episode are not usable; nothing was sent.
+            NoWorkers: nothing listens on the queue; nothing was sent.
+        """
+        parts = [_Part(episode, as_batch(frames), "done") for episode, frames in pushes]
+        return self._send(parts)  # type: ignore[return-value]
 
     def ask_done_many(self, episodes: Sequence[Episode]) -> list[Pending[DoneVerdict]]:
-        """Asks about the last frame of each episode: one job for all (of up to max_batch queries). Raises as
-        `Episode.ask_done`."""
-        return self._ask([self._query("done", episode) for episode in episodes])
+        """Asks about the last frame of each episode, in one round trip. Raises as `Episode.ask_done`."""
+        return self._ask([_Part(episode, kind="done") for episode in episodes])
 
     def ask_value_many(self, episodes: Sequence[Episode]) -> list[Pending[ValueVerdict]]:
-        """Asks for the value list of each episode: one job for all (of up to max_batch queries). Raises as
-        `Episode.ask_done`."""
-        return self._ask([self._query("value", episode) for episode in episodes])
+        """Asks for the value list of each episode, in one round trip. Raises as `Episode.ask_done`."""
+        return self._ask([_Part(episode, kind="value") for episode in episodes])
 
     def ask_again(self, pendings: Sequence[Pending[Any]]) -> list[Pending[Any]]:
         """Asks the queries of `pendings` anew, about the same frames; for those that failed. Raises as
         `Episode.ask_done`."""
-        return self._ask([self._query(p.query.kind, self._episode(p.query), p.query) for p in pendings])
+        return self._ask([_Part(p._episode, kind=p.query.kind, about=p.query) for p in pendings])
 
     def close_many(self, episodes: Sequence[Episode]) -> None:
         """Closes several episodes in one round trip."""
         closing = [episode for episode in episodes if not episode.closed]
         if not closing:
             return
+        closed = {id(episode) for episode in closing}
+        with self._lock:
+            still_asking = any(id(pending._episode) not in closed for pending in self._open.values())
         with redis_errors(self.config.redis_url):
-            self._store.close([(episode.id, episode._reference) for episode in closing])
+            # Nothing more comes by the stream of a client that waits for nothing.
+            self._store.close(
+                [(episode.id, episode._reference) for episode in closing], None if still_asking else self.id
+            )
         with self._lock:
             for episode in closing:
                 episode.closed = True
                 episode._base = None
-                episode._pending.clear()
                 self._episodes.pop(episode.id, None)
+            for query_id in [query for query, pending in self._open.items() if id(pending._episode) in closed]:
+                del self._open[query_id]
 
     # Answers.
 
@@ -376,7 +444,7 @@ class CriticClient:
             CriticTimeout: some were not answered in time.
             RedisUnavailable: Redis can't be reached, or lost an episode.
         """
-        started = time.monotonic()
+        started = looked_up = time.monotonic()
         deadline = started + (self.config.timeout_s if timeout is None else timeout)
         try:
             while open_ones := [pending for pending in pendings if not pending.answered]:
@@ -384,8 +452,10 @@ class CriticClient:
                 if left <= 0:
                     raise self._timeout_error(open_ones, time.monotonic() - started)
                 with redis_errors(self.config.redis_url):
-                    if not self._read(open_ones, block_s=min(left, BLOCK_S)):
-                        self._check_there(open_ones)
+                    self._read(open_ones, block_s=min(left, BLOCK_S))
+                    if time.monotonic() - looked_up >= BLOCK_S:
+                        looked_up = time.monotonic()
+                        self._look_up([pending for pending in open_ones if not pending.answered])
         finally:
             with self._lock:
                 self.stats.waited_s += time.monotonic() - started
@@ -443,55 +513,139 @@ class CriticClient:
     def __repr__(self) -> str:
         return f"CriticClient({self.config!r})"
 
+    def publish_outcomes(self, outcomes: Sequence[tuple[Episode, Outcome]]) -> None:
+        """Tells dashboards how training episodes ended; `RolloutGate.settle` does it. One round trip."""
+        with redis_errors(self.config.redis_url), self._connection.pipeline(transaction=False) as pipeline:
+            publish_outcomes(self._keys, [(e.id, e.task, outcome) for e, outcome in outcomes], pipeline)
+            pipeline.execute()
+
+    def publish_audit(self, figures: Mapping[str, float]) -> None:
+        """Tells dashboards how the critic compares with a simulator's truth: name -> figure, NaN for none."""
+        with redis_errors(self.config.redis_url), self._connection.pipeline(transaction=False) as pipeline:
+            publish_audit(self._keys, figures, self._clock.sync(_CLOCK_FRESH_S).now(), pipeline)
+            pipeline.execute()
+
     # Inside.
 
-    def _query(self, kind: Kind, episode: Episode, about: Query | None = None) -> Query:
-        """A new query about the last frame pushed, or about the frame of an earlier query."""
-        self._check_open(episode)
-        if episode.frames == 0:
-            raise FrameError(f"episode {episode.id!r} has no frames yet; push some before asking.")
+    def _ask(self, parts: Sequence[_Part]) -> list[Pending[Any]]:
+        """Asks, all in one go; that an episode is lost is the answer to its own query."""
+        self._check(parts)
+        pendings: list[Pending[Any]] = []
+        with redis_errors(self.config.redis_url):
+            for pending, error in self._send_group(parts):
+                assert pending is not None, "each part has a kind"
+                if error:
+                    pending._resolve(error)
+                pendings.append(pending)
+        return pendings
+
+    def _send(self, parts: Sequence[_Part]) -> list[Pending[Any] | VlacQueueError | None]:
+        """Sends frames, and queries about them, group by group.
+
+        Returns:
+            For each part what it asked (None where it asks nothing), or why nothing of it was stored. Once
+            Redis can't be reached, that is what became of all that is left.
+        """
+        self._check(parts)
+        outcomes: list[Pending[Any] | VlacQueueError | None] = []
+        for group in _groups(parts):
+            try:
+                with redis_errors(self.config.redis_url):
+                    outcomes += [error or pending for pending, error in self._send_group(group)]
+            except (RedisUnavailable, QueueFull) as error:
+                return [*outcomes, *[error] * (len(parts) - len(outcomes))]
+        return outcomes
+
+    def _check(self, parts: Sequence[_Part]) -> None:
+        """Whether `parts` can be sent.
+
+        Raises:
+            ProtocolError, FrameError: an episode is not usable.
+            NoWorkers: something is asked and nothing listens.
+        """
+        pushed_to: set[str] = set()
+        for part in parts:
+            self._check_open(part.episode)
+            if part.frames is None and part.episode.frames == 0:
+                raise FrameError(f"episode {part.episode.id!r} has no frames yet; push some before asking.")
+            if part.frames is not None:
+                if part.episode.id in pushed_to:
+                    raise ProtocolError(f"episode {part.episode.id!r} stands twice in one call; join its frames.")
+                pushed_to.add(part.episode.id)
+        if any(part.kind for part in parts) and time.monotonic() - self._workers_seen > _WORKERS_FRESH_S:
+            self.ping()
+
+    def _send_group(self, parts: Sequence[_Part]) -> list[tuple[Pending[Any] | None, VlacQueueError | None]]:
+        """Encodes, sends and enqueues; for each part what it asked, and why nothing of it was stored."""
+        if not parts:
+            return []
+        asked = self._clock.sync(_CLOCK_FRESH_S).now()
+        steps: list[Step] = []
+        pendings: list[Pending[Any] | None] = []
+        for part in parts:
+            episode, payload = part.episode, b""
+            if part.frames is not None:
+                payload = encode(part.frames, first=episode.frames, base=episode._base)
+            query = self._query(part, asked) if part.kind else None
+            pendings.append(Pending(self, episode, query) if query else None)
+            steps.append(Step(episode.id, episode._reference, episode._batches, payload, query))
+        queries = [pending.query for pending in pendings if pending]
+        with self._lock:
+            self._open.update((pending.query.id, pending) for pending in pendings if pending)
+        try:
+            with self._connection.pipeline(transaction=bool(queries)) as pipeline:
+                self._store.step(steps, pipeline, max_bytes=self.config.max_pending_bytes)
+                if queries:
+                    self._enqueue(queries, pipeline)
+                    self._store.forget_answers(self.id, self._seen, pipeline)
+                replies = pipeline.execute()[0]
+        except BaseException:
+            with self._lock:
+                for query in queries:
+                    self._open.pop(query.id, None)
+            raise
+        errors = step_errors(steps, replies, max_bytes=self.config.max_pending_bytes)
+        for part, step, pending, error in zip(parts, steps, pendings, errors, strict=True):
+            if error is None:
+                self._sent(part, step.payload)
+            elif pending:
+                with self._lock:
+                    self._open.pop(pending.query.id, None)
+        return list(zip(pendings, errors, strict=True))
+
+    def _sent(self, part: _Part, payload: bytes) -> None:
+        """Takes into account what Redis has stored now."""
+        episode, frames = part.episode, part.frames
+        with self._lock:
+            self.stats.queries += part.kind is not None
+            if frames is None:
+                return
+            episode._batches += 1
+            episode.frames += len(frames)
+            episode._base = Base.after(frames, payload)
+            episode.raw_bytes += frames.nbytes
+            episode.sent_bytes += len(payload)
+            self.stats.raw_bytes += frames.nbytes
+            self.stats.sent_bytes += len(payload)
+
+    def _query(self, part: _Part, asked: float) -> Query:
+        """A new query about the last frame of a part, or about the frame of an earlier query."""
+        episode, new = part.episode, part.frames
+        assert part.kind is not None
+        frame, batch = episode.frames - 1, episode._batches - 1
+        if new is not None:
+            frame, batch = frame + len(new), batch + 1
         episode.queries += 1
         return Query(
             id=f"{episode._token}-{episode.queries}",
             episode=episode.id,
-            token=episode._token,
-            kind=kind,
-            frame=about.frame if about else episode.frames - 1,
-            batch=about.batch if about else episode._batches - 1,
-            deadline=0.0,
+            kind=part.kind,
+            frame=part.about.frame if part.about else frame,
+            batch=part.about.batch if part.about else batch,
+            client=self.id,
+            asked=asked,
+            deadline=asked + self.config.timeout_s,
         )
-
-    def _ask(self, queries: Sequence[Query]) -> list[Pending[Any]]:
-        if not queries:
-            return []
-        if time.monotonic() - self._workers_seen > _WORKERS_FRESH_S:
-            self.ping()
-        with redis_errors(self.config.redis_url):
-            deadline = self._clock.sync(_CLOCK_FRESH_S).now() + self.config.timeout_s
-            queries = [replace(query, deadline=deadline) for query in queries]
-            pendings: list[Pending[Any]] = [Pending(self, query) for query in queries]
-            episodes = [self._episode(query) for query in queries]
-            with self._lock:
-                for episode, pending in zip(episodes, pendings, strict=True):
-                    episode._pending[pending.query.id] = pending
-                self.stats.queries += len(pendings)
-            with self._connection.pipeline() as pipeline:
-                self._store.ask([(q, e._reference) for q, e in zip(queries, episodes, strict=True)], pipeline)
-                self._enqueue(queries, pipeline)
-                statuses = pipeline.execute()[: len(pendings)]
-        for pending, status in zip(pendings, statuses, strict=True):
-            if status != b"ok":
-                pending._resolve(episode_gone(pending.query.episode))
-        return pendings
-
-    def _episode(self, query: Query) -> Episode:
-        with self._lock:
-            episode = self._episodes.get(query.episode)
-        if episode is None or episode._token != query.token:
-            raise ProtocolError(
-                f"episode {query.episode!r} was closed while its query was open; read answers first."
-            )
-        return episode
 
     def _enqueue(self, queries: Sequence[Query], pipeline: redis.client.Pipeline) -> None:
         size = self.config.max_batch
@@ -514,32 +668,34 @@ class CriticClient:
             pipeline=pipeline,
         )
 
-    def _read(self, pendings: Iterable[Pending[Any]], *, block_s: float | None) -> bool:
-        """Reads the streams of the episodes of unanswered `pendings`; whether anything came."""
-        after = {p.query.episode: self._episode(p.query)._seen for p in pendings if not p.answered}
-        if not after:
-            return False
-        news = self._store.read_answers(after, block_s=block_s)
-        with self._lock:
-            for name, entries in news.items():
-                episode = self._episodes.get(name)
-                if episode is None:
-                    continue
-                for entry_id, text in entries:
-                    query_id, answer = decode_answer(text)
-                    episode._seen = max(episode._seen, entry_id, key=_stream_position)
-                    # Another thread that waits on the same stream may have taken it in already.
-                    if pending := episode._pending.pop(query_id, None):
-                        pending._resolve(answer, _stream_position(entry_id)[0] / 1000)
-                        episode.answers += 1
-                        episode.answer_s += pending.answer_s
-        return bool(news)
+    def _read(self, pendings: Iterable[Pending[Any]], *, block_s: float | None) -> None:
+        """Takes in the answers that stand in this client's stream, waiting for the first of them."""
+        for pending in pendings:
+            if not pending.answered:
+                self._check_open(pending._episode)
+        for entry_id, answers in self._store.read_answers(self.id, self._seen, block_s=block_s):
+            self._take_in(answers.values(), _stream_position(entry_id)[0] / 1000)
+            with self._lock:
+                # Another thread that waits on the stream may have read further.
+                self._seen = max(self._seen, entry_id, key=_stream_position)
 
-    def _check_there(self, pendings: Sequence[Pending[Any]]) -> None:
-        gone = self._store.missing(sorted({pending.query.episode for pending in pendings}))
-        still_open = [pending for pending in pendings if pending.query.episode in gone and not pending.answered]
-        if still_open:
-            raise episode_gone(still_open[0].query.episode)
+    def _look_up(self, pendings: Sequence[Pending[Any]]) -> None:
+        """Takes in answers whose news was missed, and finds out which queries Redis has lost."""
+        texts = self._store.look_up([pending.query for pending in pendings])
+        self._take_in([text for text in texts if text and text.startswith("{")], None)
+        for pending, text in zip(pendings, texts, strict=True):
+            if text is None and not pending.answered:
+                raise episode_gone(pending.query.episode)
+
+    def _take_in(self, texts: Iterable[str], written: float | None) -> None:
+        for text in texts:
+            query_id, answer, critic = decode_answer(text)
+            with self._lock:
+                # Another thread that waits on the same stream may have taken it in already.
+                if pending := self._open.pop(query_id, None):
+                    pending._resolve(answer, critic, written)
+                    pending._episode.answers += 1
+                    pending._episode.answer_s += pending.answer_s
 
     def _timeout_error(self, pendings: Sequence[Pending[Any]], waited: float) -> CriticTimeout:
         with redis_errors(self.config.redis_url):
@@ -616,6 +772,22 @@ def _encode_reference(batch: Frames) -> Iterable[bytes]:
         payload = encode(part, first=start, base=base)
         base = Base.after(part, payload)
         yield payload
+
+
+def _groups(parts: Sequence[_Part]) -> Iterable[Sequence[_Part]]:
+    """Parts that push and ask go in groups; all others together, so that a failed push can be repeated whole."""
+    if not all(part.kind and part.frames is not None for part in parts):
+        yield parts
+        return
+    start, count = 0, 0
+    for index, part in enumerate(parts):
+        assert part.frames is not None
+        count += part.frames.nbytes
+        if index + 1 - start == _GROUP or count >= _GROUP_BYTES:
+            yield parts[start : index + 1]
+            start, count = index + 1, 0
+    if start < len(parts):
+        yield parts[start:]
 
 
 def _stream_position(entry_id: bytes) -> tuple[int, int]:

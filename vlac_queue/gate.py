@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from vlac_queue.errors import ConfigError, CriticTimeout, FrameError, ProtocolEr
 from vlac_queue.frames import Frames
 from vlac_queue.messages import ValueVerdict
 from vlac_queue.rule import Outcome, decisive_step, first_open_step, value_reward
+
+_log = logging.getLogger(__name__)
 
 #: The caller's mistakes: raised whatever `on_failure` says, since trying again or masking can't mend them.
 _MISTAKES = (FrameError, ProtocolError, ConfigError)
@@ -68,9 +71,7 @@ class RolloutGate:
         self._client = client
         self._runs: list[_Run] = []
         try:
-            for index, task in enumerate(tasks):
-                reference = references[index] if references is not None else None
-                self._runs.append(_Run(client.episode(task, reference)))
+            self._runs += map(_Run, client.episodes(tasks, references))
         except BaseException:
             self.close()
             raise
@@ -100,7 +101,7 @@ class RolloutGate:
         Args:
             frames: index of the episode -> uint8 (T,H,W,3) or (H,W,3), RGB.
         """
-        self._push(frames)
+        self._send(frames, None)
 
     def observe(self, step: int, frames: Mapping[int, Frames]) -> None:
         """Takes what was seen after a step, and asks the critic whether the task is done.
@@ -117,10 +118,7 @@ class RolloutGate:
         self._check_ascending(step, frames)
         if self.overlap:
             self._take_in()
-        runs = self._push(frames, step)
-        for run in runs:
-            run.steps.append(step)
-        self._ask(runs, step)
+        runs = self._send(frames, step)
         if not self.overlap:
             self._wait(runs)
 
@@ -168,7 +166,13 @@ class RolloutGate:
                 raise ProtocolError(f"episode {index} was never observed; call observe() before settle().")
         self._wait(self._runs)
         self._await_values([run for run in self._runs if run.decisive is None and run.failure is None])
-        return [run.outcome() for run in self._runs]
+        outcomes = [run.outcome() for run in self._runs]
+        try:
+            self._client.publish_outcomes(list(zip(self.episodes, outcomes, strict=True)))
+        except VlacQueueError as error:
+            # They are for people; training has them all the same.
+            _log.warning("outcomes of %d episodes are missing on dashboards: %s", len(outcomes), error)
+        return outcomes
 
     def close(self) -> None:
         """Closes the episodes: their keys leave Redis."""
@@ -190,47 +194,42 @@ class RolloutGate:
                     f"episode {index} was observed at step {steps[-1]} already, step {step} must be later."
                 )
 
-    def _push(self, frames: Mapping[int, Frames], step: int | None = None) -> list[_Run]:
-        """Pushes to the episodes that go on; those that got their frames."""
+    def _send(self, frames: Mapping[int, Frames], step: int | None) -> list[_Run]:
+        """Pushes to the episodes that go on, and at a step asks about them; those that got their frames."""
         left = [(self._runs[index], batch) for index, batch in frames.items() if not self._runs[index].over]
-        pushed: list[_Run] = []
+        sent: list[_Run] = []
+        failed: list[tuple[_Run, Frames, VlacQueueError]] = []
         for attempt in range(self.retries + 1):
-            try:
-                errors = self._client.push_each([(run.episode, batch) for run, batch in left])
-            except _MISTAKES:
-                raise
-            except VlacQueueError as error:
-                errors = [error] * len(left)
-            pushed += [run for (run, _), error in zip(left, errors, strict=True) if error is None]
-            failed = [(run, batch, error) for (run, batch), error in zip(left, errors, strict=True) if error]
-            left = [(run, batch) for run, batch, _ in failed]
+            failed = []
+            for (run, batch), outcome in zip(left, self._try_to_send(left, step), strict=True):
+                if isinstance(outcome, VlacQueueError):
+                    failed.append((run, batch, outcome))
+                    continue
+                sent.append(run)
+                if step is not None and outcome is not None:
+                    run.steps.append(step)
+                    run.open[step] = outcome
             if not failed or self.on_failure != "retry":
                 break
+            left = [(run, batch) for run, batch, _ in failed]
             if attempt < self.retries:
                 time.sleep(_FIRST_PAUSE_S * 2**attempt)
         for run, _, reason in failed:
             if self.on_failure != "mask" or isinstance(reason, _MISTAKES):
                 raise reason
             run.fail(step if step is not None else (run.steps[-1] if run.steps else 0), reason)
-        return pushed
+        return sent
 
-    def _ask(self, runs: Sequence[_Run], step: int) -> None:
-        for attempt in range(self.retries + 1):
-            try:
-                pendings = self._client.ask_done_many([run.episode for run in runs])
-                break
-            except _MISTAKES:
-                raise
-            except VlacQueueError as error:
-                if self.on_failure == "mask":
-                    for run in runs:
-                        run.answers[step] = error
-                    return
-                if self.on_failure == "raise" or attempt == self.retries:
-                    raise
-                time.sleep(_FIRST_PAUSE_S * 2**attempt)
-        for run, pending in zip(runs, pendings, strict=True):
-            run.open[step] = pending
+    def _try_to_send(
+        self, left: Sequence[tuple[_Run, Frames]], step: int | None
+    ) -> Sequence[Pending[Any] | VlacQueueError | None]:
+        pushes = [(run.episode, batch) for run, batch in left]
+        try:
+            return self._client.push_each(pushes) if step is None else self._client.observe_each(pushes)
+        except _MISTAKES:
+            raise
+        except VlacQueueError as error:
+            return [error] * len(left)
 
     def _take_in(self) -> None:
         """Takes in the answers that are here; one look at Redis for all."""

@@ -8,8 +8,14 @@ from dataclasses import dataclass
 #: an answer must come within 10 s of a death; a beat every second leaves room for a busy host.
 WORKER_TTL_MS = 6_000
 
-#: Name of the field in `Keys.sizes` that holds the sum; no episode id begins with a colon.
-TOTAL_FIELD = ":total"
+#: Fields of `Keys.sizes` besides the episodes' own: the sum, and the limit (max_pending_bytes) of the client that
+#: opened an episode last. No episode id begins with a colon.
+TOTAL_FIELD, LIMIT_FIELD = ":total", ":limit"
+
+#: Seconds until what dashboards show of a run expires after its last event.
+EVENTS_TTL_S = 24 * 3600
+#: About as many events are kept.
+EVENTS_KEPT = 1000
 
 
 @dataclass(frozen=True)
@@ -20,11 +26,9 @@ class EpisodeKeys:
     meta: str
     #: list: the encoded frame batches, in order.
     frames: str
-    #: hash: query id -> kind, of the queries that have no answer yet. What is not in here is not answered:
-    #: so a query gets one answer however often its job ran, and a closed episode gets none.
-    pending: str
-    #: stream: the answers, one JSON text in the field "a" each; read with XREAD, which waits for many at once.
-    answers: str
+    #: hash: query id -> its kind while it has no answer, then the answer's JSON text. What is not pending in here
+    #: is not answered: so a query gets one answer however often its job ran, and a closed episode gets none.
+    queries: str
 
 
 @dataclass(frozen=True)
@@ -35,9 +39,16 @@ class Keys:
 
     def episode(self, episode_id: str) -> EpisodeKeys:
         root = f"vlac:{self.queue}:episode:{episode_id}"
-        return EpisodeKeys(
-            meta=root, frames=f"{root}:frames", pending=f"{root}:pending", answers=f"{root}:answers"
-        )
+        return EpisodeKeys(meta=root, frames=f"{root}:frames", queries=f"{root}:queries")
+
+    def client_answers(self, client_id: str) -> str:
+        """stream: answers for one client, an entry for each batch: query id -> the answer's JSON text.
+
+        One blocking read waits for all of a client's episodes. Trimmed as it is read; deleted when the client
+        closes its last episode that waits, else expires like one. What is trimmed unread still stands with its
+        episode.
+        """
+        return f"vlac:{self.queue}:client:{client_id}:answers"
 
     def reference(self, reference_id: str) -> str:
         """list: encoded batches of reference frames, stored once under their SHA-256.
@@ -60,7 +71,7 @@ class Keys:
 
     @property
     def sizes(self) -> str:
-        """hash: episode id -> bytes of its encoded frames, and their sum; for `max_pending_bytes`.
+        """hash: episode id -> bytes of its encoded frames, their sum and its limit (`max_pending_bytes`).
 
         Purged together with `open`.
         """
@@ -81,6 +92,19 @@ class Keys:
         No expiry: these jobs would be lost with it. Given back when the worker stops or is found dead.
         """
         return f"vlac:{self.queue}:claims:{name}"
+
+    @property
+    def events(self) -> str:
+        """stream: failed queries and outcomes of episodes, for people; one JSON text in the field "e" each.
+
+        About EVENTS_KEPT entries, expires EVENTS_TTL_S after the last.
+        """
+        return f"vlac:{self.queue}:events"
+
+    @property
+    def totals(self) -> str:
+        """hash: sums over the outcomes of training, for people; expires EVENTS_TTL_S after the last."""
+        return f"vlac:{self.queue}:totals"
 
     # RQ's own keys, as of RQ 3.
 

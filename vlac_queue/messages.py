@@ -1,4 +1,4 @@
-"""What crosses Redis besides frames: queries in a job, answers in a stream. JSON texts, checked when read."""
+"""What crosses Redis besides frames: queries in a job, answers. JSON texts, checked when read."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from vlac_queue.errors import ProtocolError
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 #: The only function that our workers answer; its one argument is the text made by `encode_job`.
 JOB_FUNCTION = "workers.job.answer"
@@ -22,6 +22,8 @@ MAX_JOB_BYTES = 4 << 20
 MAX_ANSWER_BYTES = 4 << 20
 #: Most characters of a task's text.
 MAX_TASK_CHARS = 2_000
+#: Most queries of one job, and most answers written at once.
+MAX_JOB_QUERIES = 4096
 #: Most characters kept of a worker's traceback: the end, where the error stands.
 MAX_TRACEBACK_CHARS = 4_000
 
@@ -47,22 +49,29 @@ class Query:
     """One question about one episode.
 
     Attributes:
-        id: unique, also among episodes that used the same id before: it begins with `token`.
+        id: `token`, "-" and a number: unique, also among episodes that used the same id before.
         episode: the episode's id.
-        token: made anew at each opening of an episode.
         kind: "done" (is the task done in frame `frame`?) or "value" (the value list over frames 0..`frame`).
         frame: index of the frame that the query is about: the last of batch `batch`.
         batch: index of the encoded batch that ends with that frame.
-        deadline: seconds since 1970 on Redis' clock; a worker no longer answers afterwards.
+        client: id of the client that asks; its answers go there.
+        asked: seconds since 1970 on Redis' clock.
+        deadline: likewise; a worker no longer answers afterwards.
     """
 
     id: str
     episode: str
-    token: str
     kind: Kind
     frame: int
     batch: int
+    client: str
+    asked: float
     deadline: float
+
+    @property
+    def token(self) -> str:
+        """Made anew at each opening of an episode."""
+        return self.id.rpartition("-")[0]
 
 
 @dataclass(frozen=True)
@@ -108,12 +117,39 @@ class Failure:
 
 
 Answer: TypeAlias = "DoneVerdict | ValueVerdict | Failure"
+_ANSWER_KINDS = {DoneVerdict: "done", ValueVerdict: "value", Failure: "failure"}
+
+
+@dataclass(frozen=True)
+class CriticIdentity:
+    """Which critic answered.
+
+    Attributes:
+        name: such as "vlac" or "reference".
+        model: folder or hub name of its weights, or "".
+        prompt: a short hash of its prompts, or "".
+    """
+
+    name: str = ""
+    model: str = ""
+    prompt: str = ""
+
+
+UNNAMED = CriticIdentity()
 
 
 def encode_job(queries: Sequence[Query]) -> str:
-    """The text that is a job's one argument."""
+    """The text that is a job's one argument; `queries` are of one client, asked at once."""
+    first = queries[0]
     return json.dumps(
-        {"v": PROTOCOL_VERSION, "queries": [vars(query) for query in queries]}, separators=(",", ":")
+        {
+            "v": PROTOCOL_VERSION,
+            "client": first.client,
+            "asked": first.asked,
+            "deadline": first.deadline,
+            "queries": [[query.id, query.episode, query.kind, query.frame, query.batch] for query in queries],
+        },
+        separators=(",", ":"),
     )
 
 
@@ -133,24 +169,26 @@ def decode_job(text: str) -> list[Query]:
             "install the same vlac-queue on rollouts and workers."
         )
     queries = message.get("queries")
-    if not isinstance(queries, list) or not queries:
-        raise ProtocolError("the job holds no list of queries.")
-    return [_query(fields) for fields in queries]
+    if not isinstance(queries, list) or not 1 <= len(queries) <= MAX_JOB_QUERIES:
+        raise ProtocolError(f"a job must hold a list of 1 to {MAX_JOB_QUERIES} queries.")
+    client = check_id(message.get("client"), "client id")
+    asked, deadline = _number(message.get("asked")), _number(message.get("deadline"))
+    return [_query(fields, client, asked, deadline) for fields in queries]
 
 
-def encode_answer(query_id: str, answer: Answer) -> str:
-    """The text of an answer as it stands in the episode's stream.
+def encode_answer(query_id: str, answer: Answer, critic: CriticIdentity = UNNAMED) -> str:
+    """The text of an answer, as it stands in the client's stream and with the episode.
 
     Raises:
         ProtocolError: a number of the verdict is not finite, or there are too many; no such answer ever leaves
             a worker.
     """
-    kind = {DoneVerdict: "done", ValueVerdict: "value", Failure: "failure"}[type(answer)]
-    fields = asdict(answer)
+    fields: dict[str, Any] = {"id": query_id, "kind": _ANSWER_KINDS[type(answer)], **vars(answer)}
     if isinstance(answer, Failure):
         fields["traceback"] = answer.traceback[-MAX_TRACEBACK_CHARS:]
+    fields["critic"] = [critic.name, critic.model, critic.prompt]
     try:
-        text = json.dumps({"id": query_id, "kind": kind, **fields}, separators=(",", ":"), allow_nan=False)
+        text = json.dumps(fields, separators=(",", ":"), allow_nan=False)
     except ValueError:
         raise ProtocolError(f"the critic answered a number that is not finite: {str(answer)[:200]}") from None
     if len(text) > MAX_ANSWER_BYTES:
@@ -160,8 +198,8 @@ def encode_answer(query_id: str, answer: Answer) -> str:
     return text
 
 
-def decode_answer(text: str) -> tuple[str, Answer]:
-    """Query id and answer.
+def decode_answer(text: str) -> tuple[str, Answer, CriticIdentity]:
+    """Query id, answer, and who gave it.
 
     Raises:
         ProtocolError: the text is no answer of this protocol.
@@ -170,38 +208,47 @@ def decode_answer(text: str) -> tuple[str, Answer]:
         raise ProtocolError(f"an answer of {len(text)} characters exceeds the limit of {MAX_ANSWER_BYTES}.")
     message = _load(text, "answer")
     query_id = check_id(message.get("id"), "query id")
-    kind = message.get("kind")
-    if kind == "done" and isinstance(message.get("done"), bool):
-        return query_id, DoneVerdict(message["done"], _number(message.get("score")), _index(message, "frame"))
-    if kind == "value" and isinstance(message.get("values"), list) and isinstance(message.get("critics"), list):
-        values, critics = (tuple(map(_number, message[name])) for name in ("values", "critics"))
-        if values:
-            return query_id, ValueVerdict(values, critics)
-    if kind == "failure" and isinstance(message.get("message"), str) and isinstance(message.get("traceback"), str):
-        return query_id, Failure(message["message"], message["traceback"])
-    raise ProtocolError(f"an answer is not of this protocol: {text[:200]}")
+    kind, critic = message.get("kind"), message.get("critic")
+    if isinstance(critic, list) and len(critic) == 3 and all(isinstance(each, str) for each in critic):
+        identity = CriticIdentity(*critic)
+        if kind == "done" and isinstance(message.get("done"), bool):
+            verdict = DoneVerdict(message["done"], _number(message.get("score")), _index(message, "frame"))
+            return query_id, verdict, identity
+        if kind == "value" and all(isinstance(message.get(name), list) for name in ("values", "critics")):
+            values, critics = (tuple(map(_number, message[name])) for name in ("values", "critics"))
+            if values:
+                return query_id, ValueVerdict(values, critics), identity
+        if kind == "failure" and all(isinstance(message.get(name), str) for name in ("message", "traceback")):
+            return query_id, Failure(message["message"], message["traceback"]), identity
+    raise ProtocolError(f"an answer is not of this protocol: {text[:200]!r}")
 
 
-def _query(fields: Any) -> Query:
-    if not isinstance(fields, dict) or set(fields) != set(Query.__dataclass_fields__):
-        raise ProtocolError(f"a query must have exactly the fields {', '.join(Query.__dataclass_fields__)}.")
-    if fields["kind"] not in _KINDS:
-        raise ProtocolError(
-            f"a query's kind must be one of {', '.join(_KINDS)}, not {str(fields['kind'])[:40]!r}."
-        )
-    return Query(
-        id=check_id(fields["id"], "query id"),
-        episode=check_id(fields["episode"]),
-        token=check_id(fields["token"], "token"),
-        kind=fields["kind"],
-        frame=_index(fields, "frame"),
-        batch=_index(fields, "batch"),
-        deadline=_number(fields["deadline"]),
+def _query(fields: Any, client: str, asked: float, deadline: float) -> Query:
+    if not isinstance(fields, list) or len(fields) != 5:
+        raise ProtocolError("a query must be a list of id, episode, kind, frame and batch.")
+    query_id, episode, kind, frame, batch = fields
+    if kind not in _KINDS:
+        raise ProtocolError(f"a query's kind must be one of {', '.join(_KINDS)}, not {str(kind)[:40]!r}.")
+    query = Query(
+        id=check_id(query_id, "query id"),
+        episode=check_id(episode),
+        kind=kind,
+        frame=_checked_index(frame, "frame"),
+        batch=_checked_index(batch, "batch"),
+        client=client,
+        asked=asked,
+        deadline=deadline,
     )
+    if not query.token:
+        raise ProtocolError(f"a query id must be a token, '-' and a number, not {query_id!r}.")
+    return query
 
 
 def _index(fields: dict[str, Any], name: str) -> int:
-    value = fields.get(name)
+    return _checked_index(fields.get(name), name)
+
+
+def _checked_index(value: Any, name: str) -> int:
     if type(value) is int and 0 <= value < 2**32:
         return value
     raise ProtocolError(f"{name} must be an index within 0..2**32-1, not {type(value).__name__}.")

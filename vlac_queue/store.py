@@ -1,21 +1,30 @@
 """Episodes on Redis: every operation that a rollout or a worker does on an episode's keys.
 
 What has to be atomic is a short Lua script; scripts are sent whole (EVAL), so a restarted server needs
-nothing loaded. All errors are Redis' own here; the client and the worker turn them into ours.
+nothing loaded. A script takes many episodes at once: what a step costs does not grow by a round trip an
+episode. All errors are Redis' own here; the client and the worker turn them into ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import redis
 from redis.client import Pipeline
 
 from vlac_queue.errors import ProtocolError, QueueFull, RedisUnavailable, VlacQueueError
-from vlac_queue.keys import TOTAL_FIELD, Keys
-from vlac_queue.messages import Answer, Query, encode_answer
+from vlac_queue.keys import LIMIT_FIELD, TOTAL_FIELD, Keys
+from vlac_queue.messages import Query
+
+#: Entries of a client's stream of answers that are kept; it reads them long before.
+_ANSWERS_KEPT = 1000
+#: Most answers written by one script: Lua can't hand more than some 8,000 values to a command.
+_MOST_ANSWERS = 1000
+#: Most encoded batches read by one script, so that no reply is huge.
+_MOST_BATCHES = 256
 
 # Forgets the bytes of episodes whose time is over, so that a crashed rollout does not hold the budget.
 _PURGE = f"""
@@ -28,6 +37,7 @@ local function forget(open, sizes, id)
     local total = redis.call('HINCRBY', sizes, '{TOTAL_FIELD}', -size)
     if total <= 0 then redis.call('HDEL', sizes, '{TOTAL_FIELD}') end
   end
+  if redis.call('EXISTS', open) == 0 then redis.call('DEL', sizes) end
 end
 local function purge(open, sizes)
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', open, '-inf', now(), 'LIMIT', 0, 100)) do
@@ -36,21 +46,22 @@ local function purge(open, sizes)
 end
 """
 
-# KEYS meta open sizes reference users; ARGV id ttl uses_reference field value ...
+# KEYS meta open sizes reference users; ARGV id ttl max_bytes uses_reference field value ...
 _OPEN = (
     _PURGE
-    + """
+    + f"""
 purge(KEYS[2], KEYS[3])
 if redis.call('EXISTS', KEYS[1]) == 1 then return 'taken' end
-if ARGV[3] == '1' then
+if ARGV[4] == '1' then
   if redis.call('EXISTS', KEYS[4]) == 0 then return 'no reference' end
   redis.call('SADD', KEYS[5], ARGV[1])
   redis.call('EXPIRE', KEYS[4], ARGV[2])
   redis.call('EXPIRE', KEYS[5], ARGV[2])
 end
-redis.call('HSET', KEYS[1], unpack(ARGV, 4))
+redis.call('HSET', KEYS[1], unpack(ARGV, 5))
 redis.call('EXPIRE', KEYS[1], ARGV[2])
 redis.call('ZADD', KEYS[2], now() + ARGV[2], ARGV[1])
+redis.call('HSET', KEYS[3], '{LIMIT_FIELD}', ARGV[3])
 return 'ok'
 """
 )
@@ -64,65 +75,96 @@ redis.call('EXPIRE', KEYS[1], ARGV[1])
 return 'ok'
 """
 
-# Keeps an episode and its reference for another ttl. KEYS 1..7: meta frames pending answers open reference users.
-_TOUCH = """
-local function touch(id, ttl)
-  for i = 1, 4 do redis.call('EXPIRE', KEYS[i], ttl) end
-  redis.call('ZADD', KEYS[5], now() + ttl, id)
-  redis.call('EXPIRE', KEYS[6], ttl)
-  redis.call('EXPIRE', KEYS[7], ttl)
-end
-"""
-
-# KEYS as _TOUCH, sizes; ARGV id ttl batch_index payload max_bytes. Sending a push again, after a connection
-# broke before the reply, changes nothing.
-_PUSH = (
+# Pushes batches and registers queries: for each episode the one, the other or both. Sending it again, after a
+# connection broke before the reply, changes nothing. KEYS open sizes, and for each episode: meta frames queries
+# reference users; ARGV ttl max_bytes, and for each: id, batch_index, payload (or ""), query_id (or ""), kind.
+# Reply for each: {status} or {status, number}.
+_STEP = (
     _PURGE
-    + _TOUCH
     + f"""
-if redis.call('EXISTS', KEYS[1]) == 0 then return {{'gone'}} end
-local count, index = redis.call('LLEN', KEYS[2]), tonumber(ARGV[3])
-if count == index + 1 and redis.call('LINDEX', KEYS[2], index) == ARGV[4] then return {{'ok'}} end
-if count ~= index then return {{'order', count}} end
-purge(KEYS[5], KEYS[8])
-local total = tonumber(redis.call('HGET', KEYS[8], '{TOTAL_FIELD}') or 0)
-if total + #ARGV[4] > tonumber(ARGV[5]) then return {{'full', total}} end
-redis.call('RPUSH', KEYS[2], ARGV[4])
-redis.call('HINCRBY', KEYS[8], ARGV[1], #ARGV[4])
-redis.call('HINCRBY', KEYS[8], '{TOTAL_FIELD}', #ARGV[4])
-touch(ARGV[1], ARGV[2])
-return {{'ok'}}
+purge(KEYS[1], KEYS[2])
+local ttl, limit, expires = ARGV[1], tonumber(ARGV[2]), now() + ARGV[1]
+local function push(meta, frames, id, index, payload)
+  local count = redis.call('LLEN', frames)
+  if count == index + 1 and redis.call('LINDEX', frames, index) == payload then return end
+  if count ~= index then return {{'order', count}} end
+  local total = tonumber(redis.call('HGET', KEYS[2], '{TOTAL_FIELD}') or 0)
+  if total + #payload > limit then return {{'full', total}} end
+  redis.call('RPUSH', frames, payload)
+  redis.call('HINCRBY', KEYS[2], id, #payload)
+  redis.call('HINCRBY', KEYS[2], '{TOTAL_FIELD}', #payload)
+end
+local replies = {{}}
+for i = 1, (#KEYS - 2) / 5 do
+  local k, a = 5 * i - 2, 5 * i - 2
+  local meta, frames, queries, id = KEYS[k], KEYS[k + 1], KEYS[k + 2], ARGV[a]
+  local failed
+  if redis.call('EXISTS', meta) == 0 then failed = {{'gone'}}
+  elseif ARGV[a + 2] ~= '' then failed = push(meta, frames, id, tonumber(ARGV[a + 1]), ARGV[a + 2]) end
+  if not failed then
+    if ARGV[a + 3] ~= '' then redis.call('HSETNX', queries, ARGV[a + 3], ARGV[a + 4]) end
+    for key = k, k + 4 do redis.call('EXPIRE', KEYS[key], ttl) end
+    redis.call('ZADD', KEYS[1], expires, id)
+  end
+  replies[i] = failed or {{'ok'}}
+end
+return replies
 """
 )
 
-# KEYS as _TOUCH; ARGV id ttl query_id kind
-_ASK = (
-    _PURGE
-    + _TOUCH
-    + """
-if redis.call('EXISTS', KEYS[1]) == 0 then return 'gone' end
-redis.call('HSET', KEYS[3], ARGV[3], ARGV[4])
-touch(ARGV[1], ARGV[2])
-return 'ok'
+# Meta, batches and what is still pending. KEYS for each episode: meta frames queries; ARGV for each: first
+# batch, last batch, number of query ids, the ids. Reply for each: {meta, {kind or "" of each id}, {batch ...}};
+# no batches where nothing is pending.
+_READ = """
+local replies, a = {}, 1
+for i = 1, #KEYS / 3 do
+  local meta = redis.call('HGETALL', KEYS[3 * i - 2])
+  local kinds, open, count = {}, false, tonumber(ARGV[a + 2])
+  for j = 1, count do
+    local kind = redis.call('HGET', KEYS[3 * i], ARGV[a + 2 + j])
+    if kind == 'done' or kind == 'value' then open = true else kind = '' end
+    kinds[j] = kind
+  end
+  local batches = {}
+  if open then batches = redis.call('LRANGE', KEYS[3 * i - 1], ARGV[a], ARGV[a + 1]) end
+  replies[i] = {meta, kinds, batches}
+  a = a + 3 + count
+end
+return replies
 """
-)
 
-# KEYS pending answers; ARGV query_id answer ttl. Only who takes the query off the pending ones answers it.
+# Writes answers of one client. Only what is pending is answered. KEYS client_stream, and for each answer its
+# episode's queries; ARGV ttl kept, and for each: query_id answer. Reply: 1 or 0 for each.
 _ANSWER = """
-if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then return 0 end
-redis.call('XADD', KEYS[2], '*', 'a', ARGV[2])
-redis.call('EXPIRE', KEYS[2], ARGV[3])
-return 1
+local written, news = {}, {}
+for i = 1, #KEYS - 1 do
+  local id, answer = ARGV[2 * i + 1], ARGV[2 * i + 2]
+  local kind = redis.call('HGET', KEYS[i + 1], id)
+  written[i] = 0
+  if kind == 'done' or kind == 'value' then
+    redis.call('HSET', KEYS[i + 1], id, answer)
+    news[#news + 1], news[#news + 2] = id, answer
+    written[i] = 1
+  end
+end
+if #news > 0 then
+  redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[2], '*', unpack(news))
+  redis.call('EXPIRE', KEYS[1], ARGV[1])
+end
+return written
 """
 
-# KEYS as _TOUCH, sizes; ARGV id
+# KEYS open sizes, and for each episode: meta frames queries reference users; ARGV id ...
 _CLOSE = (
     _PURGE
     + """
-redis.call('DEL', KEYS[1], KEYS[2], KEYS[3], KEYS[4])
-forget(KEYS[5], KEYS[8], ARGV[1])
-if redis.call('SREM', KEYS[7], ARGV[1]) == 1 and redis.call('SCARD', KEYS[7]) == 0 then
-  redis.call('DEL', KEYS[6], KEYS[7])
+for i = 1, #ARGV do
+  local k = 5 * i - 2
+  redis.call('DEL', KEYS[k], KEYS[k + 1], KEYS[k + 2])
+  forget(KEYS[1], KEYS[2], ARGV[i])
+  if redis.call('SREM', KEYS[k + 4], ARGV[i]) == 1 and redis.call('SCARD', KEYS[k + 4]) == 0 then
+    redis.call('DEL', KEYS[k + 3], KEYS[k + 4])
+  end
 end
 return 'ok'
 """
@@ -167,13 +209,47 @@ class EpisodeMeta:
 
 
 @dataclass(frozen=True)
-class Push:
-    """One encoded batch on its way: the episode, its reference id or "", the batch's index, the bytes."""
+class Step:
+    """What a rollout sends for one episode: an encoded batch, a query about it, or both.
+
+    Attributes:
+        episode: the episode's id.
+        reference: id of its reference, or "".
+        index: index of the batch.
+        payload: the encoded batch; b"" sends none.
+        query: the query; None asks nothing.
+    """
 
     episode: str
     reference: str
-    index: int
-    payload: bytes
+    index: int = 0
+    payload: bytes = b""
+    query: Query | None = None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a worker wants to know of one episode: its batches `first`..`last`, and which of `queries` are open."""
+
+    episode: str
+    first: int
+    last: int
+    queries: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class EpisodeRead:
+    """An episode as a worker found it.
+
+    Attributes:
+        meta: None where the episode is gone, the error where it can't be read.
+        open: ids of the queries that still wait for an answer.
+        batches: the encoded batches that are there; empty where no query is open.
+    """
+
+    meta: EpisodeMeta | ProtocolError | None
+    open: frozenset[str]
+    batches: list[bytes]
 
 
 class EpisodeStore:
@@ -186,166 +262,207 @@ class EpisodeStore:
 
     # What a rollout does.
 
-    def open(self, episode: str, meta: EpisodeMeta, reference: Sequence[bytes] = ()) -> None:
-        """Opens an episode; stores the encoded `reference` batches unless Redis has them already.
-
-        Raises:
-            ProtocolError: the id belongs to an open episode.
-        """
-        keys, reference_key = self.keys.episode(episode), self.keys.reference(meta.reference)
-        script_keys = (keys.meta, self.keys.open, self.keys.sizes, reference_key, self._users(meta.reference))
-        fields = [text for name, value in vars(meta).items() for text in (name, str(value))]
-        arguments = (episode, self.ttl_s, int(bool(meta.reference)), *fields)
-        while True:
-            status = self._eval(self.connection, _OPEN, script_keys, arguments)
-            if status == b"ok":
-                return
-            if status == b"taken":
-                raise ProtocolError(
-                    f"episode {episode!r} is open already; close it, or let the client make the id."
-                )
-            # Not there yet, or its last user closed between two of these calls.
-            self._eval(self.connection, _STORE_REFERENCE, (reference_key,), (self.ttl_s, *reference))
-
-    def push(self, pushes: Sequence[Push], *, max_bytes: int) -> list[VlacQueueError | None]:
-        """Appends encoded batches, one round trip for all. Sending a push again changes nothing.
-
-        Returns:
-            For each push None, or why it was not stored: QueueFull, RedisUnavailable (the episode's keys are
-            gone) or ProtocolError (another writer, or a push lost).
-        """
-        with self.connection.pipeline(transaction=False) as pipeline:
-            for push in pushes:
-                keys = (*self._touched(push.episode, push.reference), self.keys.sizes)
-                self._eval(pipeline, _PUSH, keys, (push.episode, self.ttl_s, push.index, push.payload, max_bytes))
-            replies = pipeline.execute()
-        return [self._push_error(push, reply, max_bytes) for push, reply in zip(pushes, replies, strict=True)]
-
-    def ask(self, queries: Sequence[tuple[Query, str]], pipeline: Pipeline) -> None:
-        """Adds to `pipeline` what registers queries, each given with its episode's reference id.
-
-        The pipeline's replies begin with one b"ok" or b"gone" for each query.
-        """
-        for query, reference in queries:
-            keys = self._touched(query.episode, reference)
-            self._eval(pipeline, _ASK, keys, (query.episode, self.ttl_s, query.id, query.kind))
-
-    def read_answers(
-        self, after: Mapping[str, bytes], *, block_s: float | None
-    ) -> dict[str, list[tuple[bytes, str]]]:
-        """Answers that came after the given stream position of each episode.
+    def open(
+        self,
+        episodes: Sequence[tuple[str, EpisodeMeta]],
+        references: Mapping[str, Sequence[bytes]],
+        *,
+        max_bytes: int,
+    ) -> None:
+        """Opens episodes, given by id and meta, in one round trip (and one more for a new reference).
 
         Args:
-            after: episode -> id of the last stream entry seen, b"0" at first.
+            references: reference id -> its encoded batches, for what Redis does not have yet.
+            max_bytes: the caller's max_pending_bytes, for dashboards.
+
+        Raises:
+            ProtocolError: an id belongs to an open episode; none of `episodes` stays open then.
+        """
+        left, opened = list(episodes), []
+        while left:
+            with self.connection.pipeline(transaction=False) as pipeline:
+                for episode, meta in left:
+                    reference_key = self.keys.reference(meta.reference)
+                    keys = (self.keys.episode(episode).meta, self.keys.open, self.keys.sizes, reference_key)
+                    fields = [text for name, value in vars(meta).items() for text in (name, str(value))]
+                    arguments = (episode, self.ttl_s, max_bytes, int(bool(meta.reference)), *fields)
+                    self._eval(pipeline, _OPEN, (*keys, self.keys.reference_users(meta.reference)), arguments)
+                statuses = pipeline.execute()
+            by_status: dict[bytes, list[tuple[str, EpisodeMeta]]] = {}
+            for each, status in zip(left, statuses, strict=True):
+                by_status.setdefault(status, []).append(each)
+            opened += by_status.get(b"ok", [])
+            if taken := by_status.get(b"taken"):
+                self.close([(episode, meta.reference) for episode, meta in opened])
+                raise ProtocolError(
+                    f"episode {taken[0][0]!r} is open already; close it, or let the client make the id."
+                )
+            left = by_status.get(b"no reference", [])
+            # Not there yet, or its last user closed between two of these calls.
+            for reference in {meta.reference for _, meta in left}:
+                key = self.keys.reference(reference)
+                self._eval(self.connection, _STORE_REFERENCE, (key,), (self.ttl_s, *references[reference]))
+
+    def step(self, steps: Sequence[Step], pipeline: Pipeline, *, max_bytes: int) -> None:
+        """Adds to `pipeline` what pushes batches and registers queries; `step_errors` reads its reply.
+
+        Sending the same again changes nothing. A query is not registered where its batch was refused.
+        """
+        keys = [self.keys.open, self.keys.sizes]
+        arguments: list[Any] = [self.ttl_s, max_bytes]
+        for step in steps:
+            keys += self._keys(step.episode, step.reference)
+            query = step.query
+            arguments += (step.episode, step.index, step.payload)
+            arguments += (query.id, query.kind) if query else ("", "")
+        self._eval(pipeline, _STEP, keys, arguments)
+
+    def read_answers(
+        self, client: str, after: bytes, *, block_s: float | None
+    ) -> list[tuple[bytes, dict[str, str]]]:
+        """Answers for a client that came after a position of its stream.
+
+        Args:
+            after: id of the last stream entry seen, b"0" at first.
             block_s: seconds to wait for the first one; None does not wait.
 
         Returns:
-            episode -> [(stream entry id, answer text)]; episodes without news are left out.
+            (stream entry id, {query id: answer text}) for each batch of answers.
         """
-        streams: dict[Any, Any] = {self.keys.episode(episode).answers: seen for episode, seen in after.items()}
         block_ms = None if block_s is None else max(1, int(block_s * 1000))
-        reply: Any = self.connection.xread(streams, block=block_ms)
-        by_key = {self.keys.episode(episode).answers.encode(): episode for episode in after}
-        news = reply.items() if isinstance(reply, dict) else reply or ()
-        answers: dict[str, list[tuple[bytes, str]]] = {}
-        for key, entries in news:
-            # RESP3 wraps the entries of a stream once more than RESP2.
-            if entries and isinstance(entries[0], list):
-                entries = entries[0]
-            answers[by_key[key]] = [(entry_id, fields[b"a"].decode()) for entry_id, fields in entries]
-        return answers
+        reply: Any = self.connection.xread({self.keys.client_answers(client): after}, block=block_ms)
+        news = list(reply.values()) if isinstance(reply, dict) else [entries for _, entries in reply or ()]
+        # RESP3 wraps the entries of a stream once more than RESP2.
+        entries = news[0][0] if news and news[0] and isinstance(news[0][0], list) else news[0] if news else []
+        return [
+            (entry_id, {query.decode(): text.decode() for query, text in fields.items()})
+            for entry_id, fields in entries
+        ]
 
-    def missing(self, episodes: Sequence[str]) -> list[str]:
-        """Those of `episodes` whose keys are gone: closed, expired, or lost with a restarted server."""
-        with self.connection.pipeline(transaction=False) as pipeline:
-            for episode in episodes:
-                pipeline.exists(self.keys.episode(episode).meta)
-            return [episode for episode, there in zip(episodes, pipeline.execute(), strict=True) if not there]
+    def forget_answers(self, client: str, before: bytes, pipeline: Pipeline) -> None:
+        """Adds to `pipeline` what trims a client's stream up to a position that it has seen."""
+        if before != b"0":
+            pipeline.xtrim(self.keys.client_answers(client), minid=before.decode(), approximate=False)
 
-    def close(self, episodes: Sequence[tuple[str, str]]) -> None:
-        """Deletes the keys of episodes, each given with its reference id or ""; one round trip for all."""
+    def look_up(self, queries: Sequence[Query]) -> list[str | None]:
+        """What stands with the episodes, whatever the client's stream says.
+
+        Returns:
+            For each query: its kind while it is pending, its answer's text, or None where Redis does not know
+            it (the episode was closed, expired, or lost with a restarted server).
+        """
         with self.connection.pipeline(transaction=False) as pipeline:
-            for episode, reference in episodes:
-                self._eval(pipeline, _CLOSE, (*self._touched(episode, reference), self.keys.sizes), (episode,))
+            for query in queries:
+                pipeline.hget(self.keys.episode(query.episode).queries, query.id)
+            return [None if text is None else text.decode() for text in pipeline.execute()]
+
+    def close(self, episodes: Sequence[tuple[str, str]], client: str | None = None) -> None:
+        """Deletes the keys of episodes, each given with its reference id or "", and a client's stream of answers.
+
+        One round trip for all.
+        """
+        keys = [self.keys.open, self.keys.sizes]
+        for episode, reference in episodes:
+            keys += self._keys(episode, reference)
+        with self.connection.pipeline(transaction=False) as pipeline:
+            self._eval(pipeline, _CLOSE, keys, [episode for episode, _ in episodes])
+            if client is not None:
+                pipeline.delete(self.keys.client_answers(client))
             pipeline.execute()
 
     # What a worker does.
 
-    def read_episodes(
-        self, wanted: Sequence[tuple[str, int, int]]
-    ) -> list[tuple[EpisodeMeta | ProtocolError | None, dict[bytes, bytes], list[bytes]]]:
-        """Meta, pending queries and encoded batches of episodes, one round trip for all.
-
-        Args:
-            wanted: (episode, index of the first batch, index of the last batch).
-
-        Returns:
-            For each: its meta (None where the episode is gone, the error where it can't be read), its
-            pending queries (id -> kind), the batches.
-        """
-        with self.connection.pipeline(transaction=False) as pipeline:
-            for episode, first, last in wanted:
-                keys = self.keys.episode(episode)
-                pipeline.hgetall(keys.meta)
-                pipeline.hgetall(keys.pending)
-                pipeline.lrange(keys.frames, first, last)
-            replies = pipeline.execute()
-        episodes = []
-        for fields, pending, batches in zip(replies[0::3], replies[1::3], replies[2::3], strict=True):
-            meta: EpisodeMeta | ProtocolError | None
-            try:
-                meta = EpisodeMeta.from_hash(fields) if fields else None
-            except ProtocolError as error:
-                meta = error
-            episodes.append((meta, pending, batches))
-        return episodes
+    def read_episodes(self, wanted: Sequence[Wanted]) -> list[EpisodeRead]:
+        """Meta, open queries and encoded batches of episodes; one round trip for some 256 batches."""
+        return [read for part in _parts(wanted) for read in self._read_part(part)]
 
     def read_reference(self, reference: str) -> list[bytes]:
         """The encoded batches of reference frames; empty where they are gone."""
         batches: Any = self.connection.lrange(self.keys.reference(reference), 0, -1)
         return batches
 
-    def answer(self, query: Query, answer: Answer, pipeline: Pipeline, *, ttl_s: int | None = None) -> None:
-        """Adds to `pipeline` the answer to a query; its reply is 1, or 0 where the query is no longer pending."""
-        keys = self.keys.episode(query.episode)
-        arguments = (query.id, encode_answer(query.id, answer), ttl_s or self.ttl_s)
-        self._eval(pipeline, _ANSWER, (keys.pending, keys.answers), arguments)
+    def answer(
+        self, answers: Sequence[tuple[Query, str]], pipeline: Pipeline, *, ttl_s: int | None = None
+    ) -> None:
+        """Adds to `pipeline` answers (`messages.encode_answer`) to queries; what is not pending is left alone."""
+        by_client: dict[str, list[tuple[Query, str]]] = {}
+        for each in answers:
+            by_client.setdefault(each[0].client, []).append(each)
+        for client, all_of_client in by_client.items():
+            for start in range(0, len(all_of_client), _MOST_ANSWERS):
+                part = all_of_client[start : start + _MOST_ANSWERS]
+                keys = [self.keys.client_answers(client)]
+                keys += [self.keys.episode(query.episode).queries for query, _ in part]
+                texts = [text for query, answer in part for text in (query.id, answer)]
+                self._eval(pipeline, _ANSWER, keys, (ttl_s or self.ttl_s, _ANSWERS_KEPT, *texts))
 
-    def _users(self, reference: str) -> str:
-        return self.keys.reference_users(reference)
+    def _read_part(self, wanted: Sequence[Wanted]) -> Iterator[EpisodeRead]:
+        keys: list[str] = []
+        arguments: list[Any] = []
+        for each in wanted:
+            episode = self.keys.episode(each.episode)
+            keys += (episode.meta, episode.frames, episode.queries)
+            arguments += (each.first, each.last, len(each.queries), *each.queries)
+        for each, (fields, kinds, batches) in zip(
+            wanted, self._eval(self.connection, _READ, keys, arguments), strict=True
+        ):
+            meta: EpisodeMeta | ProtocolError | None
+            try:
+                meta = EpisodeMeta.from_hash(dict(zip(fields[::2], fields[1::2], strict=True))) if fields else None
+            except ProtocolError as error:
+                meta = error
+            still_open = frozenset(query for query, kind in zip(each.queries, kinds, strict=True) if kind)
+            yield EpisodeRead(meta, still_open, batches)
 
-    def _touched(self, episode: str, reference: str) -> tuple[str, ...]:
+    def _keys(self, episode: str, reference: str) -> tuple[str, str, str, str, str]:
         keys = self.keys.episode(episode)
-        return (
-            keys.meta,
-            keys.frames,
-            keys.pending,
-            keys.answers,
-            self.keys.open,
-            self.keys.reference(reference),
-            self._users(reference),
-        )
+        users = self.keys.reference_users(reference)
+        return keys.meta, keys.frames, keys.queries, self.keys.reference(reference), users
 
     @staticmethod
     def _eval(target: redis.Redis | Pipeline, script: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         return target.eval(script, len(keys), *keys, *arguments)
 
-    @staticmethod
-    def _push_error(push: Push, reply: list[Any], max_bytes: int) -> VlacQueueError | None:
-        status = reply[0]
-        if status == b"ok":
-            return None
-        if status == b"full":
-            return QueueFull(
-                f"open episodes hold {reply[1]} bytes of frames and max_pending_bytes is {max_bytes}; nothing was "
-                "stored. Close finished episodes, start more workers, or raise max_pending_bytes."
-            )
-        if status == b"gone":
-            return episode_gone(push.episode)
-        return ProtocolError(
-            f"episode {push.episode!r} has {reply[1]} batches on Redis where {push.index} were pushed from here; "
-            "only one client may push to an episode."
+
+def _parts(wanted: Sequence[Wanted]) -> Iterator[Sequence[Wanted]]:
+    """`wanted` in parts of about _MOST_BATCHES batches."""
+    starts, batches = [0], 0
+    for index, each in enumerate(wanted):
+        count = max(1, each.last - each.first + 1)
+        if batches and batches + count > _MOST_BATCHES:
+            starts.append(index)
+            batches = 0
+        batches += count
+    return (wanted[start:end] for start, end in pairwise([*starts, len(wanted)]) if end > start)
+
+
+def step_errors(
+    steps: Sequence[Step], replies: Sequence[list[Any]], *, max_bytes: int
+) -> list[VlacQueueError | None]:
+    """What became of steps, from the reply to `EpisodeStore.step`.
+
+    Returns:
+        For each step None, or why nothing of it was stored: QueueFull, RedisUnavailable (the episode's keys are
+        gone) or ProtocolError (another writer, or a push lost).
+    """
+    return [_step_error(step, reply, max_bytes) for step, reply in zip(steps, replies, strict=True)]
+
+
+def _step_error(step: Step, reply: list[Any], max_bytes: int) -> VlacQueueError | None:
+    status = reply[0]
+    if status == b"ok":
+        return None
+    if status == b"full":
+        return QueueFull(
+            f"open episodes hold {reply[1]} bytes of frames and max_pending_bytes is {max_bytes}; nothing was "
+            "stored. Close finished episodes, start more workers, or raise max_pending_bytes."
         )
+    if status == b"gone":
+        return episode_gone(step.episode)
+    return ProtocolError(
+        f"episode {step.episode!r} has {reply[1]} batches on Redis where {step.index} were pushed from here; "
+        "only one client may push to an episode."
+    )
 
 
 def episode_gone(episode: str) -> RedisUnavailable:

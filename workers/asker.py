@@ -19,6 +19,21 @@ from workers.intake import Prepared
 Order = Literal["sleep", "wake"]
 Result = TypeVar("Result")
 
+
+@dataclass(frozen=True)
+class Answered:
+    """Answers to queries that the critic got together.
+
+    Attributes:
+        answers: each query with its answer; None where nobody waits for one.
+        began, ended: when the critic took them and had answered, seconds on Redis' clock.
+    """
+
+    answers: Sequence[tuple[Prepared, Answer | None]]
+    began: float
+    ended: float
+
+
 _TOO_LATE = Failure("no worker came to this query before its deadline; start more workers or raise timeout_s.")
 
 
@@ -56,7 +71,7 @@ class Asker:
         clock: RedisClock,
         *,
         idle_offload_s: float,
-        deliver: Callable[[list[tuple[Prepared, Answer]]], None],
+        deliver: Callable[[Answered], None],
         stats: WorkerStats,
         log: logging.Logger,
     ) -> None:
@@ -84,8 +99,11 @@ class Asker:
         while not self._batcher.closed:
             batch = self._batcher.take(0 if more_ahead else None if self.asleep else self._idle_s)
             if batch:
-                self._deliver(self._timed(lambda batch=batch: self._answers(batch)))  # type: ignore[misc]
+                began, busy_s = self._clock.now(), self._stats.busy_s
+                answers = self._timed(lambda batch=batch: self._answers(batch))  # type: ignore[misc]
+                self._batcher.pace.serve(sum(each.images for each in batch), self._stats.busy_s - busy_s)
                 self._stats.batches += 1
+                self._deliver(Answered(answers, began, self._clock.now()))
                 self.asleep = False
                 more_ahead = True
             elif self._batcher.closed:

@@ -8,22 +8,29 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
+from workers.pace import Pace
+
 Item = TypeVar("Item")
 
 
 class Batcher(Generic[Item]):
     """Collects items from one thread into batches for another.
 
-    A batch is ready when it is full, or when its oldest item has waited for `max_wait_s`. While the taker is
-    busy the next batch fills up; beyond that `room` is 0, so that jobs stay on Redis for other workers.
+    A batch is ready when it is full, when its oldest item has waited for `max_wait_s`, or when more is not
+    worth waiting for (`Pace`). While the taker is busy the next batch fills up; beyond that `room` is 0, so that
+    jobs stay on Redis for other workers.
 
     Args:
         max_batch: most items of a batch.
         max_wait_s: seconds that the oldest item waits for more to come.
         max_bytes: bytes of waiting items above which there is no room.
+        pace: when items come and what batches take; the taker tells it the latter.
     """
 
-    def __init__(self, max_batch: int, max_wait_s: float, max_bytes: int = 1 << 30) -> None:
+    def __init__(
+        self, max_batch: int, max_wait_s: float, max_bytes: int = 1 << 30, pace: Pace | None = None
+    ) -> None:
+        self.pace = pace or Pace()
         self.max_batch = max_batch
         self.max_wait_s = max_wait_s
         self.max_bytes = max_bytes
@@ -48,6 +55,7 @@ class Batcher(Generic[Item]):
         """Adds items, each with its size in bytes. Never blocks and never refuses: ask `room` first."""
         now = time.monotonic()
         with self._changed:
+            self.pace.arrive(now, 2 * self.max_wait_s)
             for item, size in items:
                 self._items.append((item, size, now))
                 self._bytes += size
@@ -59,7 +67,8 @@ class Batcher(Generic[Item]):
             self._changed.wait_for(lambda: self._closed or self._poked or bool(self._items), timeout_s)
             self._poked = False
             while not self._closed and self._items and len(self._items) < self.max_batch:
-                left = self._items[0][2] + self.max_wait_s - time.monotonic()
+                until = self.pace.wait_until(len(self._items), self._items[0][2], self.max_wait_s)
+                left = until - time.monotonic()
                 if left <= 0:
                     break
                 self._changed.wait(left)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import Generic, TypeVar
 from vlac_queue.errors import FrameError, ProtocolError
 from vlac_queue.frames import Base, Frames, decode_episode, decode_many
 from vlac_queue.messages import Failure, Query
-from vlac_queue.store import EpisodeMeta, EpisodeStore
+from vlac_queue.store import EpisodeMeta, EpisodeRead, EpisodeStore, Wanted
 from workers.critics import CriticQuery
 
 Entry = TypeVar("Entry")
@@ -34,16 +35,23 @@ class Prepared:
         ask: the query with its frames, or the failure met on the way to them; None where nobody waits for
             the answer any more (answered already, closed).
         ttl_s: seconds for which the answer is kept.
+        decoding_s: seconds that reading and decoding took, for all that was prepared with it.
     """
 
     job: str
     query: Query
     ask: CriticQuery | Failure | None
     ttl_s: int | None = None
+    decoding_s: float = 0.0
 
     @property
     def nbytes(self) -> int:
         return self.ask.frames.nbytes if isinstance(self.ask, CriticQuery) else 0
+
+    @property
+    def images(self) -> int:
+        """About how much work it is: one frame for a done query, all that are compared for a value query."""
+        return len(self.ask.frames) if isinstance(self.ask, CriticQuery) else 0
 
 
 @dataclass(frozen=True)
@@ -99,26 +107,31 @@ class Intake:
         Args:
             queries: (job id, query).
         """
+        started = time.monotonic()
         runs: dict[tuple[str, str], list[tuple[str, Query]]] = defaultdict(list)
         for job, query in queries:
             runs[query.episode, query.token].append((job, query))
-        wanted = [(episode, *self._span(token, asked)) for (episode, token), asked in runs.items()]
-        prepared: dict[tuple[str, str], Prepared] = {}
-        for asked, (_, first, _), (meta, pending, batches) in zip(
-            runs.values(), wanted, self._store.read_episodes(wanted), strict=True
-        ):
+        wanted = [
+            Wanted(episode, *self._span(token, asked), tuple(query.id for _, query in asked))
+            for (episode, token), asked in runs.items()
+        ]
+        asks: dict[tuple[str, str], tuple[CriticQuery | Failure | None, int | None]] = {}
+        for asked, want, read in zip(runs.values(), wanted, self._store.read_episodes(wanted), strict=True):
+            ttl_s = read.meta.ttl_s if isinstance(read.meta, EpisodeMeta) else None
             for job, query in sorted(asked, key=lambda each: each[1].batch):
-                ask: CriticQuery | Failure | None = None
-                if meta is not None and query.id.encode() in pending:
-                    try:
-                        if isinstance(meta, ProtocolError):
-                            raise meta
-                        ask = self._critic_query(query, meta, first, batches)
-                    except (FrameError, ProtocolError) as error:
-                        ask = Failure(str(error), traceback.format_exc())
-                ttl_s = meta.ttl_s if isinstance(meta, EpisodeMeta) else None
-                prepared[job, query.id] = Prepared(job, query, ask, ttl_s)
-        return [prepared[job, query.id] for job, query in queries]
+                asks[job, query.id] = self._ask(query, read, want.first), ttl_s
+        decoding_s = time.monotonic() - started
+        return [Prepared(job, query, *asks[job, query.id], decoding_s) for job, query in queries]
+
+    def _ask(self, query: Query, read: EpisodeRead, first: int) -> CriticQuery | Failure | None:
+        if query.id not in read.open or read.meta is None:
+            return None
+        try:
+            if isinstance(read.meta, ProtocolError):
+                raise read.meta
+            return self._critic_query(query, read.meta, first, read.batches)
+        except (FrameError, ProtocolError) as error:
+            return Failure(str(error), traceback.format_exc())
 
     def _one_frame(self, query: Query) -> bool:
         return query.kind == "done" and not self._done_history

@@ -23,7 +23,7 @@ import traceback
 import uuid
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil
@@ -47,12 +47,15 @@ from vlac_queue.keys import WORKER_TTL_MS, Keys
 from vlac_queue.messages import (
     MAX_JOB_BYTES,
     PROTOCOL_VERSION,
-    Answer,
+    CriticIdentity,
     Failure,
+    Query,
     decode_job,
+    encode_answer,
 )
+from vlac_queue.metrics import PHASES, Histogram, first_line, publish_event
 from vlac_queue.store import EpisodeStore
-from workers.asker import Asker, WorkerStats
+from workers.asker import Answered, Asker, WorkerStats
 from workers.batcher import Batcher
 from workers.claims import Claims, TakenJob
 from workers.critics import Critic, CriticQuery, make_critic
@@ -63,8 +66,8 @@ from workers.intake import Intake, Prepared
 BEAT_S = 1.0
 #: Seconds that taking a job waits on Redis at a time; a stop is noticed in between.
 _TAKE_S = 1.0
-#: Seconds between two looks for jobs while queries are open here. A busy worker never waits on the queue
-#: itself, so that a new job goes to an idle worker that does.
+#: Seconds between two looks for jobs while queries are open here. Where there are others, a busy worker does not
+#: wait on the queue itself, so that a new job goes to an idle worker that does.
 _LOOK_S = 0.004
 #: Seconds between two rounds of maintenance.
 _MAINTENANCE_S = 60.0
@@ -74,6 +77,8 @@ _REPLIES_WAITING = 8
 _FAILURE_TTL_S = 3600
 #: Seconds to wait after a failed connection.
 _REDIS_PAUSE_S = 0.5
+#: Failures published as events between two beats; what is more is counted only.
+_EVENTS_A_BEAT = 10
 #: Seconds for which a stopping worker goes on trying to write its last answers.
 _LAST_ANSWERS_S = 10.0
 
@@ -137,7 +142,7 @@ class CriticWorker(SimpleWorker):
             stats=self.stats,
             log=self.log,
         )
-        self._replies: queue.Queue[list[tuple[Prepared, Answer]] | None] = queue.Queue(_REPLIES_WAITING)
+        self._replies: queue.Queue[Answered | None] = queue.Queue(_REPLIES_WAITING)
         self._open_queries: dict[str, int] = {}
         self._open_lock = threading.Lock()
         self._halt = threading.Event()
@@ -149,6 +154,11 @@ class CriticWorker(SimpleWorker):
         self._loading = False
         self._idle = threading.Event()
         self._fatal: BaseException | None = None
+        self._identity = CriticIdentity(self.config.critic, self.config.model_path)
+        self._latency = {phase: Histogram() for phase in PHASES}
+        self._last_error = ("", 0.0)
+        # Failures that may still be published until the next beat.
+        self._events_left = _EVENTS_A_BEAT
         self._parent: _Parent | None = None
         self._adopted: tuple[str, str] | None = None
         self._started = time.monotonic()
@@ -323,7 +333,8 @@ class CriticWorker(SimpleWorker):
             self._idle.wait(_LOOK_S)
         # Room is for queries, and a job may hold many: what is too much here is for others.
         jobs_wanted = max(1, round(room / self._queries_per_job))
-        taken = self._claims.take(jobs_wanted, block_s=0 if burst or busy else _TAKE_S)
+        leaves_it_to_others = busy and self._has_company
+        taken = self._claims.take(jobs_wanted, block_s=0 if burst or leaves_it_to_others else _TAKE_S)
         if not taken and busy:
             self._idle.wait(_LOOK_S)
         return taken
@@ -364,7 +375,8 @@ class CriticWorker(SimpleWorker):
         if ready:
             self._batcher.put(ready)
         if settled:
-            self._replies.put(settled)  # type: ignore[arg-type]
+            now = self._clock.now()
+            self._replies.put(Answered(settled, now, now))
 
     def _reject(self, job_id: str, error: Exception) -> None:
         """Fails a job that is not ours, where `rq info` shows it."""
@@ -404,21 +416,22 @@ class CriticWorker(SimpleWorker):
         finally:
             self._loading = False
         self.stats.loads += 1
+        self._identity = replace(self._identity, prompt=getattr(self.critic, "prompt_hash", ""))
         self.log.info(
             "Worker %s: critic %s loaded in %.1f s", self.name, self.config.critic, time.monotonic() - started
         )
 
     # The replies' thread.
 
-    def _deliver(self, answers: list[tuple[Prepared, Answer]]) -> None:
-        self._replies.put(answers)
+    def _deliver(self, answered: Answered) -> None:
+        self._replies.put(answered)
 
     def _reply_loop(self) -> None:
-        while (answers := self._replies.get()) is not None:
+        while (answered := self._replies.get()) is not None:
             gives_up = None
             while True:
                 try:
-                    self._reply(answers)
+                    self._reply(answered)
                     break
                 except _CONNECTION_ERRORS as error:
                     if self._batcher.closed:
@@ -428,22 +441,28 @@ class CriticWorker(SimpleWorker):
                     self.log.error("Worker %s: Redis is away (%s); answers wait", self.name, type(error).__name__)
                     time.sleep(_REDIS_PAUSE_S)
 
-    def _reply(self, answers: Sequence[tuple[Prepared, Answer | None]]) -> None:
+    def _reply(self, answered: Answered) -> None:
         """Writes answers, and finishes the jobs whose last ones they are; doing it again changes nothing."""
         with self._open_lock:
             left = dict(self._open_queries)
+        texts: list[tuple[Query, str]] = []
+        finished: list[str] = []
+        ttl_s = None
+        for prepared, answer in answered.answers:
+            if answer is not None:
+                texts.append((prepared.query, encode_answer(prepared.query.id, answer, self._identity)))
+                ttl_s = max(ttl_s or 0, prepared.ttl_s or 0) or None
+            left[prepared.job] -= 1
+            if left[prepared.job] == 0:
+                finished.append(prepared.job)
         with self.connection.pipeline(transaction=False) as pipeline:
-            finished = []
-            for prepared, answer in answers:
-                if answer is not None:
-                    self._store.answer(prepared.query, answer, pipeline, ttl_s=prepared.ttl_s)
-                left[prepared.job] -= 1
-                if left[prepared.job] == 0:
-                    finished.append(prepared.job)
-                    self._finish_job(prepared.job, pipeline)
+            self._store.answer(texts, pipeline, ttl_s=ttl_s)
+            self._finish_jobs(finished, pipeline)
+            self._publish_failures(answered, pipeline)
             pipeline.execute()
+        self._measure(answered)
         with self._open_lock:
-            for prepared, _ in answers:
+            for prepared, _ in answered.answers:
                 self._open_queries[prepared.job] -= 1
                 # Not simply the finished ones: a copy of the job may have come meanwhile.
                 if self._open_queries[prepared.job] == 0:
@@ -451,22 +470,59 @@ class CriticWorker(SimpleWorker):
             if not self._open_queries:
                 self._idle.set()
         self.stats.jobs += len(finished)
-        self.stats.queries += sum(answer is not None for _, answer in answers)
-        self.stats.failures += sum(isinstance(answer, Failure) for _, answer in answers)
+        self.stats.queries += len(texts)
+        self.stats.failures += sum(isinstance(answer, Failure) for _, answer in answered.answers)
 
-    def _finish_job(self, job_id: str, pipeline: Pipeline) -> None:
-        pipeline.lrem(self._claims.key, 0, job_id)
+    def _measure(self, answered: Answered) -> None:
+        """Where the time of queries went, now that their answers are written."""
+        written = self._clock.now()
+        count = 0
+        for prepared, answer in answered.answers:
+            if answer is not None:
+                count += 1
+                since_asked = answered.began - prepared.query.asked
+                self._latency["waiting"].observe(since_asked - prepared.decoding_s)
+                self._latency["decoding"].observe(prepared.decoding_s)
+                self._latency["total"].observe(written - prepared.query.asked)
+        if count:
+            self._latency["critic"].observe(answered.ended - answered.began, count)
+            self._latency["answering"].observe(written - answered.ended, count)
+
+    def _publish_failures(self, answered: Answered, pipeline: Pipeline) -> None:
+        for prepared, answer in answered.answers:
+            if isinstance(answer, Failure):
+                error = first_line(answer.message)
+                self._last_error = (error, self._clock.now())
+                if self._events_left > 0:
+                    self._events_left -= 1
+                    query = prepared.query
+                    event = {
+                        "kind": "failure",
+                        "worker": self.name,
+                        "episode": query.episode,
+                        "task": prepared.ask.task if isinstance(prepared.ask, CriticQuery) else "",
+                        "query": query.kind,
+                        "frame": query.frame,
+                        "error": error,
+                    }
+                    publish_event(self._keys, event, pipeline)
+
+    def _finish_jobs(self, job_ids: Sequence[str], pipeline: Pipeline) -> None:
         # The job that this worker lives in is its parent's to delete, once it ends.
-        if self._adopted is None or job_id != self._adopted[0]:
-            pipeline.delete(self._keys.rq_job(job_id))
-        pipeline.hincrby(self.key, "successful_job_count", 1)
+        deleted = [job_id for job_id in job_ids if self._adopted is None or job_id != self._adopted[0]]
+        for job_id in job_ids:
+            pipeline.lrem(self._claims.key, 0, job_id)
+        if deleted:
+            pipeline.delete(*map(self._keys.rq_job, deleted))
+        if job_ids:
+            pipeline.hincrby(self.key, "successful_job_count", len(job_ids))
 
     def _fail_job(self, job_id: str, text: str, failure: Failure) -> None:
         """Answers every query of a job with `failure`."""
         with self.connection.pipeline(transaction=False) as pipeline:
-            for query in decode_job(text):
-                self._store.answer(query, failure, pipeline)
-            self._finish_job(job_id, pipeline)
+            answers = [(query, encode_answer(query.id, failure, self._identity)) for query in decode_job(text)]
+            self._store.answer(answers, pipeline)
+            self._finish_jobs([job_id], pipeline)
             pipeline.execute()
 
     # The beating thread.
@@ -488,6 +544,7 @@ class CriticWorker(SimpleWorker):
 
     def _beat(self) -> None:
         """Says that this worker lives, learns what it should know, and finds dead workers."""
+        self._events_left = _EVENTS_A_BEAT
         self._state = (WorkerStatus.BUSY if self._open_queries else WorkerStatus.IDLE).value
         worker_key = self._keys.worker(self.name)
         with self.connection.pipeline(transaction=False) as pipeline:
@@ -513,21 +570,29 @@ class CriticWorker(SimpleWorker):
 
     def _description(self) -> Any:
         """What `vlac:<queue>:worker:<name>` holds; read by dashboards (docs/protocol.md)."""
+        device, reserved, limit = _accelerator(self.config.gpu_memory_fraction)
+        error, error_at = self._last_error
         return {
             **vars(self.stats),
             "host": self.hostname,
             "pid": os.getpid(),
             "protocol": PROTOCOL_VERSION,
-            "critic": self.config.critic,
-            "model": self.config.model_path,
+            "critic": self._identity.name,
+            "model": self._identity.model,
+            "prompt": self._identity.prompt,
             "engine": self.config.engine if self.config.critic == "vlac" else "",
+            "device": device,
             "state": "loading" if self._loading else "asleep" if self._asker.asleep else self._state,
             "parent": self._parent.name if self._parent else "",
             "uptime_s": round(time.monotonic() - self._started, 1),
             "max_batch": self.config.max_batch,
             "rss_bytes": psutil.Process().memory_info().rss,
-            "accelerator_bytes": _accelerator_bytes(),
-            "time": time.time(),
+            "accelerator_bytes": reserved,
+            "accelerator_limit_bytes": limit,
+            "last_error": error,
+            "last_error_at": error_at,
+            **{f"latency_{phase}": histogram.encode() for phase, histogram in self._latency.items()},
+            "time": self._clock.now(),
         }
 
     def _orphaned(self) -> bool:
@@ -608,8 +673,12 @@ class CriticWorker(SimpleWorker):
             )
 
 
-def _accelerator_bytes() -> int:
+def _accelerator(fraction: float) -> tuple[str, int, int]:
+    """The device in use, the bytes of its memory that this process has reserved, and how many it may."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
-        return 0
-    return sum(int(torch.cuda.memory_reserved(device)) for device in range(torch.cuda.device_count()))
+        return "cpu", 0, 0
+    reserved = {device: int(torch.cuda.memory_reserved(device)) for device in range(torch.cuda.device_count())}
+    device = max(reserved, key=lambda each: reserved[each])
+    total = torch.cuda.get_device_properties(device).total_memory
+    return f"cuda:{device}", sum(reserved.values()), int(fraction * total)

@@ -64,14 +64,15 @@ class ScriptedClient:
         self._scripts = list(scripts)
         self._chance = chance or random.Random(0)
         self._open: list[ScriptedPending] = []
-        self.episodes: list[ScriptedEpisode] = []
-        #: Errors of the next pushes and asks, one each, before they work again.
+        self.opened: list[ScriptedEpisode] = []
+        #: Errors of the next pushes (one an episode) and of the next calls that ask, before they work again.
         self.push_errors: list[VlacQueueError | None] = []
         self.ask_errors: list[VlacQueueError | None] = []
+        self.outcomes: list[Any] = []
 
-    def episode(self, task: str, reference: Any = None) -> ScriptedEpisode:
-        self.episodes.append(ScriptedEpisode(self._scripts[len(self.episodes)]))
-        return self.episodes[-1]
+    def episodes(self, tasks: Sequence[str], references: Any = None) -> list[ScriptedEpisode]:
+        self.opened = [ScriptedEpisode(script) for script, _ in zip(self._scripts, tasks, strict=True)]
+        return self.opened
 
     def push_each(self, pushes: Sequence[tuple[ScriptedEpisode, Any]]) -> list[VlacQueueError | None]:
         errors: list[VlacQueueError | None] = []
@@ -82,10 +83,18 @@ class ScriptedClient:
                 episode.frames += len(frames)
         return errors
 
-    def ask_done_many(self, episodes: Sequence[ScriptedEpisode]) -> list[ScriptedPending]:
+    def observe_each(
+        self, pushes: Sequence[tuple[ScriptedEpisode, Any]]
+    ) -> list[ScriptedPending | VlacQueueError]:
         if self.ask_errors and (error := self.ask_errors.pop(0)):
             raise error
-        return [self._ask(episode, "done", episode.frames - 1) for episode in episodes]
+        return [
+            error or self._ask(episode, "done", episode.frames - 1)
+            for (episode, _), error in zip(pushes, self.push_each(pushes), strict=True)
+        ]
+
+    def publish_outcomes(self, outcomes: Sequence[Any]) -> None:
+        self.outcomes = list(outcomes)
 
     def ask_value_many(self, episodes: Sequence[ScriptedEpisode]) -> list[ScriptedPending]:
         return [self._ask(episode, "value", 0) for episode in episodes]

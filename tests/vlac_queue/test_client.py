@@ -25,9 +25,10 @@ from vlac_queue import (
     QueueFull,
     RedisUnavailable,
     VlacConfig,
+    VlacQueueError,
 )
 from vlac_queue.server import RedisServer, free_port
-from vlac_queue.store import Push
+from vlac_queue.store import Step, step_errors
 
 
 @pytest.fixture
@@ -350,11 +351,17 @@ def test_sending_a_push_again_changes_nothing(client: CriticClient, connection: 
     with client.episode("task") as episode:
         episode.push(frame(1))
         stored: Any = connection.lrange(f"vlac:vlac:episode:{episode.id}:frames", 0, -1)
-        again = Push(episode.id, "", 0, stored[0])
-        assert client._store.push([again], max_bytes=10**9) == [None]
+        assert send(client, Step(episode.id, "", 0, stored[0])) is None
         assert connection.llen(f"vlac:vlac:episode:{episode.id}:frames") == 1
-        other = Push(episode.id, "", 0, b"something else")
-        assert isinstance(client._store.push([other], max_bytes=10**9)[0], ProtocolError)
+        assert isinstance(send(client, Step(episode.id, "", 0, b"something else")), ProtocolError)
+
+
+def send(client: CriticClient, step: Step) -> VlacQueueError | None:
+    """What becomes of one step."""
+    with client._connection.pipeline() as pipeline:
+        client._store.step([step], pipeline, max_bytes=10**9)
+        (error,) = step_errors([step], pipeline.execute()[0], max_bytes=10**9)
+    return error
 
 
 def test_the_caller_may_reuse_its_array(client: CriticClient, worker: Workers) -> None:

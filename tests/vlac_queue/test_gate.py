@@ -87,13 +87,13 @@ def test_an_episode_ends_as_the_rule_says(text: str, values: Any, expected: Outc
 def test_no_value_is_asked_where_the_task_was_done(overlap: bool) -> None:
     client = ScriptedClient([script(".d.."), script("....")])
     play(client, 2, 4, overlap=overlap)
-    assert [episode.asked.count("value") for episode in client.episodes] == [0, 1]
+    assert [episode.asked.count("value") for episode in client.opened] == [0, 1]
 
 
 def test_without_overlap_nothing_is_asked_after_the_end() -> None:
     client = ScriptedClient([script(".d..")])
     play(client, 1, 4, overlap=False)
-    assert client.episodes[0].asked == ["done", "done"]
+    assert client.opened[0].asked == ["done", "done"]
 
 
 @BOTH
@@ -101,7 +101,7 @@ def test_episodes_close_whatever_happens(overlap: bool) -> None:
     client = ScriptedClient([script("x..."), script("....")])
     with pytest.raises(CriticFailed, match="nonsense"):
         play(client, 2, 4, overlap=overlap, on_failure="raise")
-    assert all(episode.closed for episode in client.episodes)
+    assert all(episode.closed for episode in client.opened)
 
 
 @BOTH
@@ -214,7 +214,7 @@ def test_frames_before_the_first_step_are_pushed_but_not_asked_about() -> None:
         gate.observe(1, {0: FRAME})
         gate.observe(2, {0: FRAME})
         assert gate.settle()[0].done is False
-    assert client.episodes[0].asked == ["done", "done", "value"]
+    assert client.opened[0].asked == ["done", "done", "value"]
 
 
 def test_decisive_step_waits_for_the_answers_before_it() -> None:

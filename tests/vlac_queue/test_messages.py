@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -14,8 +13,10 @@ from hypothesis import strategies as st
 from vlac_queue.errors import ProtocolError
 from vlac_queue.messages import (
     MAX_JOB_BYTES,
+    MAX_JOB_QUERIES,
     MAX_TRACEBACK_CHARS,
     Answer,
+    CriticIdentity,
     DoneVerdict,
     Failure,
     Query,
@@ -30,16 +31,18 @@ from vlac_queue.messages import (
 ids = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", fullmatch=True)
 indices = st.integers(0, 2**32 - 1)
 numbers = st.floats(allow_nan=False, allow_infinity=False)
-queries = st.builds(
-    Query,
-    id=ids,
-    episode=ids,
-    token=ids,
-    kind=st.sampled_from(["done", "value"]),
-    frame=indices,
-    batch=indices,
-    deadline=numbers,
+query_ids = st.builds("{}-{}".format, st.from_regex(r"[0-9a-f]{12}", fullmatch=True), st.integers(1, 10**6))
+kinds = st.sampled_from(["done", "value"])
+jobs = st.builds(
+    lambda fields, client, asked, deadline: [Query(*each, client, asked, deadline) for each in fields],
+    st.lists(
+        st.tuples(query_ids, ids, st.sampled_from(["done", "value"]), indices, indices), min_size=1, max_size=5
+    ),
+    ids,
+    numbers,
+    numbers,
 )
+identities = st.builds(CriticIdentity, name=st.text(), model=st.text(), prompt=st.text())
 answers = st.one_of(
     st.builds(DoneVerdict, done=st.booleans(), score=st.floats(0, 1), frame=indices),
     st.builds(
@@ -50,36 +53,44 @@ answers = st.one_of(
     st.builds(Failure, message=st.text(), traceback=st.text(max_size=MAX_TRACEBACK_CHARS)),
 )
 
-_QUERY = Query(id="tok.1", episode="ep-1", token="tok", kind="done", frame=3, batch=2, deadline=1.5e9)
+_QUERY = Query("tok-1", "ep-1", "done", 3, 2, client="c1", asked=1.4e9, deadline=1.5e9)
+_FIELDS = ("id", "episode", "kind", "frame", "batch")
 
 
 def job_with(**changes: Any) -> str:
-    """A job whose one query has these fields instead of its own."""
-    return json.dumps({"v": 1, "queries": [{**asdict(_QUERY), **changes}]})
+    """A job of one query, in which these fields of the query or the job are others."""
+    job = {"v": 2, "client": "c1", "asked": 1.4e9, "deadline": 1.5e9}
+    query = [changes.pop(name, getattr(_QUERY, name)) for name in _FIELDS]
+    return json.dumps({**job, "queries": [query], **changes})
 
 
 # What is written is read back.
 
 
-@given(st.lists(queries, min_size=1, max_size=5))
+@given(jobs)
 def test_queries_come_back(asked: list[Query]) -> None:
     text = encode_job(asked)
     assert decode_job(text) == asked
-    assert json.loads(text)["v"] == 1
+    assert json.loads(text)["v"] == 2
 
 
-@given(ids, answers)
-def test_answers_come_back(query_id: str, answer: Answer) -> None:
-    assert decode_answer(encode_answer(query_id, answer)) == (query_id, answer)
+@given(ids, answers, identities)
+def test_answers_come_back(query_id: str, answer: Answer, critic: CriticIdentity) -> None:
+    assert decode_answer(encode_answer(query_id, answer, critic)) == (query_id, answer, critic)
+
+
+def test_the_job_that_the_tests_below_change_is_right() -> None:
+    assert decode_job(job_with()) == [_QUERY]
+    assert _QUERY.token == "tok"
 
 
 def test_a_job_holds_no_frames() -> None:
-    assert len(encode_job([_QUERY] * 16)) < 16 * 200
+    assert len(encode_job([_QUERY] * 16)) < 16 * 50 + 100
 
 
 def test_a_long_traceback_keeps_its_end() -> None:
     failure = Failure("it broke", "x" * 100_000 + "ValueError: the reason")
-    _, read = decode_answer(encode_answer("q", failure))
+    _, read, _ = decode_answer(encode_answer("q", failure))
     assert isinstance(read, Failure)
     assert len(read.traceback) == MAX_TRACEBACK_CHARS
     assert read.traceback.endswith("ValueError: the reason")
@@ -112,16 +123,19 @@ def test_a_number_that_is_not_finite_never_leaves(answer: Answer) -> None:
         '"text"',
         "{",
         "{}",
-        '{"v": 1}',
-        '{"v": 1, "queries": []}',
-        '{"v": 1, "queries": {}}',
-        '{"v": 1, "queries": [null]}',
-        '{"v": 1, "queries": [[]]}',
-        '{"v": 1, "queries": [{}]}',
+        '{"v": 2}',
+        job_with(queries=[]),
+        job_with(queries={}),
+        job_with(queries=[None]),
+        job_with(queries=[[]]),
+        job_with(queries=[{}]),
+        job_with(queries=[["tok-1", "ep-1", "done", 3]]),
+        job_with(queries=[["tok-1", "ep-1", "done", 3, 2, 1]]),
+        job_with(queries=[["tok-1", "ep-1", "done", 3, 2], None]),
+        job_with(queries=[["tok-1", "ep-1", "done", 3, 2]] * (MAX_JOB_QUERIES + 1)),
         "\x00",
         "[" * 100_000,
         '{"v":' * 100_000,
-        json.dumps({"v": 1, "queries": [asdict(_QUERY), None]}),
     ],
     ids=lambda text: text[:20] or "empty",
 )
@@ -130,29 +144,30 @@ def test_a_text_that_is_no_job_is_refused(text: str) -> None:
         decode_job(text)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, [1], 1.5])
+@pytest.mark.parametrize("version", [0, 1, 3, "2", None, [2], 2.5])
 def test_another_version_says_what_to_do(version: Any) -> None:
     with pytest.raises(ProtocolError, match="install the same vlac-queue"):
-        decode_job(json.dumps({"v": version, "queries": [asdict(_QUERY)]}))
+        decode_job(job_with(v=version))
 
 
-@pytest.mark.parametrize("name", list(asdict(_QUERY)))
-def test_every_field_of_a_query_is_needed(name: str) -> None:
-    fields = asdict(_QUERY)
-    del fields[name]
-    with pytest.raises(ProtocolError, match="exactly the fields"):
-        decode_job(json.dumps({"v": 1, "queries": [fields]}))
+@pytest.mark.parametrize("name", ["client", "asked", "deadline", "queries"])
+def test_every_field_of_a_job_is_needed(name: str) -> None:
+    job = json.loads(job_with())
+    del job[name]
+    with pytest.raises(ProtocolError):
+        decode_job(json.dumps(job))
 
 
-def test_a_field_too_many_is_refused() -> None:
-    with pytest.raises(ProtocolError, match="exactly the fields"):
-        decode_job(job_with(extra=1))
+@pytest.mark.parametrize("query_id", ["tok", "1"])
+def test_a_query_id_begins_with_its_token(query_id: str) -> None:
+    with pytest.raises(ProtocolError, match="a token"):
+        decode_job(job_with(id=query_id))
 
 
 _BAD_IDS = ["", "a:b", "a\n", "\na", "a b", ".a", "-a", "a/b", "a*", "ü", "x" * 129, 7, None, ["a"], {"a": 1}]
 
 
-@pytest.mark.parametrize("name", ["id", "episode", "token"])
+@pytest.mark.parametrize("name", ["id", "episode", "client"])
 @pytest.mark.parametrize("value", _BAD_IDS, ids=lambda value: repr(value)[:12])
 def test_an_id_that_may_not_stand_in_a_key_is_refused(name: str, value: Any) -> None:
     with pytest.raises(ProtocolError, match="letters, digits"):
@@ -185,8 +200,9 @@ def test_an_index_is_a_whole_number_of_32_bits(name: str, value: Any) -> None:
 
 @pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity", "1e999", "9" * 400, "9" * 5000, "true", '"1"',
                                      "null", "[]"], ids=lambda text: text[:12])  # fmt: skip
-def test_a_deadline_is_a_finite_number(literal: str) -> None:
-    text = job_with(deadline="HERE").replace('"HERE"', literal)
+@pytest.mark.parametrize("name", ["asked", "deadline"])
+def test_times_are_finite_numbers(name: str, literal: str) -> None:
+    text = job_with(**{name: "HERE"}).replace('"HERE"', literal)
     with pytest.raises(ProtocolError):
         decode_job(text)
 
@@ -207,20 +223,24 @@ def test_error_messages_do_not_repeat_a_whole_hostile_text() -> None:
                     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3)),
        st.sampled_from([decode_job, decode_answer]))  # fmt: skip
 def test_any_json_is_read_or_refused(value: Any, decode: Any) -> None:
-    for message in (value, {"v": 1, "queries": [value]}, {"id": "q", "kind": "done", "score": value}):
+    for text in (json.dumps(value), job_with(queries=[value]), json.dumps({**_DONE, "done": value, "frame": "x"})):
         with pytest.raises(ProtocolError):
-            decode(json.dumps(message))
+            decode(text)
 
 
 # Answers that are none.
 
-_DONE = {"id": "q", "kind": "done", "done": True, "score": 0.5, "frame": 3}
-_VALUE = {"id": "q", "kind": "value", "values": [1.0, 2.0], "critics": [0.5]}
+_WHO = ["vlac", "/models/VLAC", "ab12"]
+_DONE = {"id": "q", "kind": "done", "done": True, "score": 0.5, "frame": 3, "critic": _WHO}
+_VALUE = {"id": "q", "kind": "value", "values": [1.0, 2.0], "critics": [0.5], "critic": _WHO}
+_FAILURE = {"id": "q", "kind": "failure", "message": "it broke", "traceback": "", "critic": _WHO}
 
 
 def test_the_answers_below_are_wrong_in_one_thing_only() -> None:
-    assert decode_answer(json.dumps(_DONE)) == ("q", DoneVerdict(True, 0.5, 3))
-    assert decode_answer(json.dumps(_VALUE)) == ("q", ValueVerdict((1.0, 2.0), (0.5,)))
+    who = CriticIdentity(*_WHO)
+    assert decode_answer(json.dumps(_DONE)) == ("q", DoneVerdict(True, 0.5, 3), who)
+    assert decode_answer(json.dumps(_VALUE)) == ("q", ValueVerdict((1.0, 2.0), (0.5,)), who)
+    assert decode_answer(json.dumps(_FAILURE)) == ("q", Failure("it broke"), who)
 
 
 @pytest.mark.parametrize(
@@ -258,6 +278,10 @@ def test_the_answers_below_are_wrong_in_one_thing_only() -> None:
         {**_VALUE, "critics": None},
         {**_VALUE, "critics": ["1"]},
         {**_VALUE, "critics": [math.nan]},
+        {**_DONE, "critic": None},
+        {**_DONE, "critic": "vlac"},
+        {**_DONE, "critic": ["vlac", ""]},
+        {**_DONE, "critic": ["vlac", "", 7]},
     ],
     ids=str,
 )
@@ -277,8 +301,8 @@ def test_a_text_that_is_no_answer_is_refused(text: str) -> None:
     [
         {**_DONE, "frame": -1},
         {**_DONE, "frame": True},
-        {"id": "q", "kind": "failure"},
-        {"id": "q", "kind": "failure", "message": None, "traceback": 5},
+        {**_FAILURE, "message": None},
+        {**_FAILURE, "traceback": 5},
     ],
     ids=str,
 )

@@ -25,7 +25,7 @@ from vlac_queue.errors import ProtocolError
 from vlac_queue.messages import JOB_FUNCTION, MAX_JOB_BYTES, Query, decode_job, encode_job
 from workers.envelope import MAX_ENVELOPE_BYTES, DataOnlySerializer, read_envelope
 
-_QUERIES = [Query(f"tok.{n}", f"ep-{n}", "tok", "done", n, n, 1.7e9) for n in range(20)]
+_QUERIES = [Query(f"tok-{n}", f"ep-{n}", "done", n, n, "c1", 1.6e9, 1.7e9) for n in range(20)]
 _TEXT = encode_job(_QUERIES)
 
 #: Redis is never asked here: RQ only wants to know what it would use.
