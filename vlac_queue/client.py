@@ -654,6 +654,7 @@ class CriticClient:
                 Queue.prepare_data(
                     JOB_FUNCTION,
                     args=(encode_job(part),),
+                    job_id=self._keys.job_id(uuid.uuid4().hex),
                     # RQ's alarm and its parent process would kill a work-horse that stays; the queries have
                     # a deadline of their own.
                     timeout=-1,
