@@ -30,6 +30,9 @@ from vlac_queue.keys import Keys
 #: Versions of Redis whose rules differ.
 VERSIONS = {"6.2": (6, 2), "7.0": (7, 0), "7.2": (7, 2)}
 
+#: RQ wants a connection to tell names of keys. It is never used.
+_NOWHERE = redis.Redis()
+
 ROLLOUT, WORKER, DASHBOARD, ADMIN = "vlac-rollout", "vlac-worker", "vlac-dashboard", "vlac-admin"
 
 
@@ -85,24 +88,28 @@ def users(keys: Keys) -> tuple[User, User, User]:
 
 def _rollout(keys: Keys) -> User:
     """Opens, pushes, asks, reads answers, closes; knows who listens, and has critics sleep and wake."""
+    episode, job = keys.episode("*"), keys.job_id("?" * 32)
     return User(
         ROLLOUT,
         commands=f"{_CONNECTION} {_TRANSACTION} publish",
         grants=(
             # Its own commands and those of its scripts; the pattern of `meta` covers all keys of an episode.
             Grant(
-                "del exists expire hdel hget hgetall hmget hset lindex llen rpush sadd scard srem xread",
-                (keys.episode("*").meta, keys.reference("*")),
+                "del exists expire hget hset hsetnx lindex llen rpush sadd scard srem",
+                (episode.meta, keys.reference("*")),
             ),
-            Grant("hdel hget hincrby hset zadd zrangebyscore zrem", (keys.open, keys.sizes)),
-            # A job's hash, and the id at the end of the queue.
-            Grant("expire hset", (Job.key_for("*"),)),
+            Grant("del xread xtrim", (keys.client_answers("*"),)),
+            Grant("del exists hdel hget hincrby hset zadd zrangebyscore zrem", (keys.open, keys.sizes)),
+            Grant("expire hincrby hincrbyfloat hset xadd", (keys.events, keys.totals)),
+            # A job's hash, and the id at the end of the queue. RQ renews two keys that our jobs do not have.
+            Grant("expire hset", (Job.key_for(job),)),
+            Grant("expire", (Job.dependents_key_for(job), _dependencies_key(job))),
             Grant("llen rpush", (keys.rq_queue,)),
             Grant("sadd", (Queue.redis_queues_keys,)),
             Grant("hgetall hmget smembers", reads=_who_works(keys)),
         ),
         scripts=True,
-        channels=(PUBSUB_CHANNEL_TEMPLATE % "*",),
+        channels=(keys.orders("*"),),
     )
 
 
@@ -115,8 +122,9 @@ def _worker(keys: Keys) -> User:
         "unsubscribe",
         grants=(
             Grant(_READS, reads=(episode.meta, keys.reference("*"))),
-            # Answers.
-            Grant("expire hdel xadd", (episode.pending, episode.answers)),
+            # Answers, and failures for people to see.
+            Grant("hget hset", (episode.queries,)),
+            Grant("expire xadd", (keys.client_answers("*"), keys.events)),
             # A job goes from RQ's queue to the worker's claims in one command, so their keys stand together.
             Grant(
                 f"{_READS} blmove blpop del expire hdel hexists hincrby hincrbyfloat hset hsetnx lmove lpop lpush "
@@ -126,7 +134,7 @@ def _worker(keys: Keys) -> User:
             Grant("exists", reads=(WORKERS_SUSPENDED,)),
         ),
         scripts=True,
-        channels=(PUBSUB_CHANNEL_TEMPLATE % "*",),
+        channels=(keys.orders("*"), PUBSUB_CHANNEL_TEMPLATE % "*"),
     )
 
 
@@ -143,6 +151,8 @@ def _dashboard(keys: Keys) -> User:
                     keys.claims("*"),
                     keys.open,
                     keys.sizes,
+                    keys.events,
+                    keys.totals,
                     keys.rq_queue,
                     Job.key_for("*"),
                     _queue(keys).failed_job_registry.key,
@@ -167,7 +177,7 @@ def _rqs(keys: Keys) -> tuple[str, ...]:
         queue.deferred_job_registry,
         queue.scheduled_job_registry,
         queue.canceled_job_registry,
-        ReadyJobRegistry(keys.queue, connection=queue.connection),
+        ReadyJobRegistry(keys.queue, connection=_NOWHERE),
     )
     return (
         keys.rq_queue,
@@ -178,7 +188,7 @@ def _rqs(keys: Keys) -> tuple[str, ...]:
         Job.key_for("*"),
         Result.get_key("*"),
         ExecutionRegistry.key_template.format("*"),
-        Execution("*", "*", queue.connection).key,
+        Execution("*", "*", _NOWHERE).key,
         f"{Worker.redis_worker_namespace_prefix}*",
         REDIS_WORKER_KEYS,
         WORKERS_BY_QUEUE_KEY % keys.queue,
@@ -190,9 +200,13 @@ def _rqs(keys: Keys) -> tuple[str, ...]:
     )
 
 
+def _dependencies_key(job: str) -> str:
+    return Job("x", connection=_NOWHERE).dependencies_key.replace("x", job)
+
+
 def _queue(keys: Keys) -> Queue:
-    """RQ's queue, for the names of its keys; never connects."""
-    return Queue(keys.queue, connection=redis.Redis())
+    """RQ's queue, for the names of its keys."""
+    return Queue(keys.queue, connection=_NOWHERE)
 
 
 def acl_line(user: User, password: str, version: tuple[int, int]) -> str:

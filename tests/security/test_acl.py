@@ -153,22 +153,30 @@ _ROLLOUT: list[tuple[Any, ...]] = [
     ("LPOP", "rq:queue:vlac"),
     ("LMOVE", "rq:queue:vlac", "vlac:vlac:claims:x", "LEFT", "RIGHT"),
     ("LRANGE", "vlac:vlac:episode:e:frames", "0", "-1"),
-    ("XADD", "vlac:vlac:episode:e:answers", "*", "a", "x"),
-    ("DEL", "vlac:vlac:claims:w"),
     ("SUBSCRIBE", "rq:pubsub:w"),
+    # With its command `shutdown` RQ's channel ends a worker.
+    ("PUBLISH", "rq:pubsub:w", "x"),
+    # Jobs of other queues, and of other programs with RQ.
+    ("HSET", "rq:job:3fa85f64-5717-4562-b3fc-2c963f66afa6", "data", "x"),
+    ("HSET", "rq:job:other_" + "0" * 32, "data", "x"),
+    ("HSET", "rq:job:vlac_x_" + "0" * 32, "data", "x"),
     ("ZADD", "rq:scheduled:vlac", "0", "x"),
     ("SET", "rq:suspended", "1"),
     ("SCRIPT", "LOAD", "return 1"),
+    ("DEL", "vlac:vlac:claims:w"),
 ]
 #: Redis 6.2 grants all of a user's commands on all of its keys.
 _ROLLOUT_FROM_7: list[tuple[Any, ...]] = [
     ("DEL", "rq:queue:vlac"),
-    ("DEL", "vlac:vlac:open"),
+    # An answer in another's place.
+    ("XADD", "vlac:vlac:client:c:answers", "*", "q", "{}"),
+    ("XREAD", "STREAMS", "vlac:vlac:events", "0"),
+    ("HGETALL", "vlac:vlac:totals"),
     ("HSET", "vlac:vlac:worker:w", "queries", "1"),
     ("HSET", "rq:worker:w", "birth", "x"),
     ("SREM", "vlac:vlac:workers", "w"),
-    ("HGETALL", "rq:job:x"),
-    ("DEL", "rq:job:x"),
+    ("HGET", "rq:job:vlac_" + "0" * 32, "data"),
+    ("DEL", "rq:job:vlac_" + "0" * 32),
     ("EVAL", "return redis.call('DEL', KEYS[1])", "1", "rq:queue:vlac"),
 ]
 
@@ -177,6 +185,8 @@ _WORKER: list[tuple[Any, ...]] = [
     ("ZADD", "vlac:vlac:open", "1", "e"),
     ("RPUSH", "rq:queue:other", "x"),
     ("PUBLISH", "rq:pubsub:w", "x"),
+    ("XTRIM", "vlac:vlac:client:c:answers", "MAXLEN", "0"),
+    ("HGETALL", "vlac:vlac:totals"),
 ]
 _WORKER_FROM_7: list[tuple[Any, ...]] = [
     ("DEL", "vlac:vlac:episode:e"),
