@@ -19,6 +19,7 @@ from rq.job import JobStatus
 from rq.utils import utcformat
 
 from vlac_queue.config import VlacConfig
+from vlac_queue.keys import Keys
 from vlac_queue.messages import JOB_FUNCTION, Query, encode_job
 
 #: Seconds that a failed job stays for `rq info` to show.
@@ -53,6 +54,7 @@ class JobMaker:
             "status": JobStatus.QUEUED.value,
             "ttl": config.episode_ttl_s,
         }
+        self._keys = Keys(config.queue)
         self._most_queries = config.max_batch
 
     def make(self, queries: Sequence[Query]) -> list[NewJob]:
@@ -71,4 +73,4 @@ class JobMaker:
             # RQ compresses it, and reads it as it is as well: it is short, and this is quicker on both sides.
             "data": pickle.dumps(envelope, protocol=pickle.HIGHEST_PROTOCOL),
         }
-        return NewJob(str(uuid.uuid4()), tuple(part for field in fields.items() for part in field))
+        return NewJob(self._keys.job_id(uuid.uuid4().hex), tuple(part for field in fields.items() for part in field))
