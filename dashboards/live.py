@@ -27,6 +27,7 @@ from rich.text import Text
 
 from dashboards.snapshot import CriticState, PlainWorker, Snapshot, read_snapshot
 from vlac_queue.config import VlacConfig, redact_url
+from vlac_queue.credentials import with_credentials
 from vlac_queue.errors import ConfigError
 from vlac_queue.keys import Keys
 
@@ -125,7 +126,7 @@ class Watcher:
 def main(redis_url: str, queue: str, interval: float, once: bool, as_json: bool) -> None:
     """Shows the queue, its workers and what they do. Only reads from Redis; Ctrl-C ends it."""
     try:
-        watcher = Watcher(VlacConfig(redis_url=redis_url, queue=queue), interval)
+        watcher = Watcher(VlacConfig(redis_url=with_credentials(redis_url), queue=queue), interval)
     except ConfigError as error:
         raise click.UsageError(str(error)) from None
     # Ending in order gives the terminal back as it was.

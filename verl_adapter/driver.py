@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import ray
@@ -11,6 +12,7 @@ from verl_adapter.settings import REDIS_URL_VARIABLE, USER_MODULE_VARIABLE
 from verl_adapter.startup import check_queue, check_training, evaluates_only
 from verl_adapter.upstream import check_upstream
 from vlac_queue.config import redact_url
+from vlac_queue.credentials import VARIABLES as CREDENTIALS
 
 
 def start(config: Any) -> None:
@@ -38,14 +40,17 @@ def start(config: Any) -> None:
         f"vlac.reward_lower_bound={rule.reward_lower_bound} .. vlac.reward_upper_bound={rule.reward_upper_bound}; "
         "data.accuracy_lower_bound and data.accuracy_upper_bound, meant for 0/1 rewards, are not used."
     )
+    # Ray keeps records of these: of a password in a file only the file's name.
+    given = {name: os.environ[name] for name in CREDENTIALS if name in os.environ}
     variables = {
-        REDIS_URL_VARIABLE: critic.redis_url,
+        **given,
+        REDIS_URL_VARIABLE: rule.redis_url or os.environ[REDIS_URL_VARIABLE],
         USER_MODULE_VARIABLE: config.actor_rollout_ref.model.external_lib or "",
     }
     with open_dict(config):
         config.actor_rollout_ref.model.external_lib = "verl_adapter.plugin"
         # Upstream prints its config and sends it to its loggers. Workers get the variable.
-        if redact_url(critic.redis_url) != critic.redis_url:
+        if config.vlac.redis_url and redact_url(config.vlac.redis_url) != config.vlac.redis_url:
             config.vlac.redis_url = None
     # Upstream's main looks it up when it is called. Actors inherit the environment of the task that makes them.
     main_ppo.main_task = _train.options(runtime_env={"env_vars": variables})

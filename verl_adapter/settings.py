@@ -14,9 +14,10 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from vlac_queue import ConfigError, VlacConfig
+from vlac_queue.credentials import with_credentials
 
-#: Environment variable with the URL of Redis, for a config that names none. A URL with a password goes this way
-#: to the workers too, since upstream prints its whole config and sends it to its loggers.
+#: Environment variable with the URL of Redis, for a config that names none. It goes this way to the workers too,
+#: since upstream prints its whole config and sends it to its loggers.
 REDIS_URL_VARIABLE = "VLAC_REDIS_URL"
 
 #: Environment variable with the user's own external_lib, whose place in the config `verl_adapter.plugin` takes.
@@ -114,7 +115,8 @@ def critic_config(node: Mapping[str, Any], environ: Mapping[str, str] = os.envir
 
     Args:
         node: the hydra node `vlac`.
-        environ: where VLAC_REDIS_URL stands in for a redis_url that the node does not set.
+        environ: where VLAC_REDIS_URL stands in for a redis_url that the node does not set, and where user and
+            password come from (`vlac_queue.credentials`).
 
     Raises:
         ConfigError: a name is unknown or a value refused, or no Redis is named.
@@ -126,6 +128,7 @@ def critic_config(node: Mapping[str, Any], environ: Mapping[str, str] = os.envir
             "no Redis is named; set vlac.redis_url=redis://host:6379/0, or VLAC_REDIS_URL in the environment. "
             "To evaluate only, set trainer.val_only=True and trainer.val_before_train=True."
         )
+    values["redis_url"] = with_credentials(values["redis_url"], environ)
     others = _GROUP_NAMES + _SHARING_NAMES
     return VlacConfig.from_mapping({name: value for name, value in values.items() if name not in others})
 

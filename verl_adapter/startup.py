@@ -10,6 +10,8 @@ import numpy as np
 
 from verl_adapter.settings import check_name, critic_config, group_rule, sharing
 from vlac_queue import ConfigError, CriticClient, VlacConfig
+from vlac_queue.config import redact_url
+from vlac_queue.credentials import PASSWORD_FILE
 
 _OVERRIDE = re.compile(r"(?:\+{1,2}|~)?vlac\.([^=.]*)")
 
@@ -18,11 +20,17 @@ def check_overrides(arguments: Sequence[str]) -> None:
     """Refuses misspelt `vlac.*` overrides, naming the nearest right one; hydra would only say "not in struct".
 
     Raises:
-        ConfigError: there is no such setting.
+        ConfigError: there is no such setting, or a password stands on the command line.
     """
     for argument in arguments:
         if match := _OVERRIDE.match(argument):
             check_name(match[1])
+            url = argument.partition("=")[2].strip("'\"")
+            if match[1] == "redis_url" and redact_url(url) != url:
+                raise ConfigError(
+                    "vlac.redis_url holds a password, which `ps` shows and hydra writes to its output folder; "
+                    f"take it out, write it to a file (mode 600), and export {PASSWORD_FILE}=FILE."
+                )
 
 
 def evaluates_only(config: Any) -> bool:

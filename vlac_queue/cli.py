@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from vlac_queue.acl_command import acl
 from vlac_queue.config import VlacConfig, redact_url
 from vlac_queue.console import errors_as_messages, queue_option, redis_url_option
 from vlac_queue.demo.command import demo
@@ -41,9 +42,12 @@ def worker(redis_url: str, queue: str, critic: str | None, arguments: tuple[str,
         + f", up to {config.max_batch} queries a batch"
     )
     sys.stdout.flush()
-    # By the environment and not as arguments: a password in the URL would show in `ps`.
+    # By the environment and not as arguments: a password in the URL would show in `ps`. The URL as it was given:
+    # a password from a file stays out of the environment, too.
+    os.environ.pop("RQ_REDIS_URL", None)
     os.environ.update(
-        RQ_REDIS_URL=config.redis_url,
+        VLAC_REDIS_URL=redis_url,
+        RQ_CONFIG="vlac_queue.rq_settings",
         RQ_CONNECTION_CLASS="vlac_queue.connection.AnyRedis",
         RQ_WORKER_CLASS="workers.CriticWorker",
         VLAC_CRITIC=config.critic,
@@ -57,6 +61,7 @@ main.add_command(demo)
 main.add_command(workers)
 main.add_command(doctor)
 main.add_command(score)
+main.add_command(acl)
 
 if __name__ == "__main__":
     main()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import logging
 import threading
 import time
 import uuid
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +18,6 @@ from zipfile import BadZipFile
 
 import numpy as np
 import redis
-from rq import Queue, Retry
 
 from vlac_queue.config import VlacConfig, redact_url
 from vlac_queue.connection import BLOCK_S, RedisClock, connect, redis_errors
@@ -26,17 +25,16 @@ from vlac_queue.control import order_workers
 from vlac_queue.errors import (
     CriticFailed,
     CriticTimeout,
+    EpisodeLost,
     FrameError,
     NoWorkers,
     ProtocolError,
-    QueueFull,
-    RedisUnavailable,
     VlacQueueError,
 )
 from vlac_queue.frames import MAX_BATCH_BYTES, Base, Frames, as_batch, encode
+from vlac_queue.jobs import JobMaker, NewJob
 from vlac_queue.keys import CLIENT_TTL_S, Keys
 from vlac_queue.messages import (
-    JOB_FUNCTION,
     MAX_TASK_CHARS,
     UNNAMED,
     Answer,
@@ -48,32 +46,27 @@ from vlac_queue.messages import (
     ValueVerdict,
     check_id,
     decode_answer,
-    encode_job,
 )
 from vlac_queue.metrics import publish_audit, publish_outcomes
-from vlac_queue.recovery import Asked, KeptFrames, Patience, look_up
+from vlac_queue.recovery import KeptFrames, Patience, Recovery
 from vlac_queue.rule import Outcome
-from vlac_queue.store import EpisodeMeta, EpisodeStore, Step, episode_gone, step_errors
-
-_log = logging.getLogger(__name__)
+from vlac_queue.store import EpisodeMeta, EpisodeStore, Step
 
 Verdict = TypeVar("Verdict", DoneVerdict, ValueVerdict)
 
 #: Seconds for which "a worker listens" is taken as still true.
 _WORKERS_FRESH_S = 1.0
-#: Seconds for which the difference to Redis' clock is taken as still true.
-_CLOCK_FRESH_S = 60.0
 #: Seconds between two signs of life to Redis, and between two looks at what has become of open queries.
 _LIFE_S, _LOOK_UP_S = 5.0, 2.0
 #: Seconds that a look for answers may take longer than it should, until that counts as time in which none could
 #: come: Redis was away, or this process asleep.
 _STALL_S = 2.0
-#: Times that what Redis lost is pushed again for one call.
-_RESTORES = 5
-#: Seconds that a failed job stays for `rq info` to show.
-_FAILURE_TTL_S = 3600
-#: Most episodes whose frames are encoded and sent at once together with queries: small enough that a worker
-#: decodes one group while the next is encoded, large enough that a round trip a group does not show.
+#: Seconds for which the difference to Redis' clock is taken as still true.
+_CLOCK_FRESH_S = 60.0
+#: Entries of its stream that a client reads before it trims them.
+_ENTRIES_KEPT = 64
+#: Most episodes whose frames are sent at once together with queries: small enough that a worker decodes one group
+#: while the next is encoded, large enough that what each costs by itself does not show.
 _GROUP = 16
 #: Bytes of pixels after which a group ends all the same.
 _GROUP_BYTES = 32 << 20
@@ -296,7 +289,7 @@ class CriticClient:
         self._connection = connect(self.config.redis_url)
         self._keys = Keys(self.config.queue)
         self._store = EpisodeStore(self._connection, self._keys, ttl_s=self.config.episode_ttl_s)
-        self._queue = Queue(self.config.queue, connection=self._connection)
+        self._jobs = JobMaker(self.config, self._connection)
         self._clock = RedisClock(self._connection)
         self._lock = threading.Lock()
         #: Names this client's stream of answers.
@@ -305,12 +298,13 @@ class CriticClient:
         # Queries without an answer, and the position in the stream up to which answers were taken in.
         self._open: dict[str, Pending[Any]] = {}
         self._seen = b"0"
+        # Entries of the stream that were read and stand there still.
+        self._unforgotten = 0
         self._references: dict[str, _Reference] = {}
-        self._workers_seen = -float("inf")
-        self._lived = -float("inf")
-        self._patiently = Patience(self.config.redis_url, min(self.config.patience_s, self.config.timeout_s))
+        self._workers_seen = self._lived = -float("inf")
         self._kept = KeptFrames(self.config.keep_frames_bytes)
-        self._restoring = threading.RLock()
+        self._patiently = Patience(self.config.redis_url, min(self.config.patience_s, self.config.timeout_s))
+        self._recovery = Recovery(self, self._patiently, self._kept)
 
     # Episodes.
 
@@ -386,7 +380,7 @@ class CriticClient:
             FrameError, ProtocolError: frames or an episode are not usable; nothing was sent.
         """
         parts = [_Part(episode, as_batch(frames)) for episode, frames in pushes]
-        return [each if isinstance(each, VlacQueueError) else None for each in self._send(parts)]
+        return [error for _, error in self._send(parts)]
 
     def observe_many(self, pushes: Iterable[tuple[Episode, Frames]]) -> list[Pending[DoneVerdict]]:
         """Pushes frames to several episodes and asks whether each task is done in the last of them.
@@ -410,7 +404,7 @@ class CriticClient:
             NoWorkers: nothing listens on the queue; nothing was sent.
         """
         parts = [_Part(episode, as_batch(frames), "done") for episode, frames in pushes]
-        return self._send(parts)  # type: ignore[return-value]
+        return [error or pending for pending, error in self._send(parts)]  # type: ignore[misc]
 
     def ask_done_many(self, episodes: Sequence[Episode]) -> list[Pending[DoneVerdict]]:
         """Asks about the last frame of each episode, in one round trip. Raises as `Episode.ask_done`."""
@@ -457,8 +451,7 @@ class CriticClient:
         Raises:
             RedisUnavailable: Redis can't be reached.
         """
-        waiting = list(pendings)
-        self._patiently(lambda: self._read(waiting, block_s=None))
+        self._patiently(partial(self._read, list(pendings), block_s=None))
 
     def wait(self, pendings: Sequence[Pending[Any]], timeout: float | None = None) -> None:
         """Waits until all `pendings` are answered (or failed): one blocking read for all their episodes.
@@ -482,9 +475,9 @@ class CriticClient:
                 if time.monotonic() - looked_up >= _LOOK_UP_S:
                     self._look_up([pending for pending in open_ones if not pending.answered])
                     looked_up = time.monotonic()
-                stalled = time.monotonic() - began - block_s
-                if stalled > _STALL_S:
-                    deadline += stalled
+                stalled_s = time.monotonic() - began - block_s
+                if stalled_s > _STALL_S:
+                    deadline += stalled_s
         finally:
             with self._lock:
                 self.stats.waited_s += time.monotonic() - started
@@ -557,31 +550,81 @@ class CriticClient:
     # Inside.
 
     def _ask(self, parts: Sequence[_Part]) -> list[Pending[Any]]:
-        """Asks, all in one go; that an episode is lost is the answer to its own query."""
-        self._check(parts)
+        """Asks; that an episode is lost is the answer to its own query."""
         pendings: list[Pending[Any]] = []
-        for pending, error in self._send_group(parts):
+        for pending, error in self._send(parts):
             assert pending is not None, "each part has a kind"
-            if error:
+            if isinstance(error, EpisodeLost):
                 pending._resolve(error)
+            elif error:
+                raise error
             pendings.append(pending)
         return pendings
 
-    def _send(self, parts: Sequence[_Part]) -> list[Pending[Any] | VlacQueueError | None]:
-        """Sends frames, and queries about them, group by group.
-
-        Returns:
-            For each part what it asked (None where it asks nothing), or why nothing of it was stored. Once
-            Redis can't be reached, that is what became of all that is left.
-        """
+    def _send(self, parts: Sequence[_Part]) -> list[tuple[Pending[Any] | None, VlacQueueError | None]]:
+        """Sends frames and queries; for each part what it asked, and why nothing of it was stored."""
         self._check(parts)
-        outcomes: list[Pending[Any] | VlacQueueError | None] = []
-        for group in _groups(parts):
-            try:
-                outcomes += [error or pending for pending, error in self._send_group(group)]
-            except (RedisUnavailable, QueueFull) as error:
-                return [*outcomes, *[error] * (len(parts) - len(outcomes))]
+        if not parts:
+            return []
+        self._patiently(self._live)
+        asked = self._patiently(lambda: self._clock.sync(_CLOCK_FRESH_S).now())
+        pendings = [Pending(self, part.episode, self._query(part, asked)) if part.kind else None for part in parts]
+        # Before they go: another thread may read the answers.
+        with self._lock:
+            self._open.update((pending.query.id, pending) for pending in pendings if pending)
+        steps: list[Step] = []
+
+        def groups() -> Iterator[tuple[Sequence[Step], Sequence[NewJob]]]:
+            for start, end in _groups(parts, min(_GROUP, self.config.max_batch)):
+                for part, pending in zip(parts[start:end], pendings[start:end], strict=True):
+                    episode, payload = part.episode, b""
+                    if part.frames is not None:
+                        payload = encode(part.frames, first=episode.frames, base=episode._base)
+                    query = pending.query if pending else None
+                    steps.append(Step(episode.id, episode._reference, episode._batches, payload, query))
+                yield steps[start:end], self._carry([pending for pending in pendings[start:end] if pending])
+
+        outcomes: list[tuple[Pending[Any] | None, VlacQueueError | None]] = []
+        try:
+            failures = self._store.step(groups(), max_bytes=self.config.max_pending_bytes)
+            errors = [self._ours(failure) for failure in failures]
+            if any(errors):
+                errors = self._recovery.send_again([part.episode for part in parts], steps, pendings, errors)
+            for part, step, pending, error in zip(parts, steps, pendings, errors, strict=True):
+                outcomes.append((pending, error))
+                if error is None:
+                    self._sent(part, step.payload)
+        finally:
+            refused = pendings[len(outcomes) :] + [pending for pending, error in outcomes if error]
+            with self._lock:
+                for pending in refused:
+                    if pending:
+                        self._open.pop(pending.query.id, None)
         return outcomes
+
+    def _carry(self, pendings: Sequence[Pending[Any]]) -> list[NewJob]:
+        """New jobs for open queries."""
+        jobs = self._jobs.make([pending.query for pending in pendings])
+        for index, pending in enumerate(pendings):
+            pending._job = jobs[index // self.config.max_batch].id
+        return jobs
+
+    def _live(self) -> None:
+        """Says that this client is there, now and then."""
+        if time.monotonic() - self._lived > _LIFE_S:
+            with contextlib.suppress(redis.exceptions.OutOfMemoryError):  # answers must be read all the same
+                self._connection.set(self._keys.client(self.id), 1, ex=CLIENT_TTL_S)
+            self._lived = time.monotonic()
+
+    def _ours(self, error: Exception | None) -> VlacQueueError | None:
+        """An error of Redis as one of ours; one that is neither is raised."""
+        if error is None:
+            return None
+        try:
+            with redis_errors(self.config.redis_url):
+                raise error
+        except VlacQueueError as ours:
+            return ours
 
     def _check(self, parts: Sequence[_Part]) -> None:
         """Whether `parts` can be sent.
@@ -602,118 +645,6 @@ class CriticClient:
         if any(part.kind for part in parts) and time.monotonic() - self._workers_seen > _WORKERS_FRESH_S:
             # Who never saw a worker is told at once that there is none.
             self._patiently(self.ping) if self._workers_seen > 0 else self.ping()
-
-    def _send_group(self, parts: Sequence[_Part]) -> list[tuple[Pending[Any] | None, VlacQueueError | None]]:
-        """Encodes, sends and enqueues; for each part what it asked, and why nothing of it was stored."""
-        if not parts:
-            return []
-        asked = self._patiently(lambda: self._clock.sync(_CLOCK_FRESH_S).now())
-        steps: list[Step] = []
-        pendings: list[Pending[Any] | None] = []
-        for part in parts:
-            episode, payload = part.episode, b""
-            if part.frames is not None:
-                payload = encode(part.frames, first=episode.frames, base=episode._base)
-            query = self._query(part, asked) if part.kind else None
-            pendings.append(Pending(self, episode, query) if query else None)
-            steps.append(Step(episode.id, episode._reference, episode._batches, payload, query))
-        asking = [pending for pending in pendings if pending]
-        with self._lock:
-            self._open.update((pending.query.id, pending) for pending in asking)
-        try:
-            errors = self._store_steps(parts, steps, asking)
-        except BaseException:
-            with self._lock:
-                for pending in asking:
-                    self._open.pop(pending.query.id, None)
-            raise
-        for part, step, each, error in zip(parts, steps, pendings, errors, strict=True):
-            if error is None:
-                self._sent(part, step.payload)
-            elif each:
-                with self._lock:
-                    self._open.pop(each.query.id, None)
-        return list(zip(pendings, errors, strict=True))
-
-    def _store_steps(
-        self, parts: Sequence[_Part], steps: Sequence[Step], asking: Sequence[Pending[Any]]
-    ) -> list[VlacQueueError | None]:
-        """Sends steps and the jobs of their queries, and before them what Redis lost; why each was not stored."""
-        errors = self._patiently(lambda: self._try_to_store(steps, asking))
-        for _ in range(_RESTORES):
-            lost = [i for i, error in enumerate(errors) if isinstance(error, RedisUnavailable)]
-            if not lost:
-                break
-            restored = self._restore([parts[i].episode for i in lost])
-            again = [i for i in lost if parts[i].episode.id in restored]
-            if not again:
-                break
-            ids = {query.id for i in again if (query := steps[i].query)}
-            ones = [pending for pending in asking if pending.query.id in ids]
-            retried = self._patiently(partial(self._try_to_store, [steps[i] for i in again], ones))
-            for i, error in zip(again, retried, strict=True):
-                errors[i] = error
-        return errors
-
-    def _try_to_store(self, steps: Sequence[Step], asking: Sequence[Pending[Any]]) -> list[VlacQueueError | None]:
-        """One round trip. Sending the same again changes nothing.
-
-        Raises:
-            QueueFull: others hold the room that a batch needs, and may give it back.
-        """
-        limit = self.config.max_pending_bytes
-        with self._connection.pipeline(transaction=bool(asking)) as pipeline:
-            self._store.step(steps, pipeline, max_bytes=limit)
-            if asking:
-                self._enqueue(asking, pipeline)
-                self._store.forget_answers(self.id, self._seen, pipeline)
-            if alive := time.monotonic() - self._lived > _LIFE_S:
-                pipeline.set(self._keys.client(self.id), 1, ex=CLIENT_TTL_S)
-            errors = step_errors(steps, pipeline.execute()[0], max_bytes=limit)
-        if alive:
-            self._lived = time.monotonic()
-        full = [(step, error) for step, error in zip(steps, errors, strict=True) if isinstance(error, QueueFull)]
-        if full:
-            with self._lock:
-                own = sum(episode.sent_bytes for episode in self._episodes.values())
-            if self._store.drop_abandoned() or own + max(len(step.payload) for step, _ in full) <= limit:
-                raise full[0][1]
-        return errors
-
-    def _restore(self, episodes: Sequence[Episode]) -> set[str]:
-        """Opens episodes again that Redis has lost, pushes their frames and asks their open queries; ids of those
-        that could be."""
-        with self._restoring:
-            kept = {episode.id: self._kept.batches(episode.id) for episode in episodes}
-            able = [e for e in episodes if (batches := kept[e.id]) is not None and len(batches) >= e._batches]
-            if not able:
-                return set()
-            _log.warning("Redis has lost %d open episodes; pushing their frames again", len(able))
-            limit = self.config.max_pending_bytes
-            references = {episode._reference: episode._reference_batches for episode in able}
-            opening = [(episode.id, episode._meta) for episode in able]
-            counts = self._patiently(lambda: self._store.open(opening, references, max_bytes=limit))
-            for episode, count in zip(able, counts, strict=True):
-                for index in range(count, episode._batches):
-                    step = Step(episode.id, episode._reference, index, kept[episode.id][index])  # type: ignore[index]
-                    self._patiently(partial(self._try_to_store, [step], ()))
-            # The clock may have jumped, and the position in the stream be one of a past server.
-            self._seen = b"0"
-            ids = {episode.id for episode in able}
-            with self._lock:
-                asking = [each for each in self._open.values() if each._episode.id in ids and each._job]
-        self._carry_again(asking)
-        return ids
-
-    def _carry_again(self, pendings: Sequence[Pending[Any]]) -> None:
-        """Asks open queries again under their ids: what was answered meanwhile stays so."""
-        if not pendings:
-            return
-        now = self._patiently(lambda: self._clock.sync().now())
-        for pending in pendings:
-            pending.query = replace(pending.query, asked=now, deadline=now + self.config.timeout_s)
-        steps = [Step(p.query.episode, p._episode._reference, query=p.query) for p in pendings]
-        self._patiently(lambda: self._try_to_store(steps, pendings))
 
     def _sent(self, part: _Part, payload: bytes) -> None:
         """Takes into account what Redis has stored now."""
@@ -750,73 +681,25 @@ class CriticClient:
             deadline=asked + self.config.timeout_s,
         )
 
-    def _enqueue(self, pendings: Sequence[Pending[Any]], pipeline: redis.client.Pipeline) -> None:
-        size = self.config.max_batch
-        parts = [pendings[start : start + size] for start in range(0, len(pendings), size)]
-        jobs = [uuid.uuid4().hex for _ in parts]
-        for job, part in zip(jobs, parts, strict=True):
-            for pending in part:
-                pending._job = job
-        self._queue.enqueue_many(
-            [
-                Queue.prepare_data(
-                    JOB_FUNCTION,
-                    args=(encode_job([pending.query for pending in part]),),
-                    job_id=job,
-                    # RQ's alarm and its parent process would kill a work-horse that stays; the queries have
-                    # a deadline of their own.
-                    timeout=-1,
-                    ttl=self.config.episode_ttl_s,
-                    result_ttl=0,
-                    failure_ttl=_FAILURE_TTL_S,
-                    description=f"{len(part)} queries",
-                    retry=Retry(max=self.config.retries) if self.config.retries else None,
-                )
-                for job, part in zip(jobs, parts, strict=True)
-            ],
-            pipeline=pipeline,
-        )
-
     def _read(self, pendings: Iterable[Pending[Any]], *, block_s: float | None) -> None:
         """Takes in the answers that stand in this client's stream, waiting for the first of them."""
         for pending in pendings:
             if not pending.answered:
                 self._check_open(pending._episode)
-        if time.monotonic() - self._lived > _LIFE_S:
-            self._connection.set(self._keys.client(self.id), 1, ex=CLIENT_TTL_S)
-            self._lived = time.monotonic()
+        self._live()
         for entry_id, answers in self._store.read_answers(self.id, self._seen, block_s=block_s):
             self._take_in(answers.values(), _stream_position(entry_id)[0] / 1000)
             with self._lock:
                 # Another thread that waits on the stream may have read further.
                 self._seen = max(self._seen, entry_id, key=_stream_position)
+                self._unforgotten += 1
+        if self._unforgotten >= _ENTRIES_KEPT:
+            self._unforgotten = 0
+            self._store.forget_answers(self.id, self._seen)
 
     def _look_up(self, pendings: Sequence[Pending[Any]]) -> None:
-        """Takes in answers whose news was missed, and pushes and asks again what Redis or a worker has lost."""
-        pendings = [pending for pending in pendings if pending._job]
-        if not pendings:
-            return
-        asked = [
-            Asked(p.query.id, p.query.episode, p.query.batch + 1, p._episode._reference, p._job) for p in pendings
-        ]
-        standings = self._patiently(lambda: look_up(self._connection, self._keys, asked))
-        self._take_in([standing.answer for standing in standings if standing.answer], None)
-        lost: list[Pending[Any]] = []
-        dropped: list[Pending[Any]] = []
-        for pending, standing in zip(pendings, standings, strict=True):
-            if pending.answered or standing.answer:
-                continue
-            if not standing.kept:
-                lost.append(pending)
-            elif standing.refused:
-                self._fail(pending, ProtocolError(f"a worker refused the job: {standing.refused}"))
-            elif not standing.carried:
-                dropped.append(pending)
-        restored = self._restore(list({id(p._episode): p._episode for p in lost}.values())) if lost else set()
-        for pending in lost:
-            if pending.query.episode not in restored:
-                self._fail(pending, episode_gone(pending.query.episode))
-        self._carry_again(dropped)
+        """Takes in answers whose news was missed, and asks again what Redis or a worker has lost."""
+        self._take_in(self._recovery.look_up(pendings), None)
 
     def _fail(self, pending: Pending[Any], error: VlacQueueError) -> None:
         with self._lock:
@@ -836,7 +719,7 @@ class CriticClient:
     def _timeout_error(self, pendings: Sequence[Pending[Any]], waited: float) -> CriticTimeout:
         with redis_errors(self.config.redis_url):
             workers = live_workers(self._connection, self._keys)
-            waiting = self._queue.count
+            waiting = self._connection.llen(self._keys.rq_queue)
         hint = (
             f"{len(workers)} workers listen and {waiting} jobs wait: raise timeout_s, or start more workers"
             if workers
@@ -910,20 +793,20 @@ def _encode_reference(batch: Frames) -> Iterable[bytes]:
         yield payload
 
 
-def _groups(parts: Sequence[_Part]) -> Iterable[Sequence[_Part]]:
-    """Parts that push and ask go in groups; all others together, so that a failed push can be repeated whole."""
-    if not all(part.kind and part.frames is not None for part in parts):
-        yield parts
-        return
+def _groups(parts: Sequence[_Part], most: int) -> Iterator[tuple[int, int]]:
+    """Where groups of parts begin and end: of up to `most` where parts push and ask, else all in one.
+
+    So a push without a query, or a query alone, is one command: done as a whole or not at all.
+    """
     start, count = 0, 0
-    for index, part in enumerate(parts):
-        assert part.frames is not None
-        count += part.frames.nbytes
-        if index + 1 - start == _GROUP or count >= _GROUP_BYTES:
-            yield parts[start : index + 1]
-            start, count = index + 1, 0
+    if all(part.kind and part.frames is not None for part in parts):
+        for index, part in enumerate(parts):
+            count += part.frames.nbytes if part.frames is not None else 0
+            if index + 1 - start == most or count >= _GROUP_BYTES:
+                yield start, index + 1
+                start, count = index + 1, 0
     if start < len(parts):
-        yield parts[start:]
+        yield start, len(parts)
 
 
 def _stream_position(entry_id: bytes) -> tuple[int, int]:

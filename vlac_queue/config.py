@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from vlac_queue.credentials import VARIABLES as CREDENTIALS
+from vlac_queue.credentials import with_credentials
 from vlac_queue.errors import ConfigError
 
 #: Prefix of the environment variable of each field, e.g. VLAC_REDIS_URL.
@@ -166,22 +168,27 @@ class VlacConfig:
     def from_env(cls, environ: Mapping[str, str] = os.environ, **overrides: Any) -> VlacConfig:
         """From the environment variables `VLAC_<FIELD>`; `overrides` that are not None win.
 
+        Redis' user and password may stand beside the URL: VLAC_REDIS_USERNAME, and VLAC_REDIS_PASSWORD_FILE or
+        VLAC_REDIS_PASSWORD (see `vlac_queue.credentials`).
+
         Raises:
-            ConfigError: a `VLAC_*` variable names no field or its text is not a value of the field's type.
+            ConfigError: a `VLAC_*` variable names no field, its text is not a value of the field's type, or the
+                password can't be had.
         """
         specs = {ENV_PREFIX + spec.name.upper(): spec for spec in fields(cls)}
         values: dict[str, Any] = {}
         for variable, text in environ.items():
             # VLAC_HOME is the user's checkout of VLAC, not a setting of ours.
-            if not variable.startswith(ENV_PREFIX) or variable == "VLAC_HOME":
+            if not variable.startswith(ENV_PREFIX) or variable in ("VLAC_HOME", *CREDENTIALS):
                 continue
             spec = specs.get(variable)
             if spec is None:
                 raise ConfigError(
-                    f"unknown environment variable {variable}; {_did_you_mean(variable, list(specs))}"
+                    f"unknown environment variable {variable}; {_did_you_mean(variable, [*specs, *CREDENTIALS])}"
                 )
             values[spec.name] = _parse(variable, text, spec.default)
         values.update({name: value for name, value in overrides.items() if value is not None})
+        values["redis_url"] = with_credentials(values.get("redis_url", cls.redis_url), environ)
         return cls.from_mapping(values)
 
     @classmethod

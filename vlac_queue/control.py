@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import redis
-from rq.command import PUBSUB_CHANNEL_TEMPLATE
 
 from vlac_queue.errors import CriticTimeout, NoWorkers
 from vlac_queue.keys import Keys
-
-#: Commands on RQ's channel of a worker, besides RQ's own.
-SLEEP, WAKE = "vlac-sleep", "vlac-wake"
-ORDERS = (SLEEP, WAKE)
 
 
 @dataclass(frozen=True)
@@ -81,9 +75,8 @@ def order_workers(
         raise NoWorkers(
             f"no such critic worker on queue {keys.queue!r}: {missing}; see `vlac-queue workers list`."
         )
-    command = json.dumps({"command": SLEEP if order == "sleep" else WAKE})
     for name in sorted(chosen):
-        connection.publish(PUBSUB_CHANNEL_TEMPLATE % name, command)
+        connection.publish(keys.orders(name), order)
     deadline = time.monotonic() + timeout_s
     while True:
         workers = [worker for worker in critic_workers(connection, keys) if worker.name in chosen]

@@ -122,6 +122,10 @@ class Keys:
         """hash: sums over the outcomes of training, for people; expires EVENTS_TTL_S after the last."""
         return f"vlac:{self.queue}:totals"
 
+    def orders(self, name: str) -> str:
+        """channel: orders to a worker's critic (`vlac-queue workers`); RQ's own could end the worker."""
+        return f"vlac:{self.queue}:orders:{name}"
+
     # RQ's own keys, as of RQ 3.
 
     @property
@@ -130,9 +134,22 @@ class Keys:
         return f"rq:queue:{self.queue}"
 
     @property
+    def rq_queues(self) -> str:
+        """set: keys of all queues, so that `rq info` finds ours."""
+        return "rq:queues"
+
+    @property
     def rq_workers(self) -> str:
         """set: keys of the workers registered on the queue, the dead among them until RQ's maintenance."""
         return f"rq:workers:{self.queue}"
+
+    def job_id(self, unique: str) -> str:
+        """An id for a job of this queue; `unique` are 32 hexadecimal digits.
+
+        It begins with the queue's name, as RQ allows it to be spelled, so that rights can be given to the jobs of
+        one queue.
+        """
+        return f"{self.queue.replace('.', '_')}_{unique}"
 
     @staticmethod
     def rq_job(job_id: str) -> str:

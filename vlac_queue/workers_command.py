@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Literal
 
 import click
+import redis
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -17,6 +19,7 @@ from vlac_queue.config import redact_url
 from vlac_queue.connection import connect, redis_errors
 from vlac_queue.console import errors_as_messages, queue_option, redis_url_option
 from vlac_queue.control import WorkerInfo, critic_workers, order_workers
+from vlac_queue.credentials import with_credentials
 from vlac_queue.keys import Keys
 
 _timeout_option = click.option(
@@ -39,7 +42,7 @@ def workers() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_workers(redis_url: str, queue: str, as_json: bool) -> None:
     """Shows the critic workers of the queue; exit code 1 if there is none."""
-    with errors_as_messages(), redis_errors(redis_url), connect(redis_url) as connection:
+    with errors_as_messages(), _connected(redis_url) as connection:
         found = critic_workers(connection, Keys(queue))
     if as_json:
         click.echo(json.dumps([asdict(worker) for worker in found], indent=2))
@@ -71,10 +74,17 @@ def wake(redis_url: str, queue: str, timeout: float, names: tuple[str, ...]) -> 
     _order("wake", redis_url, queue, timeout, names)
 
 
+@contextmanager
+def _connected(redis_url: str) -> Iterator[redis.Redis]:
+    url = with_credentials(redis_url)
+    with redis_errors(url), connect(url) as connection:
+        yield connection
+
+
 def _order(
     order: Literal["sleep", "wake"], redis_url: str, queue: str, timeout: float, names: Sequence[str]
 ) -> None:
-    with errors_as_messages(), redis_errors(redis_url), connect(redis_url) as connection:
+    with errors_as_messages(), _connected(redis_url) as connection:
         _show(order_workers(connection, Keys(queue), order, names, timeout_s=timeout))
 
 

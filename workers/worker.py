@@ -41,7 +41,6 @@ from rq.worker_registration import clean_worker_registry
 
 from vlac_queue.config import VlacConfig
 from vlac_queue.connection import AWAY, RedisClock, reconnect
-from vlac_queue.control import ORDERS, SLEEP
 from vlac_queue.errors import ConfigError, CriticFailed, ProtocolError
 from vlac_queue.keys import CLIENT_TTL_S, WORKER_TTL_MS, Keys
 from vlac_queue.messages import (
@@ -278,17 +277,33 @@ class CriticWorker(SimpleWorker):
         self._stop_requested = True
         self._batcher.close()
 
+    def subscribe(self) -> None:
+        """As RQ's, and to the channel with orders for the critic."""
+        self.log.info("Worker %s: subscribing to channel %s", self.name, self.pubsub_channel_name)
+        self.pubsub = self.connection.pubsub()
+        channels = {self.pubsub_channel_name: self.handle_payload, self._keys.orders(self.name): self._follow}
+        self.pubsub.subscribe(**channels)
+        self.pubsub_thread = self.pubsub.run_in_thread(  # type: ignore[assignment]
+            sleep_time=60, daemon=True, exception_handler=self._pubsub_exception_handler
+        )
+
     def handle_payload(self, message: Any) -> None:
-        """Follows the orders of `vlac-queue workers`, and RQ's own."""
+        """Follows RQ's command `shutdown`; the others are about work-horses, which this worker has none of."""
         try:
             command = json.loads(message["data"])["command"]
-        except (ValueError, KeyError, TypeError) as error:
-            self.log.warning("Worker %s: an order can't be read (%r)", self.name, error)
-            return
-        if command in ORDERS:
-            self._asker.order("sleep" if command == SLEEP else "wake")
-        else:
+        except (ValueError, KeyError, TypeError, RecursionError):
+            command = None
+        if command == "shutdown":
             super().handle_payload(message)
+        else:
+            self.log.warning("Worker %s: no such command: %s", self.name, _shown(message["data"]))
+
+    def _follow(self, message: Any) -> None:
+        """Follows the orders of `vlac-queue workers`."""
+        if message["data"] in (b"sleep", b"wake"):
+            self._asker.order(message["data"].decode())
+        else:
+            self.log.warning("Worker %s: no such order: %s", self.name, _shown(message["data"]))
 
     def run_maintenance_tasks(self) -> None:
         """Restarts a dead scheduler and forgets dead workers and old failures.
@@ -825,6 +840,11 @@ class CriticWorker(SimpleWorker):
             raise ConfigError(
                 f"Redis 6.2 or newer is needed, this server is {'.'.join(map(str, version))}; update it."
             )
+
+
+def _shown(data: bytes) -> str:
+    """Bytes from Redis, fit for a log."""
+    return repr(data[:100])
 
 
 def _accelerator(fraction: float) -> tuple[str, int, int]:

@@ -44,6 +44,20 @@ def test_the_environment_names_redis_where_the_node_does_not():
     assert critic_config({"redis_url": URL}, environ).redis_url == URL
 
 
+def test_the_password_joins_the_url_where_the_queue_is_used():
+    environ = {"VLAC_REDIS_USERNAME": "vlac-rollout", "VLAC_REDIS_PASSWORD": "secret"}
+    assert (
+        critic_config({"redis_url": "redis://gpu8/0"}, environ).redis_url == "redis://vlac-rollout:secret@gpu8/0"
+    )
+
+
+@pytest.mark.parametrize("quote", ["", "'", '"'])
+def test_a_password_on_the_command_line_is_refused_and_not_shown(quote):
+    with pytest.raises(ConfigError, match="export VLAC_REDIS_PASSWORD_FILE=FILE") as caught:
+        check_overrides([f"vlac.redis_url={quote}redis://:secret@gpu8:6379/0{quote}"])
+    assert "secret" not in str(caught.value)
+
+
 @pytest.mark.parametrize("prefix", ["", "+", "++", "~"])
 def test_a_misspelt_override_is_refused_with_the_nearest(prefix):
     with pytest.raises(ConfigError, match=r"did you mean vlac\.redis_url\?"):

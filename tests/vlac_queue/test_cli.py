@@ -73,7 +73,8 @@ def test_a_workers_password_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(os, "environ", dict(os.environ))
     result = CliRunner().invoke(main, ["worker", "--redis-url", "redis://:hush@h:1/0", "--critic", "reference"])
     assert result.exit_code == 0 and "hush" not in result.output
-    assert "hush" not in " ".join(started[0]) and os.environ["RQ_REDIS_URL"] == "redis://:hush@h:1/0"
+    assert "hush" not in " ".join(started[0]) and os.environ["VLAC_REDIS_URL"] == "redis://:hush@h:1/0"
+    assert "RQ_REDIS_URL" not in os.environ
 
 
 def test_a_missing_redis_server_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

