@@ -95,16 +95,19 @@ def _rollout(keys: Keys) -> User:
         grants=(
             # Its own commands and those of its scripts; the pattern of `meta` covers all keys of an episode.
             Grant(
-                "del exists expire hget hset hsetnx lindex llen rpush sadd scard srem",
+                "del exists expire hget hmget hset hsetnx lindex llen rpush sadd scard srem",
                 (episode.meta, keys.reference("*")),
             ),
-            Grant("del xread xtrim", (keys.client_answers("*"),)),
-            Grant("del exists hdel hget hincrby hset zadd zrangebyscore zrem", (keys.open, keys.sizes)),
+            # Answers, and signs of life; the pattern of `client` covers both.
+            Grant("del exists set xread xtrim", (keys.client("*"),)),
+            Grant("del exists hdel hget hincrby hset zadd zrange zrangebyscore zrem", (keys.open, keys.sizes)),
             Grant("expire hincrby hincrbyfloat hset xadd", (keys.events, keys.totals)),
             # A job's hash, and the id at the end of the queue. RQ renews two keys that our jobs do not have.
-            Grant("expire hset", (Job.key_for(job),)),
+            Grant("exists expire hmget hset", (Job.key_for(job),)),
             Grant("expire", (Job.dependents_key_for(job), _dependencies_key(job))),
             Grant("llen rpush", (keys.rq_queue,)),
+            # What has become of its jobs.
+            Grant("lpos", reads=(keys.rq_queue, keys.alone, keys.claims("*"))),
             Grant("sadd", (Queue.redis_queues_keys,)),
             Grant("hgetall hmget smembers", reads=_who_works(keys)),
         ),
@@ -124,12 +127,13 @@ def _worker(keys: Keys) -> User:
             Grant(_READS, reads=(episode.meta, keys.reference("*"))),
             # Answers, and failures for people to see.
             Grant("hget hset", (episode.queries,)),
-            Grant("expire xadd", (keys.client_answers("*"), keys.events)),
+            Grant("expire xadd xtrim", (keys.client_answers("*"), keys.events)),
+            Grant("exists", reads=(keys.client("*"),)),
             # A job goes from RQ's queue to the worker's claims in one command, so their keys stand together.
             Grant(
                 f"{_READS} blmove blpop del expire hdel hexists hincrby hincrbyfloat hset hsetnx lmove lpop lpush "
                 "lrem pexpire persist rpop rpush sadd set srem watch xadd zadd zrem zremrangebyscore zscore",
-                (keys.workers, keys.worker("*"), keys.claims("*"), *_rqs(keys)),
+                (keys.workers, keys.worker("*"), keys.claims("*"), keys.alone, *_rqs(keys)),
             ),
             Grant("exists", reads=(WORKERS_SUSPENDED,)),
         ),
@@ -149,6 +153,7 @@ def _dashboard(keys: Keys) -> User:
                 reads=(
                     *_who_works(keys),
                     keys.claims("*"),
+                    keys.alone,
                     keys.open,
                     keys.sizes,
                     keys.events,
