@@ -129,7 +129,7 @@ def test_a_replica_promoted(tmp_path: Path, fleets: Fleets, table: Table, times:
         table.add("master killed, replica promoted", times, load, [load.recovered_s(t) for t in back], wire=False)
 
 
-@harm(2)
+@harm(2, short=1)
 def test_sentinel_fails_over(tmp_path: Path, fleets: Fleets, table: Table, times: int) -> None:
     with ExitStack() as stack:
         servers = [stack.enter_context(Server(tmp_path / "0"))]
