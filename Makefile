@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test test-chaos lint bench clean
 
 setup: $(READY)
 
@@ -22,6 +22,10 @@ demo: setup
 
 test: setup
 	$(BIN)/pytest
+
+# Harm done for real: kills, partitions, lost data; prints the table of docs/reliability.md.
+test-chaos: setup
+	$(BIN)/pytest tests/chaos -m chaos
 
 lint: setup
 	$(BIN)/ruff check .

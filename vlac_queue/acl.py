@@ -95,16 +95,19 @@ def _rollout(keys: Keys) -> User:
         grants=(
             # Its own commands and those of its scripts; the pattern of `meta` covers all keys of an episode.
             Grant(
-                "del exists expire hget hset hsetnx lindex llen rpush sadd scard srem",
+                "del exists expire hget hmget hset hsetnx lindex llen rpush sadd scard srem",
                 (episode.meta, keys.reference("*")),
             ),
-            Grant("del xread xtrim", (keys.client_answers("*"),)),
-            Grant("del exists hdel hget hincrby hset zadd zrangebyscore zrem", (keys.open, keys.sizes)),
+            # A client's sign of life and its stream of answers.
+            Grant("del exists set xread xtrim", (keys.client("*"),)),
+            Grant("del exists hdel hget hincrby hset zadd zrange zrangebyscore zrem", (keys.open, keys.sizes)),
             Grant("expire hincrby hincrbyfloat hset xadd", (keys.events, keys.totals)),
             # A job's hash, and the id at the end of the queue. RQ renews two keys that our jobs do not have.
-            Grant("expire hset", (Job.key_for(job),)),
+            Grant("exists expire hmget hset", (Job.key_for(job),)),
             Grant("expire", (Job.dependents_key_for(job), _dependencies_key(job))),
-            Grant("llen rpush", (keys.rq_queue,)),
+            Grant("llen lpos rpush", (keys.rq_queue,)),
+            # What has become of open queries.
+            Grant("lpos", reads=(keys.alone, keys.claims("*"))),
             Grant("sadd", (Queue.redis_queues_keys,)),
             Grant("hgetall hmget smembers", reads=_who_works(keys)),
         ),

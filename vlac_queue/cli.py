@@ -48,6 +48,7 @@ def worker(redis_url: str, queue: str, critic: str | None, arguments: tuple[str,
     os.environ.update(
         VLAC_REDIS_URL=redis_url,
         RQ_CONFIG="vlac_queue.rq_settings",
+        RQ_CONNECTION_CLASS="vlac_queue.connection.AnyRedis",
         RQ_WORKER_CLASS="workers.CriticWorker",
         VLAC_CRITIC=config.critic,
         VLAC_QUEUE=queue,
