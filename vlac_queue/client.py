@@ -7,7 +7,7 @@ import threading
 import time
 import uuid
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +16,6 @@ from zipfile import BadZipFile
 
 import numpy as np
 import redis
-from rq import Queue, Retry
 
 from vlac_queue.config import VlacConfig, redact_url
 from vlac_queue.connection import BLOCK_S, RedisClock, connect, redis_errors
@@ -24,17 +23,16 @@ from vlac_queue.control import order_workers
 from vlac_queue.errors import (
     CriticFailed,
     CriticTimeout,
+    EpisodeLost,
     FrameError,
     NoWorkers,
     ProtocolError,
-    QueueFull,
-    RedisUnavailable,
     VlacQueueError,
 )
 from vlac_queue.frames import MAX_BATCH_BYTES, Base, Frames, as_batch, encode
+from vlac_queue.jobs import JobMaker, NewJob
 from vlac_queue.keys import Keys
 from vlac_queue.messages import (
-    JOB_FUNCTION,
     MAX_TASK_CHARS,
     UNNAMED,
     Answer,
@@ -46,11 +44,10 @@ from vlac_queue.messages import (
     ValueVerdict,
     check_id,
     decode_answer,
-    encode_job,
 )
 from vlac_queue.metrics import publish_audit, publish_outcomes
 from vlac_queue.rule import Outcome
-from vlac_queue.store import EpisodeMeta, EpisodeStore, Step, episode_gone, step_errors
+from vlac_queue.store import EpisodeMeta, EpisodeStore, Step, episode_lost
 
 Verdict = TypeVar("Verdict", DoneVerdict, ValueVerdict)
 
@@ -58,10 +55,10 @@ Verdict = TypeVar("Verdict", DoneVerdict, ValueVerdict)
 _WORKERS_FRESH_S = 1.0
 #: Seconds for which the difference to Redis' clock is taken as still true.
 _CLOCK_FRESH_S = 60.0
-#: Seconds that a failed job stays for `rq info` to show.
-_FAILURE_TTL_S = 3600
-#: Most episodes whose frames are encoded and sent at once together with queries: small enough that a worker
-#: decodes one group while the next is encoded, large enough that a round trip a group does not show.
+#: Entries of its stream that a client reads before it trims them.
+_ENTRIES_KEPT = 64
+#: Most episodes whose frames are sent at once together with queries: small enough that a worker decodes one group
+#: while the next is encoded, large enough that what each costs by itself does not show.
 _GROUP = 16
 #: Bytes of pixels after which a group ends all the same.
 _GROUP_BYTES = 32 << 20
@@ -278,7 +275,7 @@ class CriticClient:
         self._connection = connect(self.config.redis_url)
         self._keys = Keys(self.config.queue)
         self._store = EpisodeStore(self._connection, self._keys, ttl_s=self.config.episode_ttl_s)
-        self._queue = Queue(self.config.queue, connection=self._connection)
+        self._jobs = JobMaker(self.config, self._connection)
         self._clock = RedisClock(self._connection)
         self._lock = threading.Lock()
         #: Names this client's stream of answers.
@@ -287,6 +284,8 @@ class CriticClient:
         # Queries without an answer, and the position in the stream up to which answers were taken in.
         self._open: dict[str, Pending[Any]] = {}
         self._seen = b"0"
+        # Entries of the stream that were read and stand there still.
+        self._unforgotten = 0
         self._references: dict[str, _Reference] = {}
         self._workers_seen = -float("inf")
 
@@ -363,7 +362,7 @@ class CriticClient:
             FrameError, ProtocolError: frames or an episode are not usable; nothing was sent.
         """
         parts = [_Part(episode, as_batch(frames)) for episode, frames in pushes]
-        return [each if isinstance(each, VlacQueueError) else None for each in self._send(parts)]
+        return [error for _, error in self._send(parts)]
 
     def observe_many(self, pushes: Iterable[tuple[Episode, Frames]]) -> list[Pending[DoneVerdict]]:
         """Pushes frames to several episodes and asks whether each task is done in the last of them.
@@ -387,7 +386,7 @@ class CriticClient:
             NoWorkers: nothing listens on the queue; nothing was sent.
         """
         parts = [_Part(episode, as_batch(frames), "done") for episode, frames in pushes]
-        return self._send(parts)  # type: ignore[return-value]
+        return [error or pending for pending, error in self._send(parts)]  # type: ignore[misc]
 
     def ask_done_many(self, episodes: Sequence[Episode]) -> list[Pending[DoneVerdict]]:
         """Asks about the last frame of each episode, in one round trip. Raises as `Episode.ask_done`."""
@@ -528,33 +527,65 @@ class CriticClient:
     # Inside.
 
     def _ask(self, parts: Sequence[_Part]) -> list[Pending[Any]]:
-        """Asks, all in one go; that an episode is lost is the answer to its own query."""
-        self._check(parts)
+        """Asks; that an episode is lost is the answer to its own query."""
         pendings: list[Pending[Any]] = []
-        with redis_errors(self.config.redis_url):
-            for pending, error in self._send_group(parts):
-                assert pending is not None, "each part has a kind"
-                if error:
-                    pending._resolve(error)
-                pendings.append(pending)
+        for pending, error in self._send(parts):
+            assert pending is not None, "each part has a kind"
+            if isinstance(error, EpisodeLost):
+                pending._resolve(error)
+            elif error:
+                raise error
+            pendings.append(pending)
         return pendings
 
-    def _send(self, parts: Sequence[_Part]) -> list[Pending[Any] | VlacQueueError | None]:
-        """Sends frames, and queries about them, group by group.
-
-        Returns:
-            For each part what it asked (None where it asks nothing), or why nothing of it was stored. Once
-            Redis can't be reached, that is what became of all that is left.
-        """
+    def _send(self, parts: Sequence[_Part]) -> list[tuple[Pending[Any] | None, VlacQueueError | None]]:
+        """Sends frames and queries; for each part what it asked, and why nothing of it was stored."""
         self._check(parts)
-        outcomes: list[Pending[Any] | VlacQueueError | None] = []
-        for group in _groups(parts):
-            try:
-                with redis_errors(self.config.redis_url):
-                    outcomes += [error or pending for pending, error in self._send_group(group)]
-            except (RedisUnavailable, QueueFull) as error:
-                return [*outcomes, *[error] * (len(parts) - len(outcomes))]
+        if not parts:
+            return []
+        with redis_errors(self.config.redis_url):
+            asked = self._clock.sync(_CLOCK_FRESH_S).now()
+        pendings = [Pending(self, part.episode, self._query(part, asked)) if part.kind else None for part in parts]
+        # Before they go: another thread may read the answers.
+        with self._lock:
+            self._open.update((pending.query.id, pending) for pending in pendings if pending)
+        steps: list[Step] = []
+
+        def groups() -> Iterator[tuple[Sequence[Step], Sequence[NewJob]]]:
+            for start, end in _groups(parts, min(_GROUP, self.config.max_batch)):
+                for part, pending in zip(parts[start:end], pendings[start:end], strict=True):
+                    episode, payload = part.episode, b""
+                    if part.frames is not None:
+                        payload = encode(part.frames, first=episode.frames, base=episode._base)
+                    query = pending.query if pending else None
+                    steps.append(Step(episode.id, episode._reference, episode._batches, payload, query))
+                queries = [pending.query for pending in pendings[start:end] if pending]
+                yield steps[start:end], self._jobs.make(queries) if queries else []
+
+        outcomes: list[tuple[Pending[Any] | None, VlacQueueError | None]] = []
+        try:
+            errors = self._store.step(groups(), max_bytes=self.config.max_pending_bytes)
+            for part, step, pending, error in zip(parts, steps, pendings, errors, strict=True):
+                outcomes.append((pending, self._ours(error)))
+                if error is None:
+                    self._sent(part, step.payload)
+        finally:
+            refused = pendings[len(outcomes) :] + [pending for pending, error in outcomes if error]
+            with self._lock:
+                for pending in refused:
+                    if pending:
+                        self._open.pop(pending.query.id, None)
         return outcomes
+
+    def _ours(self, error: Exception | None) -> VlacQueueError | None:
+        """An error of Redis as one of ours; one that is neither is raised."""
+        if error is None:
+            return None
+        try:
+            with redis_errors(self.config.redis_url):
+                raise error
+        except VlacQueueError as ours:
+            return ours
 
     def _check(self, parts: Sequence[_Part]) -> None:
         """Whether `parts` can be sent.
@@ -574,44 +605,6 @@ class CriticClient:
                 pushed_to.add(part.episode.id)
         if any(part.kind for part in parts) and time.monotonic() - self._workers_seen > _WORKERS_FRESH_S:
             self.ping()
-
-    def _send_group(self, parts: Sequence[_Part]) -> list[tuple[Pending[Any] | None, VlacQueueError | None]]:
-        """Encodes, sends and enqueues; for each part what it asked, and why nothing of it was stored."""
-        if not parts:
-            return []
-        asked = self._clock.sync(_CLOCK_FRESH_S).now()
-        steps: list[Step] = []
-        pendings: list[Pending[Any] | None] = []
-        for part in parts:
-            episode, payload = part.episode, b""
-            if part.frames is not None:
-                payload = encode(part.frames, first=episode.frames, base=episode._base)
-            query = self._query(part, asked) if part.kind else None
-            pendings.append(Pending(self, episode, query) if query else None)
-            steps.append(Step(episode.id, episode._reference, episode._batches, payload, query))
-        queries = [pending.query for pending in pendings if pending]
-        with self._lock:
-            self._open.update((pending.query.id, pending) for pending in pendings if pending)
-        try:
-            with self._connection.pipeline(transaction=bool(queries)) as pipeline:
-                self._store.step(steps, pipeline, max_bytes=self.config.max_pending_bytes)
-                if queries:
-                    self._enqueue(queries, pipeline)
-                    self._store.forget_answers(self.id, self._seen, pipeline)
-                replies = pipeline.execute()[0]
-        except BaseException:
-            with self._lock:
-                for query in queries:
-                    self._open.pop(query.id, None)
-            raise
-        errors = step_errors(steps, replies, max_bytes=self.config.max_pending_bytes)
-        for part, step, pending, error in zip(parts, steps, pendings, errors, strict=True):
-            if error is None:
-                self._sent(part, step.payload)
-            elif pending:
-                with self._lock:
-                    self._open.pop(pending.query.id, None)
-        return list(zip(pendings, errors, strict=True))
 
     def _sent(self, part: _Part, payload: bytes) -> None:
         """Takes into account what Redis has stored now."""
@@ -647,28 +640,6 @@ class CriticClient:
             deadline=asked + self.config.timeout_s,
         )
 
-    def _enqueue(self, queries: Sequence[Query], pipeline: redis.client.Pipeline) -> None:
-        size = self.config.max_batch
-        self._queue.enqueue_many(
-            [
-                Queue.prepare_data(
-                    JOB_FUNCTION,
-                    args=(encode_job(part),),
-                    job_id=self._keys.job_id(uuid.uuid4().hex),
-                    # RQ's alarm and its parent process would kill a work-horse that stays; the queries have
-                    # a deadline of their own.
-                    timeout=-1,
-                    ttl=self.config.episode_ttl_s,
-                    result_ttl=0,
-                    failure_ttl=_FAILURE_TTL_S,
-                    description=f"{len(part)} queries",
-                    retry=Retry(max=self.config.retries) if self.config.retries else None,
-                )
-                for part in (queries[start : start + size] for start in range(0, len(queries), size))
-            ],
-            pipeline=pipeline,
-        )
-
     def _read(self, pendings: Iterable[Pending[Any]], *, block_s: float | None) -> None:
         """Takes in the answers that stand in this client's stream, waiting for the first of them."""
         for pending in pendings:
@@ -679,6 +650,10 @@ class CriticClient:
             with self._lock:
                 # Another thread that waits on the stream may have read further.
                 self._seen = max(self._seen, entry_id, key=_stream_position)
+                self._unforgotten += 1
+        if self._unforgotten >= _ENTRIES_KEPT:
+            self._unforgotten = 0
+            self._store.forget_answers(self.id, self._seen)
 
     def _look_up(self, pendings: Sequence[Pending[Any]]) -> None:
         """Takes in answers whose news was missed, and finds out which queries Redis has lost."""
@@ -686,7 +661,7 @@ class CriticClient:
         self._take_in([text for text in texts if text and text.startswith("{")], None)
         for pending, text in zip(pendings, texts, strict=True):
             if text is None and not pending.answered:
-                raise episode_gone(pending.query.episode)
+                raise episode_lost(pending.query.episode)
 
     def _take_in(self, texts: Iterable[str], written: float | None) -> None:
         for text in texts:
@@ -701,7 +676,7 @@ class CriticClient:
     def _timeout_error(self, pendings: Sequence[Pending[Any]], waited: float) -> CriticTimeout:
         with redis_errors(self.config.redis_url):
             workers = live_workers(self._connection, self._keys)
-            waiting = self._queue.count
+            waiting = self._connection.llen(self._keys.rq_queue)
         hint = (
             f"{len(workers)} workers listen and {waiting} jobs wait: raise timeout_s, or start more workers"
             if workers
@@ -775,20 +750,20 @@ def _encode_reference(batch: Frames) -> Iterable[bytes]:
         yield payload
 
 
-def _groups(parts: Sequence[_Part]) -> Iterable[Sequence[_Part]]:
-    """Parts that push and ask go in groups; all others together, so that a failed push can be repeated whole."""
-    if not all(part.kind and part.frames is not None for part in parts):
-        yield parts
-        return
+def _groups(parts: Sequence[_Part], most: int) -> Iterator[tuple[int, int]]:
+    """Where groups of parts begin and end: of up to `most` where parts push and ask, else all in one.
+
+    So a push without a query, or a query alone, is one command: done as a whole or not at all.
+    """
     start, count = 0, 0
-    for index, part in enumerate(parts):
-        assert part.frames is not None
-        count += part.frames.nbytes
-        if index + 1 - start == _GROUP or count >= _GROUP_BYTES:
-            yield parts[start : index + 1]
-            start, count = index + 1, 0
+    if all(part.kind and part.frames is not None for part in parts):
+        for index, part in enumerate(parts):
+            count += part.frames.nbytes if part.frames is not None else 0
+            if index + 1 - start == most or count >= _GROUP_BYTES:
+                yield start, index + 1
+                start, count = index + 1, 0
     if start < len(parts):
-        yield parts[start:]
+        yield start, len(parts)
 
 
 def _stream_position(entry_id: bytes) -> tuple[int, int]:

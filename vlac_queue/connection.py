@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -79,6 +79,55 @@ def redis_errors(url: str) -> Iterator[None]:
                 "Redis has reached its maxmemory; raise it, or lower max_pending_bytes below it."
             ) from error
         raise
+
+
+def exchange(connection: redis.Redis, commands: Iterable[tuple[Any, ...]]) -> list[Any]:
+    """Sends commands as they are made, and reads all replies afterwards.
+
+    Args:
+        connection: sends on one of its connections.
+        commands: each command's words; sending one of them again must change nothing, since a connection that
+            breaks leaves open which were executed: those without a reply are sent again, one by one.
+
+    Returns:
+        Each command's reply; the server's errors as values, since others may have succeeded. Where the server
+        can't be reached, that is the error of each command that is left.
+    """
+    made: list[tuple[Any, ...]] = []
+    replies: list[Any] = []
+    left = iter(commands)
+    pool = connection.connection_pool
+    try:
+        link = pool.get_connection()
+        try:
+            for command in left:
+                made.append(command)
+                link.send_command(*command)
+            while len(replies) < len(made):
+                replies.append(_read_reply(link))
+        except BaseException:
+            # Replies that nobody reads any more must not be taken for those to other commands.
+            link.disconnect()
+            raise
+        finally:
+            pool.release(link)
+    except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError):
+        made += left
+    for command in made[len(replies) :]:
+        try:
+            replies.append(connection.execute_command(*command))
+        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as error:
+            return [*replies, *[error] * (len(made) - len(replies))]
+        except redis.RedisError as error:
+            replies.append(error)
+    return replies
+
+
+def _read_reply(link: Any) -> Any:
+    try:
+        return link.read_response()
+    except redis.exceptions.ResponseError as error:
+        return error
 
 
 class RedisClock:

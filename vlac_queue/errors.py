@@ -4,7 +4,8 @@ VlacQueueError
  +-- ConfigError        a setting is unknown or out of range
  +-- FrameError         frames, or an encoded frame batch, are not usable
  +-- ProtocolError      a message or a key is not what docs/protocol.md says
- +-- RedisUnavailable   Redis can't be reached, or it lost an open episode
+ +-- RedisUnavailable   Redis can't be reached
+ |    +-- EpisodeLost   Redis lost an open episode: it restarted without its data, evicted it, or it expired
  +-- NoWorkers          nothing listens on the queue
  +-- QueueFull          open episodes hold `max_pending_bytes` already
  +-- CriticTimeout      no answer in time
@@ -31,7 +32,11 @@ class ProtocolError(VlacQueueError):
 
 
 class RedisUnavailable(VlacQueueError, ConnectionError):
-    """Redis can't be reached, or came back without the episode's keys."""
+    """Redis can't be reached, or lost an open episode (`EpisodeLost`)."""
+
+
+class EpisodeLost(RedisUnavailable):
+    """The keys of an open episode are gone."""
 
 
 class NoWorkers(VlacQueueError):

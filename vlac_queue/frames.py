@@ -54,6 +54,8 @@ _HEADER = struct.Struct("<4sBBHHHIIIII")
 _CRC = struct.Struct("<I")
 #: Bytes of header before the lz4 block.
 HEADER_BYTES = _HEADER.size + _CRC.size
+#: A sample of differences that packs this many times is taken at once: no camera picture packs as well by itself.
+_SURELY_BETTER = 8
 #: An lz4 block never unpacks to more than 255 times its size: more was never encoded by lz4.
 _LZ4_MAX_RATIO = 255
 #: Frames from this size on have their encoding chosen on every 16th row of the last one: compressing all of
@@ -74,12 +76,14 @@ class Base:
     checksum: int
 
     @classmethod
-    def after(cls, batch: Frames, payload: bytes) -> Base:
+    def after(cls, batch: Frames, payload: bytes, *, ours: bool = False) -> Base:
         """The base for what follows `batch` (uint8 (T,H,W,3)), given with its encoding.
 
-        The frame is copied: the caller may fill the same array anew, and a view would keep the batch alive.
+        The frame is copied: the caller may fill the same array anew, and a view would keep the batch alive. A
+        batch of one frame that is `ours` alone is kept as it is.
         """
-        return cls(batch[-1].copy(), _CRC.unpack_from(payload, _HEADER.size)[0])
+        frame = batch[-1] if ours and len(batch) == 1 else batch[-1].copy()
+        return cls(frame, _CRC.unpack_from(payload, _HEADER.size)[0])
 
 
 @dataclass(frozen=True)
@@ -288,7 +292,7 @@ def decode_many(
     for payload in payloads:
         batch = decode(payload, base=base, limit=limit)
         decoded.append(batch)
-        base = Base.after(batch, payload)
+        base = Base.after(batch, payload, ours=True)
     return decoded
 
 
@@ -356,9 +360,11 @@ def _packs_better(delta: Frames, batch: Frames) -> bool:
         return len(lz4.block.compress(delta)) < len(lz4.block.compress(batch))
     # Rows of one frame only: sampled rows of several would lie within lz4's window of 64 KiB, where it finds
     # a frame's likeness to the one before, as it never does among whole frames.
-    sampled = (np.ascontiguousarray(each[-1, ::16]) for each in (delta, batch))
-    delta_bytes, plain_bytes = (len(lz4.block.compress(rows)) for rows in sampled)
-    return delta_bytes < plain_bytes
+    rows = np.ascontiguousarray(delta[-1, ::16])
+    delta_bytes = len(lz4.block.compress(rows))
+    if delta_bytes * _SURELY_BETTER <= rows.nbytes:
+        return True
+    return delta_bytes < len(lz4.block.compress(np.ascontiguousarray(batch[-1, ::16])))
 
 
 def _checked(payload: bytes) -> tuple[_Header, memoryview]:

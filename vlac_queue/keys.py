@@ -118,6 +118,11 @@ class Keys:
         return f"rq:queue:{self.queue}"
 
     @property
+    def rq_queues(self) -> str:
+        """set: keys of all queues, so that `rq info` finds ours."""
+        return "rq:queues"
+
+    @property
     def rq_workers(self) -> str:
         """set: keys of the workers registered on the queue, the dead among them until RQ's maintenance."""
         return f"rq:workers:{self.queue}"

@@ -8,7 +8,7 @@ episode. All errors are Redis' own here; the client and the worker turn them int
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -16,7 +16,9 @@ from typing import Any
 import redis
 from redis.client import Pipeline
 
-from vlac_queue.errors import ProtocolError, QueueFull, RedisUnavailable, VlacQueueError
+from vlac_queue.connection import exchange
+from vlac_queue.errors import EpisodeLost, ProtocolError, QueueFull, VlacQueueError
+from vlac_queue.jobs import NewJob
 from vlac_queue.keys import LIMIT_FIELD, TOTAL_FIELD, Keys
 from vlac_queue.messages import MAX_TASK_CHARS, Query
 
@@ -76,16 +78,17 @@ redis.call('EXPIRE', KEYS[1], ARGV[1])
 return 'ok'
 """
 
-# Pushes batches and registers queries: for each episode the one, the other or both. Sending it again, after a
-# connection broke before the reply, changes nothing. KEYS open sizes, and for each episode: meta frames queries
-# reference users; ARGV ttl max_bytes, and for each: id, batch_index, payload (or ""), query_id (or ""), kind.
-# Reply for each: {status} or {status, number}.
+# Pushes batches and registers queries, for each episode the one, the other or both; and enqueues the jobs that
+# carry the queries, if any was registered. Sending it again, after a connection broke, changes nothing.
+# KEYS open sizes rq_queue rq_queues, each job's key, and for each episode: meta frames queries reference users;
+# ARGV ttl max_bytes number_of_jobs, for each job: id, number_of_fields, field value ..., and for each episode: id,
+# batch_index, payload (or ""), query_id (or ""), kind. Reply for each episode: {status} or {status, number}.
 _STEP = (
     _PURGE
     + f"""
 purge(KEYS[1], KEYS[2])
-local ttl, limit, expires = ARGV[1], tonumber(ARGV[2]), now() + ARGV[1]
-local function push(meta, frames, id, index, payload)
+local ttl, limit, jobs, expires = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), now() + ARGV[1]
+local function push(frames, id, index, payload)
   local count = redis.call('LLEN', frames)
   if count == index + 1 and redis.call('LINDEX', frames, index) == payload then return end
   if count ~= index then return {{'order', count}} end
@@ -95,19 +98,38 @@ local function push(meta, frames, id, index, payload)
   redis.call('HINCRBY', KEYS[2], id, #payload)
   redis.call('HINCRBY', KEYS[2], '{TOTAL_FIELD}', #payload)
 end
-local replies = {{}}
-for i = 1, (#KEYS - 2) / 5 do
-  local k, a = 5 * i - 2, 5 * i - 2
+local a, first_job = 4, 4
+for j = 1, jobs do a = a + 2 + ARGV[a + 1] end
+local replies, asked = {{}}, false
+for i = 1, (#KEYS - 4 - jobs) / 5 do
+  local k = 5 * i + jobs
   local meta, frames, queries, id = KEYS[k], KEYS[k + 1], KEYS[k + 2], ARGV[a]
   local failed
   if redis.call('EXISTS', meta) == 0 then failed = {{'gone'}}
-  elseif ARGV[a + 2] ~= '' then failed = push(meta, frames, id, tonumber(ARGV[a + 1]), ARGV[a + 2]) end
+  elseif ARGV[a + 2] ~= '' then failed = push(frames, id, tonumber(ARGV[a + 1]), ARGV[a + 2]) end
   if not failed then
-    if ARGV[a + 3] ~= '' then redis.call('HSETNX', queries, ARGV[a + 3], ARGV[a + 4]) end
+    if ARGV[a + 3] ~= '' then
+      redis.call('HSETNX', queries, ARGV[a + 3], ARGV[a + 4])
+      asked = true
+    end
     for key = k, k + 4 do redis.call('EXPIRE', KEYS[key], ttl) end
     redis.call('ZADD', KEYS[1], expires, id)
   end
   replies[i] = failed or {{'ok'}}
+  a = a + 5
+end
+if asked then
+  a = first_job
+  redis.call('SADD', KEYS[4], KEYS[3])
+  for j = 1, jobs do
+    local count = tonumber(ARGV[a + 1])
+    if redis.call('EXISTS', KEYS[4 + j]) == 0 then
+      redis.call('HSET', KEYS[4 + j], unpack(ARGV, a + 2, a + 1 + count))
+      redis.call('EXPIRE', KEYS[4 + j], ttl)
+      redis.call('RPUSH', KEYS[3], ARGV[a])
+    end
+    a = a + 2 + count
+  end
 end
 return replies
 """
@@ -316,19 +338,51 @@ class EpisodeStore:
                 key = self.keys.reference(reference)
                 self._eval(self.connection, _STORE_REFERENCE, (key,), (self.ttl_s, *references[reference]))
 
-    def step(self, steps: Sequence[Step], pipeline: Pipeline, *, max_bytes: int) -> None:
-        """Adds to `pipeline` what pushes batches and registers queries; `step_errors` reads its reply.
+    def step(
+        self, groups: Iterable[tuple[Sequence[Step], Sequence[NewJob]]], *, max_bytes: int
+    ) -> list[VlacQueueError | redis.RedisError | None]:
+        """Pushes batches, registers queries and enqueues their jobs, group after group.
 
-        Sending the same again changes nothing. A query is not registered where its batch was refused.
+        A group goes out before the next is asked for, and replies are read at the end: the server (and workers)
+        are at work on one group while the next is made. Sending the same again changes nothing. A query is not
+        registered where its batch was refused.
+
+        Args:
+            groups: (steps, the jobs that carry their queries) of each group.
+            max_bytes: bytes of encoded frames of all open episodes that are not exceeded.
+
+        Returns:
+            For each step None, or why nothing of it was stored: QueueFull, EpisodeLost, ProtocolError (another
+            writer, or a push lost), or the error of Redis with which its whole group failed.
         """
-        keys = [self.keys.open, self.keys.sizes]
-        arguments: list[Any] = [self.ttl_s, max_bytes]
+        sent: list[Sequence[Step]] = []
+
+        def commands() -> Iterator[tuple[Any, ...]]:
+            for steps, jobs in groups:
+                sent.append(steps)
+                yield self._step_command(steps, jobs, max_bytes)
+
+        outcomes: list[VlacQueueError | redis.RedisError | None] = []
+        replies = exchange(self.connection, commands())
+        for steps, reply in zip(sent, replies, strict=True):
+            if isinstance(reply, redis.RedisError):
+                outcomes += [reply] * len(steps)
+            else:
+                outcomes += [_step_error(step, each, max_bytes) for step, each in zip(steps, reply, strict=True)]
+        return outcomes
+
+    def _step_command(self, steps: Sequence[Step], jobs: Sequence[NewJob], max_bytes: int) -> tuple[Any, ...]:
+        keys = [self.keys.open, self.keys.sizes, self.keys.rq_queue, self.keys.rq_queues]
+        keys += [self.keys.rq_job(job.id) for job in jobs]
+        arguments: list[Any] = [self.ttl_s, max_bytes, len(jobs)]
+        for job in jobs:
+            arguments += (job.id, len(job.fields), *job.fields)
         for step in steps:
             keys += self._keys(step.episode, step.reference)
             query = step.query
             arguments += (step.episode, step.index, step.payload)
             arguments += (query.id, query.kind) if query else ("", "")
-        self._eval(pipeline, _STEP, keys, arguments)
+        return ("EVAL", _STEP, len(keys), *keys, *arguments)
 
     def read_answers(
         self, client: str, after: bytes, *, block_s: float | None
@@ -352,10 +406,9 @@ class EpisodeStore:
             for entry_id, fields in entries
         ]
 
-    def forget_answers(self, client: str, before: bytes, pipeline: Pipeline) -> None:
-        """Adds to `pipeline` what trims a client's stream up to a position that it has seen."""
-        if before != b"0":
-            pipeline.xtrim(self.keys.client_answers(client), minid=before.decode(), approximate=False)
+    def forget_answers(self, client: str, before: bytes) -> None:
+        """Trims a client's stream up to a position that it has seen."""
+        self.connection.xtrim(self.keys.client_answers(client), minid=before.decode(), approximate=False)
 
     def look_up(self, queries: Sequence[Query]) -> list[str | None]:
         """What stands with the episodes, whatever the client's stream says.
@@ -452,18 +505,6 @@ def _parts(wanted: Sequence[Wanted]) -> Iterator[Sequence[Wanted]]:
     return (wanted[start:end] for start, end in pairwise([*starts, len(wanted)]) if end > start)
 
 
-def step_errors(
-    steps: Sequence[Step], replies: Sequence[list[Any]], *, max_bytes: int
-) -> list[VlacQueueError | None]:
-    """What became of steps, from the reply to `EpisodeStore.step`.
-
-    Returns:
-        For each step None, or why nothing of it was stored: QueueFull, RedisUnavailable (the episode's keys are
-        gone) or ProtocolError (another writer, or a push lost).
-    """
-    return [_step_error(step, reply, max_bytes) for step, reply in zip(steps, replies, strict=True)]
-
-
 def _step_error(step: Step, reply: list[Any], max_bytes: int) -> VlacQueueError | None:
     status = reply[0]
     if status == b"ok":
@@ -474,16 +515,16 @@ def _step_error(step: Step, reply: list[Any], max_bytes: int) -> VlacQueueError 
             "stored. Close finished episodes, start more workers, or raise max_pending_bytes."
         )
     if status == b"gone":
-        return episode_gone(step.episode)
+        return episode_lost(step.episode)
     return ProtocolError(
         f"episode {step.episode!r} has {reply[1]} batches on Redis where {step.index} were pushed from here; "
         "only one client may push to an episode."
     )
 
 
-def episode_gone(episode: str) -> RedisUnavailable:
+def episode_lost(episode: str) -> EpisodeLost:
     """The error for an episode whose keys vanished while it was open."""
-    return RedisUnavailable(
+    return EpisodeLost(
         f"the keys of episode {episode!r} are gone: Redis restarted without persistence, evicted them (set "
         "maxmemory-policy noeviction), or nobody touched the episode for episode_ttl_s. Start a new episode."
     )

@@ -179,7 +179,7 @@ class Intake:
             new, base, count = batches, None, 0
         decoded = decode_many(new, first=count, base=base, limit=MAX_QUERY_BYTES)
         if decoded:
-            base = Base.after(decoded[-1], new[-1])
+            base = Base.after(decoded[-1], new[-1], ours=True)
         assert base is not None, "a query is about at least one batch"
         self._keep(query, base, count + sum(map(len, decoded)))
         return base.frame[None]
