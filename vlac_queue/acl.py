@@ -101,9 +101,8 @@ def _rollout(keys: Keys) -> User:
             Grant("del xread xtrim", (keys.client_answers("*"),)),
             Grant("del exists hdel hget hincrby hset zadd zrangebyscore zrem", (keys.open, keys.sizes)),
             Grant("expire hincrby hincrbyfloat hset xadd", (keys.events, keys.totals)),
-            # A job's hash, and the id at the end of the queue. RQ renews two keys that our jobs do not have.
-            Grant("expire hset", (Job.key_for(job),)),
-            Grant("expire", (Job.dependents_key_for(job), _dependencies_key(job))),
+            # A job's hash, and its id at the end of the queue.
+            Grant("exists expire hset", (keys.rq_job(job),)),
             Grant("llen rpush", (keys.rq_queue,)),
             Grant("sadd", (Queue.redis_queues_keys,)),
             Grant("hgetall hmget smembers", reads=_who_works(keys)),
@@ -198,10 +197,6 @@ def _rqs(keys: Keys) -> tuple[str, ...]:
         Group.REDIS_GROUP_CLEANING_KEY,
         RateLimitRegistry.rl_keys_key,
     )
-
-
-def _dependencies_key(job: str) -> str:
-    return Job("x", connection=_NOWHERE).dependencies_key.replace("x", job)
 
 
 def _queue(keys: Keys) -> Queue:

@@ -265,7 +265,7 @@ def _number(value: Any) -> float:
 
 def _time(value: Any) -> float:
     seconds = _number(value)
-    if not 0 <= seconds < 1e11:
+    if not 0 <= seconds <= 1e11:
         raise ProtocolError("a time must be in seconds since 1970.")
     return seconds
 
