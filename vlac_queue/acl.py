@@ -102,11 +102,9 @@ def _rollout(keys: Keys) -> User:
             Grant("del exists set xread xtrim", (keys.client("*"),)),
             Grant("del exists hdel hget hincrby hset zadd zrange zrangebyscore zrem", (keys.open, keys.sizes)),
             Grant("expire hincrby hincrbyfloat hset xadd", (keys.events, keys.totals)),
-            # A job's hash, and the id at the end of the queue. RQ renews two keys that our jobs do not have.
-            Grant("exists expire hmget hset", (Job.key_for(job),)),
-            Grant("expire", (Job.dependents_key_for(job), _dependencies_key(job))),
+            # A job's hash, and its id at the end of the queue; and what has become of open queries.
+            Grant("exists expire hmget hset", (keys.rq_job(job),)),
             Grant("llen lpos rpush", (keys.rq_queue,)),
-            # What has become of open queries.
             Grant("lpos", reads=(keys.alone, keys.claims("*"))),
             Grant("sadd", (Queue.redis_queues_keys,)),
             Grant("hgetall hmget smembers", reads=_who_works(keys)),
@@ -201,10 +199,6 @@ def _rqs(keys: Keys) -> tuple[str, ...]:
         Group.REDIS_GROUP_CLEANING_KEY,
         RateLimitRegistry.rl_keys_key,
     )
-
-
-def _dependencies_key(job: str) -> str:
-    return Job("x", connection=_NOWHERE).dependencies_key.replace("x", job)
 
 
 def _queue(keys: Keys) -> Queue:
