@@ -22,7 +22,7 @@ from rich.console import Console
 from dashboards.history import Series
 from dashboards.pages import Page, View, listed, page
 from dashboards.prometheus import MetricsServer, metrics, write_metrics
-from dashboards.reading import Reader
+from dashboards.reading import EPISODES_RECORDED, EPISODES_SHOWN, Reader
 from dashboards.record import Recorder, Recording, document, head
 from dashboards.screen import Screen
 from dashboards.snapshot import Look
@@ -105,7 +105,8 @@ def main(
                 note = "recording" if record else ""
                 view = _empty_view(reader.url, queue, interval, note, console)
                 takers = _takers(stack, record, export, port, bind, reader.url, queue, interval)
-                feed = Feed(watched(reader, interval, stop, shown, every=bool(record)), stop, takers)
+                looks = watched(reader, interval, stop, shown, episodes=EPISODES_RECORDED if record else 0)
+                feed = Feed(looks, stop, takers)
             stack.enter_context(closing(feed))
             if record == "-":
                 feed.join()
@@ -225,17 +226,17 @@ class Feed(threading.Thread):
 
 
 def watched(
-    reader: Reader, interval_s: float, stop: threading.Event, shown: Shown, *, every: bool = False
+    reader: Reader, interval_s: float, stop: threading.Event, shown: Shown, *, episodes: int = 0
 ) -> Iterator[Judged]:
     """Looks at Redis every `interval_s` seconds.
 
     Args:
         shown: single episodes are read where it shows them.
-        every: whether to read them always.
+        episodes: how many to read where it does not.
     """
     due = time.monotonic()
     while not stop.is_set():
-        look = reader.look(episodes=every or shown.page == "episodes")
+        look = reader.look(episodes=EPISODES_SHOWN if shown.page == "episodes" else episodes)
         yield look, judge(look, url=reader.url, queue=reader.keys.queue)
         due = max(due + interval_s, time.monotonic())
         stop.wait(due - time.monotonic())
@@ -304,7 +305,6 @@ def _print_each(feed: Feed, console: Console, view: View) -> None:
 
 def _print(view: View, console: Console) -> None:
     for line in page(view, console.width):
-        line.rstrip()
         console.print(line, no_wrap=True, overflow="crop")
 
 

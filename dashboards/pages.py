@@ -23,9 +23,11 @@ Page = Literal["overview", "workers", "episodes", "failures", "help"]
 #: Seconds that charts show, at least.
 CHART_S = 300.0
 #: Columns from which on the overview has three blocks.
-_THREE_BLOCKS = 132
+_THREE_BLOCKS = 150
 #: Lines from which on charts are taller than one.
 _TALL = 40
+#: Lines below the workers from which on the last failures are shown there.
+_ROOM = 6
 
 _SEVERITY = {"bad": (" BAD ", "bold white on red"), "warning": (" WARN ", "black on yellow"),
              "ok": (" OK ", "black on green")}  # fmt: skip
@@ -108,7 +110,8 @@ def page(view: View, width: int, height: int | None = None) -> list[Text]:
         body = _list(view, view.look.snapshot, frame, rows)
     if rows is not None:
         body = body[:rows] + [frame.row(Text())] * (rows - len(body))
-    return [*head, *body, frame.bottom(_KEYS[view.page] if height is not None else "")]
+    lines = [*head, *body, frame.bottom(_KEYS[view.page] if height is not None else "")]
+    return [fit(line, width) for line in lines]
 
 
 def listed(view: View) -> int:
@@ -183,7 +186,12 @@ def _overview(view: View, snapshot: Snapshot, frame: Frame, rows: int | None) ->
         ]
     left_over = None if rows is None else max(2, rows - len(body))
     if snapshot.workers or snapshot.plain:
-        return body + _workers(view, snapshot, frame, left_over, 0, frame.rule)
+        body += _workers(view, snapshot, frame, left_over, 0, frame.rule)
+        room = 0 if rows is None else rows - len(body)
+        if snapshot.failed and room > _ROOM:
+            lines = lines_of(FAILURE_COLUMNS, snapshot.failed, frame.inner, room - 2)
+            body += [frame.rule("Failures"), *map(frame.row, lines)]
+        return body
     return [*body, frame.rule("Workers"), *map(frame.row, _no_workers(view))]
 
 

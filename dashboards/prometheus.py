@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TypeAlias
 
 from dashboards.snapshot import Look, Snapshot
 from dashboards.verdict import Verdict
@@ -13,12 +14,14 @@ from dashboards.verdict import Verdict
 _STATES = ("loading", "idle", "busy", "asleep", "lost")
 _SEVERITIES = ("ok", "warning", "bad")
 #: One sample: its labels and its value.
-_Sample = tuple[Mapping[str, str], float]
+_Sample: TypeAlias = tuple[Mapping[str, str], float]
+#: A metric: its name, kind, meaning and samples.
+_Family: TypeAlias = tuple[str, str, str, list[_Sample]]
 
 
 def metrics(look: Look, verdicts: Sequence[Verdict], queue: str) -> str:
     """The look as text; what is not known is left out."""
-    families = [
+    families: list[_Family] = [
         ("up", "gauge", "Whether Redis could be read.", [({}, float(look.snapshot is not None))]),
         ("verdict", "gauge", "0 ok, 1 warning, 2 bad.",
          [({"kind": verdicts[0].kind}, float(_SEVERITIES.index(verdicts[0].severity)))]),
@@ -34,7 +37,7 @@ def metrics(look: Look, verdicts: Sequence[Verdict], queue: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _families(snapshot: Snapshot) -> list[tuple[str, str, str, list[_Sample]]]:
+def _families(snapshot: Snapshot) -> list[_Family]:
     queue, episodes, server, rates, training = (
         snapshot.queue, snapshot.episodes, snapshot.redis, snapshot.rates, snapshot.training,
     )  # fmt: skip
@@ -46,7 +49,7 @@ def _families(snapshot: Snapshot) -> list[tuple[str, str, str, list[_Sample]]]:
         return [(labels, float(value)) for labels, value in values if value is not None]
 
     workers = [({"worker": worker.name, "host": worker.host}, worker) for worker in snapshot.workers]
-    families = [
+    families: list[_Family] = [
         ("jobs_waiting", "gauge", "Jobs that no worker has taken.", one(queue.waiting)),
         ("jobs_taken", "gauge", "Jobs that workers have taken and not finished.", one(queue.taken)),
         ("jobs_failed", "gauge", "Jobs in RQ's registry of failed ones.", one(queue.failed)),
@@ -62,9 +65,9 @@ def _families(snapshot: Snapshot) -> list[tuple[str, str, str, list[_Sample]]]:
         )),
         ("episodes_open", "gauge", "Open episodes.", one(episodes.open)),
         ("frame_bytes", "gauge", "Encoded frames of open episodes.", one(episodes.frame_bytes)),
-        ("frame_bytes_limit", "gauge", "max_pending_bytes; absent where not known.", one(episodes.limit_bytes or None)),
+        ("frame_bytes_limit", "gauge", "max_pending_bytes, where known.", one(episodes.limit_bytes or None)),
         ("redis_used_bytes", "gauge", "Memory that Redis uses.", one(server.used_bytes)),
-        ("redis_max_bytes", "gauge", "Redis' maxmemory; absent where there is none.", one(server.max_bytes or None)),
+        ("redis_max_bytes", "gauge", "Redis' maxmemory, if any.", one(server.max_bytes or None)),
         ("redis_clients", "gauge", "Clients connected to Redis.", one(server.clients)),
         ("workers", "gauge", "Workers with a critic by state.", each(
             ({"state": state}, sum(worker.state == state for worker in snapshot.workers)) for state in _STATES

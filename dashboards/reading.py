@@ -30,6 +30,8 @@ from vlac_queue.texts import as_float, as_int, clean
 _TIMEOUT_S = 2.0
 #: Most open episodes that are told one by one.
 EPISODES_SHOWN = 50
+#: The same in recordings, for their size.
+EPISODES_RECORDED = 20
 #: Most failed queries that are remembered.
 FAILURES_KEPT = 50
 #: Most events read at a time; the stream keeps about as many.
@@ -96,11 +98,11 @@ class Reader:
         except ValueError as error:
             raise ConfigError(f"Redis URL {self.url} can't be used: {error}") from None
 
-    def look(self, *, episodes: bool = True) -> Look:
+    def look(self, *, episodes: int = EPISODES_SHOWN) -> Look:
         """The queue now; a failure is part of the look.
 
         Args:
-            episodes: whether to read single episodes too.
+            episodes: most open episodes that are read one by one.
         """
         snapshot, error = None, ""
         try:
@@ -117,7 +119,7 @@ class Reader:
             error = f"Redis at {self.url} refused to be read ({_reason(failure)})"
         return Look(time.time(), snapshot, error)
 
-    def read(self, *, episodes: bool = True) -> Reading:
+    def read(self, *, episodes: int = EPISODES_SHOWN) -> Reading:
         """What Redis holds.
 
         Raises:
@@ -157,7 +159,7 @@ class Reader:
             pipeline.hget(keys.rq_job(_decode(oldest or b"")), "enqueued_at")
             pipeline.zrange(
                 keys.open, f"({now}", "+inf", byscore=True, withscores=True, offset=0,
-                num=EPISODES_SHOWN if episodes else 0,
+                num=episodes,
             )  # fmt: skip
             for name in names:
                 pipeline.hgetall(keys.worker(_decode(name)))

@@ -86,9 +86,7 @@ class Recording:
         if kind != _KIND:
             raise ValueError(f"{path} is no recording; make one with: python -m dashboards.live --record FILE")
         if schema != SCHEMA:
-            raise ValueError(
-                f"{path} is a recording of version {schema!r:.20}, this reads {SCHEMA}: update vlac-queue"
-            )
+            raise ValueError(f"{path} has version {schema!r:.20}, this reads {SCHEMA}: update vlac-queue")
         try:
             self.url, self.queue = clean(said["url"]), clean(said["queue"])
             self.interval_s = min(3600.0, max(0.1, float(said["interval_s"])))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from vlac_queue.texts import clean
 
@@ -334,6 +334,8 @@ def _read(hint: Any, value: Any) -> Any:
         return tuple(from_json(arguments[0], each) for each in value)
     if origin is Mapping and isinstance(value, dict):
         return {clean(key): from_json(arguments[1], each) for key, each in value.items()}
+    if origin is Literal and value in arguments:
+        return value
     if is_dataclass(hint):
         return from_json(hint, value)  # type: ignore[arg-type]
     if hint is str and isinstance(value, str):

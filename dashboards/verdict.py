@@ -176,7 +176,7 @@ def _flow(snapshot: Snapshot) -> Verdict | None:
         return Verdict("ok", "idle", f"idle: {many(len(alive), 'worker')} and no queries")
     if rates.busy < _IDLE:
         return Verdict("ok", "rollout-bound", f"rollout-bound: {busy}, critics wait for rollouts")
-    return Verdict("ok", "balanced", f"balanced: {busy}{oldest}")
+    return Verdict("ok", "balanced", f"balanced: {busy}")
 
 
 def missing_workers(snapshot: Snapshot) -> int:
