@@ -122,8 +122,9 @@ def main(
     except FileExistsError as error:
         raise click.ClickException(f"{error.filename} is there already; give --record another name.") from None
     except BrokenPipeError:
-        # Who read the output has enough. Python would complain about it at its end.
+        # Who read the output has enough: as Rich does it. Python would complain about it at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from None
 

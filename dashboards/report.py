@@ -92,7 +92,7 @@ def _summary(run: Run) -> Iterator[str]:
         yield row(
             f"Latency {name}",
             typical,
-            f"{latency(max(times, default=None))} in the worst minute, this in the median one",
+            f"{latency(max(times, default=None))}, in the worst minute; the median one",
         )
     yield row("Workers", f"{most['workers'] or 0:.0f} at most", f"{len(run.workers)} different ones")
     yield row("Busy", percent(statistics.mean(busy)) if busy else "-", "mean over time and workers")

@@ -57,8 +57,8 @@ TRAINING = Training(
     audit={"precision": 0.94, "recall": 0.88, "false_done_rate": 0.03, "done_delay_steps": 4.2}, audit_at=AT - 30,
 )  # fmt: skip
 EPISODES = Episodes(64, 131 << 20, 2 * GIB, tuple(
-    Episode(f"train-{n:04d}", f"put the {thing} on the plate", 95.0 / (n + 1), 3600 - 95.0 / (n + 1), 12 + n,
-            (2 + n) << 20, 12 + n)
+    Episode(f"train-{n:04d}", f"put the {thing} on the plate", round(95 / (n + 1), 1),
+            round(3600 - 95 / (n + 1), 1), 12 + n, (2 + n) << 20, 12 + n)
     for n, thing in enumerate(("red mug", "white bowl", "black pan", "moka pot") * 10)
 ))  # fmt: skip
 FAILED = tuple(
