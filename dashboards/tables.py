@@ -81,7 +81,7 @@ WORKER_COLUMNS = (
     Column("host", 12, 7, lambda worker: worker.host),
     Column("pid", 7, 13, lambda worker: str(worker.pid), right=True),
     Column("device", 7, 5, _of_worker(lambda worker: worker.device or "-")),
-    Column("critic", 9, 4, _of_worker(lambda worker: worker.critic.rpartition(":")[2])),
+    Column("critic", 10, 4, _of_worker(lambda worker: worker.critic.rpartition(":")[2])),
     Column("model", 18, 12, _of_worker(lambda worker: worker.model or "-")),
     Column("state", 7, 0, _state, style=lambda worker: _STATES.get(_state(worker), "")),
     Column("busy", 5, 1, _of_worker(lambda worker: percent(worker.busy)), right=True),
