@@ -36,7 +36,9 @@ class Terminal:
         self._tmux = [need("tmux"), "-f", "/dev/null", "-S", str(folder / "tmux")]
         script = folder / "program.sh"
         # The shell's own settings and last words show whether the terminal was given back.
-        script.write_text(f'trap : INT\necho before\n{program}\necho "ended with $?"\nstty -a | tr "\\n" " "\nexec cat\n')
+        script.write_text(
+            f'trap : INT\necho before\n{program}\necho "ended with $?"\nstty -a | tr "\\n" " "\nexec cat\n'
+        )
         variables = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "TERM": "xterm-256color"}
         for name in ("COLUMNS", "LINES", "TMUX", "NO_COLOR"):
             variables.pop(name, None)
