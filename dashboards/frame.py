@@ -31,7 +31,12 @@ class Frame:
 
     def row(self, content: Text) -> Text:
         bar = self._glyphs[1]
-        return Text.assemble((f"{bar} ", "dim"), fit(content, self.inner), (f" {bar}", "dim"))
+        line = Text(f"{bar} ", end="")
+        line.append_text(fit(content, self.inner))
+        line.append(f" {bar}")
+        line.stylize("dim", 0, 2)
+        line.stylize("dim", len(line) - 2)
+        return line
 
     def beside(self, blocks: Sequence[tuple[Sequence[Text], int]]) -> list[Text]:
         """Blocks of lines, each with its width, side by side; the widths and 3 between two make up `inner`."""
@@ -78,6 +83,8 @@ def elide(text: str, width: int) -> str:
 
 def pad(text: str, width: int, *, right: bool = False) -> str:
     """The text in exactly `width` columns, at the right of them or at the left."""
+    if text.isascii() and len(text) <= width:
+        return text.rjust(width) if right else text.ljust(width)
     text = elide(text, width)
     blank = " " * (width - cell_len(text))
     return blank + text if right else text + blank

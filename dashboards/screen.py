@@ -13,6 +13,7 @@ from types import FrameType, TracebackType
 
 from rich.console import Console
 from rich.control import Control
+from rich.segment import Segment, Segments
 from rich.text import Text
 
 #: What terminals send for keys that are no characters.
@@ -71,18 +72,16 @@ class Screen:
     def draw(self, lines: Sequence[Text]) -> None:
         """Shows `lines`, as many as the screen has."""
         console = self._console
-        with console.capture() as captured:
-            if self._size != self.size:
-                self._size, self._drawn = self.size, []
-                console.control(Control.clear(), Control.home())
-            for index, line in enumerate(lines):
-                if index >= len(self._drawn) or self._drawn[index] != line:
-                    console.control(Control.move_to(0, index))
-                    console.print(line, end="", no_wrap=True, overflow="crop", crop=True)
+        segments: list[Segment] = []
+        if self._size != self.size:
+            self._size, self._drawn = self.size, []
+            segments += [Control.clear().segment, Control.home().segment]
+        for index, line in enumerate(lines):
+            if index >= len(self._drawn) or self._drawn[index] != line:
+                segments += [Control.move_to(0, index).segment, *line.render(console)]
         self._drawn = list(lines)
         # In one piece, so that nothing flickers.
-        console.file.write(captured.get())
-        console.file.flush()
+        console.print(Segments(segments), end="", crop=False, soft_wrap=True)
 
     def _enter(self) -> None:
         if self._keys is not None:

@@ -158,10 +158,13 @@ def lines_of(
         visible = items[scroll : scroll + rows - 1]
         rest = len(items) - scroll - len(visible)
     for item in visible:
-        line = Text()
-        for index, (column, room) in enumerate(shown):
-            cell = pad(column.text(item), room, right=column.right)
-            line.append(f" {cell}" if index else cell, column.style(item))
+        # One text with few spans: a table may have a thousand cells, a second.
+        cells = [pad(column.text(item), room, right=column.right) for column, room in shown]
+        line, start = Text(" ".join(cells)), 0
+        for (column, _), cell in zip(shown, cells, strict=True):
+            if style := column.style(item):
+                line.stylize(style, start, start + len(cell))
+            start += len(cell) + 1
         lines.append(line)
     if len(visible) < len(items):
         above = f"{scroll} above" if scroll else ""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Literal
 
 import redis
 
 from vlac_queue.errors import CriticTimeout, NoWorkers
 from vlac_queue.keys import Keys
-from vlac_queue.texts import as_float, as_int, clean
+from vlac_queue.texts import MAX_TEXT, as_float, as_int, clean
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,15 @@ class WorkerInfo:
         return cls(clean(name), **values)  # type: ignore[arg-type]
 
 
-_READERS: dict[str, Callable[[bytes], str | int | float]] = {"str": clean, "int": as_int, "float": as_float}
+#: The same few texts come with every beat of every worker.
+_known_text = lru_cache(4096)(clean)
+
+
+def _text(value: bytes) -> str:
+    return _known_text(value) if len(value) <= MAX_TEXT else clean(value)
+
+
+_READERS: dict[str, Callable[[bytes], str | int | float]] = {"str": _text, "int": as_int, "float": as_float}
 _FIELDS = tuple(
     (field.name.encode(), field.name, _READERS[str(field.type)])
     for field in fields(WorkerInfo)
