@@ -175,7 +175,7 @@ def test_colours_mean_something() -> None:
     colour = styled(view("troubled"), color_system="standard", no_color=False)
     assert "\x1b[1;37;41m BAD " in colour
     assert "\x1b[31mallkeys-lru" in colour
-    assert "\x1b[1;31m lost" in colour
+    assert "\x1b[1;31mlost" in colour
     assert "\x1b[31m" not in styled(view("rollout-bound"), color_system="standard", no_color=False)
 
 

@@ -285,7 +285,11 @@ def commands_of(
     trips: list[int] = []
     execute = redis.client.Pipeline.execute
     with monkeypatch.context() as patch:
-        patch.setattr(redis.client.Pipeline, "execute", lambda self: trips.append(len(self)) or execute(self))
+        patch.setattr(
+            redis.client.Pipeline,
+            "execute",
+            lambda self, **options: trips.append(len(self)) or execute(self, **options),
+        )
         patch.setattr(
             redis.Redis, "execute_command", lambda *_, **__: pytest.fail("a round trip outside of pipelines")
         )
