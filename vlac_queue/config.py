@@ -116,6 +116,9 @@ class VlacConfig:
     )
     episode_ttl_s: int = _setting(3600, "Seconds until the keys of an episode that nobody touches expire.")
     max_pending_bytes: int = _setting(2 << 30, "Most bytes of encoded frames of all open episodes of the queue.")
+    decision_log: str = _setting(
+        "", "Folder in which rollouts log verdicts and frames (docs/decision-log.md); empty: none."
+    )
 
     def __post_init__(self) -> None:
         for spec in fields(self):
