@@ -14,6 +14,7 @@ import click
 
 from vlac_queue.connection import connect, redis_errors
 from vlac_queue.console import errors_as_messages, print_table, queue_option, redis_url_option, writing
+from vlac_queue.credentials import with_credentials
 from vlac_queue.episodes import live, log
 from vlac_queue.episodes.record import EpisodeRecord
 from vlac_queue.episodes.sheet import write_episode
@@ -55,7 +56,7 @@ def list_episodes(folder: Path | None, limit: int, redis_url: str, queue: str, a
         if folder is not None:
             rows, count = _logged(folder, limit)
         else:
-            with redis_errors(redis_url), connect(redis_url) as connection:
+            with redis_errors(redis_url), connect(with_credentials(redis_url)) as connection:
                 found, count = live.open_episodes(connection, Keys(queue), limit)
             rows = [asdict(each) for each in found]
     if as_json:
@@ -93,7 +94,7 @@ def show(episode: str, out: Path, folder: Path | None, redis_url: str, queue: st
             shown, count = _draw(record, partial(log.read_batches, record, _note), out)
         else:
             keys = Keys(queue)
-            with redis_errors(redis_url), connect(redis_url) as connection:
+            with redis_errors(redis_url), connect(with_credentials(redis_url)) as connection:
                 record = live.read_episode(connection, keys, episode)
                 shown, count = _draw(record, partial(live.read_batches, connection, keys, episode), out)
     click.echo(f"Written: {out} ({shown} of {count} frames)")
