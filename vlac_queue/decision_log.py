@@ -77,9 +77,17 @@ class DecisionLog:
         self._pid = -1
         self._file = -1
         self._hashes: dict[str, dict[int, str]] = {}
+        #: Folder of this process; made with the first episode.
         self.writer = Path()
-        with self._writing():
-            pass
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            probe = self.folder / f".{uuid.uuid4().hex}"
+            try:
+                probe.write_bytes(bytes(4096))
+            finally:
+                probe.unlink(missing_ok=True)
+        except OSError as error:
+            raise self._failed(error) from error
 
     def opened(self, episode: Episode, reference: Sequence[bytes]) -> None:
         """Notes a new episode, and keeps its encoded `reference` unless the log has it."""
@@ -191,12 +199,15 @@ class DecisionLog:
                     self._begin()
                 yield
             except OSError as error:
-                self._broken = (
-                    f"can't write the decision log in {self.folder} ({error.strerror or error}): free space there "
-                    "or mend its permissions, and start again; or leave decision_log empty, to go on without a "
-                    "log. It is complete up to here, and no answer is lost: the queries hold theirs."
-                )
-                raise DecisionLogError(self._broken) from error
+                raise self._failed(error) from error
+
+    def _failed(self, error: OSError) -> DecisionLogError:
+        self._broken = (
+            f"can't write the decision log in {self.folder} ({error.strerror or error}): free space there or mend "
+            "its permissions, and start again; or leave decision_log empty, to go on without a log. What it holds "
+            "is right up to here, and no answer is lost: the queries hold theirs."
+        )
+        return DecisionLogError(self._broken)
 
     def _begin(self) -> None:
         host = re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname()) or "host"

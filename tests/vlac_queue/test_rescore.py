@@ -166,8 +166,9 @@ def test_a_critic_that_fails_now_is_said(client: CriticClient, workers: Workers,
 def test_without_workers_or_verdicts_it_says_so(client: CriticClient, log: Path, tmp_path: Path) -> None:
     result = rescore(client, log)
     assert result.exit_code == 1 and "no worker listens" in result.stderr
-    with CriticClient(replace(client.config, decision_log=str(tmp_path / "empty"))):
-        pass
+    with CriticClient(replace(client.config, decision_log=str(tmp_path / "empty"))) as logging:
+        assert "is no decision log" in rescore(client, tmp_path / "empty").stderr
+        logging.episode("lift").close()
     result = rescore(client, tmp_path / "empty")
     assert result.exit_code == 1 and "holds no verdict" in result.stderr
 

@@ -41,7 +41,7 @@ _UNFINISHED = "its client died while writing, or still writes"
 
 
 def writers(folder: Path) -> list[Path]:
-    """The folders of the clients that logged, the earliest first.
+    """The folders of the clients that logged, by name: it begins with the second of their first episode.
 
     Raises:
         ProtocolError: there is none.
