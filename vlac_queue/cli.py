@@ -13,6 +13,8 @@ from vlac_queue.config import VlacConfig, redact_url
 from vlac_queue.console import errors_as_messages, queue_option, redis_url_option
 from vlac_queue.demo.command import demo
 from vlac_queue.doctor.command import doctor
+from vlac_queue.episodes.command import episodes
+from vlac_queue.rescore.command import rescore
 from vlac_queue.score.command import score
 from vlac_queue.workers_command import workers
 
@@ -77,6 +79,8 @@ main.add_command(workers)
 main.add_command(doctor)
 main.add_command(score)
 main.add_command(acl)
+main.add_command(episodes)
+main.add_command(rescore)
 
 if __name__ == "__main__":
     main()
