@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+FUZZ_EXAMPLES ?= 20000
 
-.PHONY: setup demo test test-chaos lint bench clean
+.PHONY: setup demo test test-chaos fuzz lint bench clean
 
 setup: $(READY)
 
@@ -26,6 +27,10 @@ test: setup
 # Harm done for real: kills, partitions, lost data; prints the table of docs/reliability.md.
 test-chaos: setup
 	$(BIN)/pytest tests/chaos -m chaos
+
+# What is read from Redis, made up: FUZZ_EXAMPLES of each kind, some 15 minutes.
+fuzz: setup
+	FUZZ_EXAMPLES="$(FUZZ_EXAMPLES)" $(BIN)/pytest tests/security/test_fuzz.py --hypothesis-profile fuzz --timeout 0
 
 lint: setup
 	$(BIN)/ruff check .

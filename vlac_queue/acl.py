@@ -44,11 +44,13 @@ class Grant:
         commands: names as ACL rules spell them, such as "hset"; separated by spaces.
         keys: patterns of keys to read and write.
         reads: patterns of keys to read only (Redis 6.2: to write as well).
+        apart: whether it is left out for Redis 6.2, where its keys would be open to the other grants' commands.
     """
 
     commands: str
     keys: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
+    apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,16 +100,14 @@ def _rollout(keys: Keys) -> User:
                 "del exists expire hget hmget hset hsetnx lindex llen rpush sadd scard srem",
                 (episode.meta, keys.reference("*")),
             ),
-            # Answers, and signs of life; the pattern of `client` covers both.
+            # A client's sign of life and its stream of answers.
             Grant("del exists set xread xtrim", (keys.client("*"),)),
             Grant("del exists hdel hget hincrby hset zadd zrange zrangebyscore zrem", (keys.open, keys.sizes)),
             Grant("expire hincrby hincrbyfloat hset xadd", (keys.events, keys.totals)),
-            # A job's hash, and the id at the end of the queue. RQ renews two keys that our jobs do not have.
-            Grant("exists expire hmget hset", (Job.key_for(job),)),
-            Grant("expire", (Job.dependents_key_for(job), _dependencies_key(job))),
-            Grant("llen rpush", (keys.rq_queue,)),
-            # What has become of its jobs.
-            Grant("lpos", reads=(keys.rq_queue, keys.alone, keys.claims("*"))),
+            # A job's hash, and its id at the end of the queue; and what has become of open queries.
+            Grant("exists expire hmget hset", (keys.rq_job(job),)),
+            Grant("llen lpos rpush", (keys.rq_queue,)),
+            Grant("lpos", reads=(keys.alone, keys.claims("*"))),
             Grant("sadd", (Queue.redis_queues_keys,)),
             Grant("hgetall hmget smembers", reads=_who_works(keys)),
         ),
@@ -143,7 +143,10 @@ def _worker(keys: Keys) -> User:
 
 
 def _dashboard(keys: Keys) -> User:
-    """What dashboards, `vlac-queue doctor` and `vlac-queue workers list` read. Never frames, never a write."""
+    """What dashboards, `vlac-queue doctor` and `vlac-queue workers list` read. Never a write, and never frames.
+
+    Of an open episode they see its task, and how much of it there is; on Redis 6.2 only its id.
+    """
     return User(
         DASHBOARD,
         commands=f"{_CONNECTION} client|info",
@@ -164,6 +167,7 @@ def _dashboard(keys: Keys) -> User:
                     WORKERS_SUSPENDED,
                 ),
             ),
+            Grant("hlen hmget llen", reads=(keys.episode("*").meta,), apart=True),
         ),
     )
 
@@ -205,10 +209,6 @@ def _rqs(keys: Keys) -> tuple[str, ...]:
     )
 
 
-def _dependencies_key(job: str) -> str:
-    return Job("x", connection=_NOWHERE).dependencies_key.replace("x", job)
-
-
 def _queue(keys: Keys) -> Queue:
     """RQ's queue, for the names of its keys."""
     return Queue(keys.queue, connection=_NOWHERE)
@@ -221,7 +221,7 @@ def acl_line(user: User, password: str, version: tuple[int, int]) -> str:
         version: of Redis, from VERSIONS.
     """
     commands = f"{user.commands} {_TRIED[version]}"
-    grants = list(user.grants)
+    grants = [grant for grant in user.grants if version >= (7, 0) or not grant.apart]
     if user.scripts:
         # Redis can't know what a script does with its keys, so it wants all rights to them. What the script then
         # calls is checked against the grants above.

@@ -22,6 +22,7 @@ import redis
 from vlac_queue.config import VlacConfig, redact_url
 from vlac_queue.connection import BLOCK_S, RedisClock, connect, redis_errors
 from vlac_queue.control import order_workers
+from vlac_queue.decision_log import DecisionLog
 from vlac_queue.errors import (
     CriticFailed,
     CriticTimeout,
@@ -281,6 +282,9 @@ class CriticClient:
 
     Args:
         config: the settings; None reads them from the environment (`VLAC_*`).
+
+    Raises:
+        DecisionLogError: the folder `decision_log` can't be written. Later calls raise it too, once that happens.
     """
 
     def __init__(self, config: VlacConfig | None = None) -> None:
@@ -301,6 +305,7 @@ class CriticClient:
         # Entries of the stream that were read and stand there still.
         self._unforgotten = 0
         self._references: dict[str, _Reference] = {}
+        self._log = DecisionLog(self.config) if self.config.decision_log else None
         self._workers_seen = self._lived = -float("inf")
         self._kept = KeptFrames(self.config.keep_frames_bytes)
         self._patiently = Patience(self.config.redis_url, min(self.config.patience_s, self.config.timeout_s))
@@ -362,6 +367,9 @@ class CriticClient:
         with self._lock:
             self._episodes.update((episode.id, episode) for episode in episodes)
             self.stats.episodes += len(episodes)
+        if self._log:
+            for episode in episodes:
+                self._log.opened(episode, batches.get(episode._reference, ()))
         return episodes
 
     def push_many(self, pushes: Iterable[tuple[Episode, Frames]]) -> None:
@@ -440,8 +448,12 @@ class CriticClient:
                 episode.closed = True
                 episode._base = None
                 self._episodes.pop(episode.id, None)
-            for query_id in [query for query, pending in self._open.items() if id(pending._episode) in closed]:
-                del self._open[query_id]
+            unanswered = [pending for pending in self._open.values() if id(pending._episode) in closed]
+            for pending in unanswered:
+                del self._open[pending.query.id]
+        if self._log:
+            for episode in closing:
+                self._log.closed(episode, [each.query for each in unanswered if each._episode is episode])
 
     # Answers.
 
@@ -519,6 +531,8 @@ class CriticClient:
     def close(self) -> None:
         """Closes all open episodes and the connections."""
         self.close_many(list(self._episodes.values()))
+        if self._log:
+            self._log.close()
         self._connection.close()
 
     def __enter__(self) -> CriticClient:
@@ -547,6 +561,18 @@ class CriticClient:
             publish_audit(self._keys, figures, self._clock.sync(_CLOCK_FRESH_S).now(), pipeline)
             pipeline.execute()
 
+    def note_truth(self, episode: Episode, frame: int | None) -> None:
+        """Tells the decision log, if there is one, what the simulator says of an open episode; for `rescore`.
+
+        Args:
+            frame: index of the first frame in which the task is done; None: in none of them.
+
+        Raises:
+            DecisionLogError: the log can't be written.
+        """
+        if self._log:
+            self._log.truth(episode, frame)
+
     # Inside.
 
     def _ask(self, parts: Sequence[_Part]) -> list[Pending[Any]]:
@@ -556,6 +582,8 @@ class CriticClient:
             assert pending is not None, "each part has a kind"
             if isinstance(error, EpisodeLost):
                 pending._resolve(error)
+                if self._log:
+                    self._log.answered(pending._episode, pending)
             elif error:
                 raise error
             pendings.append(pending)
@@ -580,6 +608,8 @@ class CriticClient:
                     episode, payload = part.episode, b""
                     if part.frames is not None:
                         payload = encode(part.frames, first=episode.frames, base=episode._base)
+                        if self._log:
+                            self._log.pushing(episode, part.frames)
                     query = pending.query if pending else None
                     steps.append(Step(episode.id, episode._reference, episode._batches, payload, query))
                 yield steps[start:end], self._carry([pending for pending in pendings[start:end] if pending])
@@ -600,6 +630,10 @@ class CriticClient:
                 for pending in refused:
                     if pending:
                         self._open.pop(pending.query.id, None)
+        if self._log:
+            for step, part, (_, refusal) in zip(steps, parts, outcomes, strict=True):
+                if step.payload and not refusal:
+                    self._log.pushed(part.episode, step.payload)
         return outcomes
 
     def _carry(self, pendings: Sequence[Pending[Any]]) -> list[NewJob]:
@@ -715,6 +749,8 @@ class CriticClient:
                     pending._resolve(answer, critic, written)
                     pending._episode.answers += 1
                     pending._episode.answer_s += pending.answer_s
+                    if self._log:
+                        self._log.answered(pending._episode, pending)
 
     def _timeout_error(self, pendings: Sequence[Pending[Any]], waited: float) -> CriticTimeout:
         with redis_errors(self.config.redis_url):

@@ -132,6 +132,9 @@ class VlacConfig:
         "Most bytes of encoded frames of its open episodes that a rollout keeps, to push them again when Redis "
         "loses them; episodes beyond that fail then.",
     )
+    decision_log: str = _setting(
+        "", "Folder in which rollouts log verdicts and frames (docs/decision-log.md); empty: none."
+    )
 
     def __post_init__(self) -> None:
         for spec in fields(self):

@@ -87,9 +87,14 @@ def redis_errors(url: str) -> Iterator[None]:
             f"Redis at {redact_url(url)} refused the password: {error}; mend redis_url."
         ) from error
     except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as error:
+        remedy = "start redis-server there, or correct redis_url (VLAC_REDIS_URL)."
+        if "CERTIFICATE" in str(error).upper():
+            remedy = (
+                "it speaks TLS, and one side does not trust the other: look at ssl_ca_certs, ssl_certfile "
+                "and the host name in redis_url (VLAC_REDIS_URL)."
+            )
         raise RedisUnavailable(
-            f"can't reach Redis at {redact_url(url)} ({type(error).__name__}: {error}); "
-            "start redis-server there, or correct redis_url (VLAC_REDIS_URL)."
+            f"can't reach Redis at {redact_url(url)} ({type(error).__name__}: {error}); {remedy}"
         ) from error
     except redis.exceptions.ResponseError as error:
         if isinstance(error, redis.exceptions.OutOfMemoryError):

@@ -242,6 +242,8 @@ def decode(payload: bytes, *, base: Base | None = None, limit: int = MAX_BATCH_B
 def _unpack(header: _Header, block: memoryview, limit: int) -> Frames:
     """What the block holds: pixels, or pixels XORed with those before; uint8 (T,H,W,3), read-only."""
     raw_bytes = header.raw_bytes
+    # No encoder writes a larger batch, whatever the limit of an episode is.
+    limit = min(limit, MAX_BATCH_BYTES)
     if raw_bytes > limit:
         raise FrameError(f"the batch declares {raw_bytes} bytes of pixels, above the limit of {limit}; refused.")
     if raw_bytes > _LZ4_MAX_RATIO * len(block):
@@ -276,7 +278,8 @@ def decode_many(
         payloads: encoded batches in the order they were pushed.
         first: index of the first batch's first frame, to find a batch that is missing or out of order.
         base: the batch before the first one, where it needs it.
-        limit: most pixel bytes of all batches together, checked before anything is allocated.
+        limit: most pixel bytes of all batches together, checked before anything is allocated; of each batch
+            MAX_BATCH_BYTES.
 
     Returns:
         One uint8 (T,H,W,3) array for each batch.

@@ -73,6 +73,5 @@ class JobMaker:
             # RQ compresses it, and reads it as it is as well: it is short, and this is quicker on both sides.
             "data": pickle.dumps(envelope, protocol=pickle.HIGHEST_PROTOCOL),
         }
-        return NewJob(
-            self._keys.job_id(uuid.uuid4().hex), tuple(part for field in fields.items() for part in field)
-        )
+        words = tuple(word for field in fields.items() for word in field)
+        return NewJob(self._keys.job_id(uuid.uuid4().hex), words)

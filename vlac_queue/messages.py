@@ -172,7 +172,7 @@ def decode_job(text: str) -> list[Query]:
     if not isinstance(queries, list) or not 1 <= len(queries) <= MAX_JOB_QUERIES:
         raise ProtocolError(f"a job must hold a list of 1 to {MAX_JOB_QUERIES} queries.")
     client = check_id(message.get("client"), "client id")
-    asked, deadline = _number(message.get("asked")), _number(message.get("deadline"))
+    asked, deadline = _time(message.get("asked")), _time(message.get("deadline"))
     return [_query(fields, client, asked, deadline) for fields in queries]
 
 
@@ -261,6 +261,13 @@ def _number(value: Any) -> float:
     except OverflowError:
         pass  # an integer beyond any float: refused like the rest
     raise ProtocolError(f"expected a finite number, not {type(value).__name__}.")
+
+
+def _time(value: Any) -> float:
+    seconds = _number(value)
+    if not 0 <= seconds <= 1e11:
+        raise ProtocolError("a time must be in seconds since 1970.")
+    return seconds
 
 
 def _load(text: str, what: str) -> dict[str, Any]:

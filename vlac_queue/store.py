@@ -7,6 +7,7 @@ episode. All errors are Redis' own here; the client and the worker turn them int
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,7 +20,7 @@ from vlac_queue.connection import exchange
 from vlac_queue.errors import EpisodeLost, ProtocolError, QueueFull, VlacQueueError
 from vlac_queue.jobs import NewJob
 from vlac_queue.keys import LIMIT_FIELD, TOTAL_FIELD, Keys
-from vlac_queue.messages import Query
+from vlac_queue.messages import MAX_TASK_CHARS, Query
 
 #: Entries of a client's stream of answers that are kept; it reads them long before.
 _ANSWERS_KEPT = 1000
@@ -165,21 +166,26 @@ return count
 
 # Meta, batches and what is still pending. KEYS for each episode: meta frames queries; ARGV for each: first
 # batch, last batch, number of query ids, the ids. Reply for each: {meta, {kind or "" of each id}, {batch ...}};
-# no batches where nothing is pending.
+# no batches where nothing is pending. Keys of a wrong type, which no client of ours makes, spoil their episode
+# alone: the reply is {} then.
 _READ = """
-local replies, a = {}, 1
-for i = 1, #KEYS / 3 do
+local function read(i, a)
   local meta = redis.call('HGETALL', KEYS[3 * i - 2])
-  local kinds, open, count = {}, false, tonumber(ARGV[a + 2])
-  for j = 1, count do
+  local kinds, open = {}, false
+  for j = 1, tonumber(ARGV[a + 2]) do
     local kind = redis.call('HGET', KEYS[3 * i], ARGV[a + 2 + j])
     if kind == 'done' or kind == 'value' then open = true else kind = '' end
     kinds[j] = kind
   end
   local batches = {}
   if open then batches = redis.call('LRANGE', KEYS[3 * i - 1], ARGV[a], ARGV[a + 1]) end
-  replies[i] = {meta, kinds, batches}
-  a = a + 3 + count
+  return {meta, kinds, batches}
+end
+local replies, a = {}, 1
+for i = 1, #KEYS / 3 do
+  local ok, reply = pcall(read, i, a)
+  replies[i] = ok and reply or {}
+  a = a + 3 + tonumber(ARGV[a + 2])
 end
 return replies
 """
@@ -192,7 +198,7 @@ redis.call('XTRIM', KEYS[1], 'MAXLEN', '~', ARGV[2])
 local written, news = {}, {}
 for i = 1, #KEYS - 1 do
   local id, answer = ARGV[2 * i + 1], ARGV[2 * i + 2]
-  local kind = redis.call('HGET', KEYS[i + 1], id)
+  local kind = redis.pcall('HGET', KEYS[i + 1], id)
   written[i] = 0
   if kind == 'done' or kind == 'value' then
     redis.call('HSET', KEYS[i + 1], id, answer)
@@ -251,10 +257,10 @@ class EpisodeMeta:
         """From the hash as Redis gives it.
 
         Raises:
-            ProtocolError: a field is missing or not of its type.
+            ProtocolError: a field is missing, not of its type or out of range.
         """
         try:
-            return cls(
+            meta = cls(
                 task=fields[b"task"].decode(),
                 reference=fields[b"reference"].decode(),
                 done_threshold=float(fields[b"done_threshold"]),
@@ -265,6 +271,13 @@ class EpisodeMeta:
             )
         except (KeyError, ValueError) as error:
             raise ProtocolError(f"an episode's meta hash is not of this protocol ({error!r}).") from None
+        if not (0 <= meta.done_threshold <= 1 and 1 <= meta.value_stride < 2**31 and 1 <= meta.ttl_s < 2**31):
+            raise ProtocolError("an episode's done_threshold, value_stride or ttl_s is out of range.")
+        if len(meta.task) > MAX_TASK_CHARS or (
+            meta.reference and not re.fullmatch(r"[0-9a-f]{64}", meta.reference)
+        ):
+            raise ProtocolError("an episode's task is too long, or its reference is no SHA-256.")
+        return meta
 
 
 @dataclass(frozen=True)
@@ -500,10 +513,13 @@ class EpisodeStore:
             episode = self.keys.episode(each.episode)
             keys += (episode.meta, episode.frames, episode.queries)
             arguments += (each.first, each.last, len(each.queries), *each.queries)
-        for each, (fields, kinds, batches) in zip(
-            wanted, self._eval(self.connection, _READ, keys, arguments), strict=True
-        ):
+        for each, reply in zip(wanted, self._eval(self.connection, _READ, keys, arguments), strict=True):
             meta: EpisodeMeta | ProtocolError | None
+            if not reply:
+                meta = ProtocolError(f"the keys of episode {each.episode!r} on Redis are of a wrong type.")
+                yield EpisodeRead(meta, frozenset(each.queries), [])
+                continue
+            fields, kinds, batches = reply
             try:
                 meta = EpisodeMeta.from_hash(dict(zip(fields[::2], fields[1::2], strict=True))) if fields else None
             except ProtocolError as error:

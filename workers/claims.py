@@ -18,10 +18,27 @@ from vlac_queue.metrics import first_line
 #: Seconds between two looks at the queue while Redis is full and refuses to be waited on.
 _FULL_PAUSE_S = 0.1
 
-# Takes up to n jobs and reads them. KEYS queue claims; ARGV first_id ("": take that one too) n max_bytes
-# worker_name. Reply: {id, "ok", data, retries_left, deaths, trying}, {id, "gone"} or {id, "large"} for each.
-# The first command lets it go on when Redis is full (see store.py): taking jobs is what empties it.
-_TAKE = """
+# What a job's key holds. RQ's ids are letters, digits, "_" and "-": any other is a stranger's, and no key is made
+# of it. Reply: {id, "ok", data, retries_left, deaths, trying}, or {id, "gone" | "large" | "unfit"}.
+_JOB = """
+local function job(id, most)
+  if #id == 0 or #id > 200 or string.find(id, '[^%w_-]') then return {string.sub(id, 1, 200), 'unfit'} end
+  local size = redis.pcall('HSTRLEN', 'rq:job:' .. id, 'data')
+  if type(size) ~= 'number' then return {id, 'unfit'} end
+  if size == 0 then return {id, 'gone'} end
+  if size > tonumber(most) then return {id, 'large'} end
+  local fields = redis.call('HMGET', 'rq:job:' .. id, 'data', 'retries_left', 'deaths', 'trying')
+  local function short(text) return string.sub(text or '', 1, 2000) end
+  return {id, 'ok', fields[1], short(fields[2]), short(fields[3]), short(fields[4])}
+end
+"""
+
+# Takes up to n jobs and reads them; what is unfit is dropped. KEYS queue claims; ARGV first_id ("": take that one
+# too) n max_bytes worker_name. Reply: as _JOB for each. The first command lets it go on when Redis is full (see
+# store.py): taking jobs is what empties it.
+_TAKE = (
+    _JOB
+    + """
 redis.call('LREM', KEYS[2], 0, '')
 local ids = {}
 if ARGV[1] ~= '' then ids[1] = ARGV[1] end
@@ -32,46 +49,49 @@ for i = #ids + 1, tonumber(ARGV[2]) do
 end
 local jobs = {}
 for i, id in ipairs(ids) do
-  local key = 'rq:job:' .. id
-  local size = redis.call('HSTRLEN', key, 'data')
-  if size == 0 then jobs[i] = {id, 'gone'}
-  elseif size > tonumber(ARGV[3]) then jobs[i] = {id, 'large'}
-  else
-    local fields = redis.call('HMGET', key, 'data', 'retries_left', 'deaths', 'trying')
-    jobs[i] = {id, 'ok', fields[1], fields[2] or '', fields[3] or '', fields[4] or ''}
-    redis.call('HSET', key, 'status', 'started', 'worker_name', ARGV[4])
-  end
+  jobs[i] = job(id, ARGV[3])
+  if jobs[i][2] == 'ok' then redis.call('HSET', 'rq:job:' .. id, 'status', 'started', 'worker_name', ARGV[4])
+  elseif jobs[i][2] == 'unfit' then redis.call('LREM', KEYS[2], 1, id) end
 end
 return jobs
 """
+)
 
 # Puts jobs back to the front of the queue, in their order; those on their last try wait to be tried alone.
 # KEYS queue claims alone; ARGV ids, or none for all. Reply: how many.
-_GIVE_BACK = """
+_GIVE_BACK = (
+    _JOB
+    + """
 local ids, count = ARGV, 0
 if #ids == 0 then ids = redis.call('LRANGE', KEYS[2], 0, -1) end
 for i = #ids, 1, -1 do
-  local key = 'rq:job:' .. ids[i]
-  if redis.call('LREM', KEYS[2], 1, ids[i]) == 1 and redis.call('EXISTS', key) == 1 then
+  local id = ids[i]
+  local key = 'rq:job:' .. id
+  -- Any data is "large" beside 0 bytes: so it is there, and not read.
+  if redis.call('LREM', KEYS[2], 1, id) == 1 and job(id, 0)[2] == 'large' then
     redis.call('HSET', key, 'status', 'queued')
     local left, deaths = unpack(redis.call('HMGET', key, 'retries_left', 'deaths'))
-    if deaths and tonumber(left) <= 0 then
-      if tonumber(left) == 0 then redis.call('HDEL', key, 'trying') end
-      redis.call('RPUSH', KEYS[3], ids[i])
+    left = tonumber(left)
+    if deaths and left and left <= 0 then
+      if left == 0 then redis.call('HDEL', key, 'trying') end
+      redis.call('RPUSH', KEYS[3], id)
     else
-      redis.call('LPUSH', KEYS[1], ids[i])
+      redis.call('LPUSH', KEYS[1], id)
     end
     count = count + 1
   end
 end
 return count
 """
+)
 
 # The same for a dead worker, at the cost of one retry for each job, and noted in its history. Before its last try
 # a job waits to be tried alone. Jobs without retries left go to the claims of the finder, who fails their queries.
 # KEYS queue claims_of_dead workers worker_key claims_of_finder alone; ARGV name_of_dead max_bytes name_of_finder.
-# Reply: {number given back, spent jobs as _TAKE}.
-_RECOVER = """
+# Reply: {number given back, spent jobs as _JOB}.
+_RECOVER = (
+    _JOB
+    + """
 if redis.call('EXISTS', KEYS[4]) == 1 then return {0, {}} end
 local count, spent, now = 0, {}, redis.call('TIME')[1]
 local ids = redis.call('LRANGE', KEYS[2], 0, -1)
@@ -79,28 +99,27 @@ redis.call('DEL', KEYS[2])
 for i = #ids, 1, -1 do
   local id = ids[i]
   local key = 'rq:job:' .. id
-  local size = redis.call('HSTRLEN', key, 'data')
-  if size > 0 then
-    local left = redis.call('HINCRBY', key, 'retries_left', -1)
-    local deaths = (redis.call('HGET', key, 'deaths') or '') .. ARGV[1] .. '@' .. now .. ' '
+  if job(id, 0)[2] == 'large' then
+    local left = redis.pcall('HINCRBY', key, 'retries_left', -1)
+    local deaths = string.sub((redis.call('HGET', key, 'deaths') or '') .. ARGV[1] .. '@' .. now .. ' ', 1, 2000)
     redis.call('HSET', key, 'status', 'queued', 'deaths', deaths)
-    if left >= 0 then
-      if left > 0 then redis.call('LPUSH', KEYS[1], id) else redis.call('RPUSH', KEYS[6], id) end
+    if type(left) == 'number' and left > 0 then
+      redis.call('LPUSH', KEYS[1], id)
+      count = count + 1
+    elseif left == 0 then
+      redis.call('RPUSH', KEYS[6], id)
       count = count + 1
     else
-      redis.call('RPUSH', KEYS[5], id)
       redis.call('HSET', key, 'status', 'started', 'worker_name', ARGV[3])
-      if size > tonumber(ARGV[2]) then spent[#spent + 1] = {id, 'large'}
-      else
-        local fields = redis.call('HMGET', key, 'data', 'trying')
-        spent[#spent + 1] = {id, 'ok', fields[1], left, deaths, fields[2] or ''}
-      end
+      redis.call('RPUSH', KEYS[5], id)
+      spent[#spent + 1] = job(id, ARGV[2])
     end
   end
 end
 redis.call('SREM', KEYS[3], ARGV[1])
 return {count, spent}
 """
+)
 
 
 @dataclass(frozen=True)
@@ -110,6 +129,7 @@ class TakenJob:
     Attributes:
         id: the RQ job's id.
         data: its envelope, not unpacked; b"" where the job is gone, None where it exceeds MAX_JOB_BYTES.
+        unfit: whether it is no job at all (an id that RQ does not make, a key of a wrong type); dropped already.
         spent: whether workers died with it more often than it may be tried again.
         deaths: the workers that died with it, and when (seconds since 1970 on Redis' clock).
         trying: id of the query that was tried alone last, or "".
@@ -117,6 +137,7 @@ class TakenJob:
 
     id: str
     data: bytes | None
+    unfit: bool = False
     spent: bool = False
     deaths: tuple[tuple[str, float], ...] = ()
     trying: str = ""
@@ -194,15 +215,17 @@ def history(deaths: Sequence[tuple[str, float]]) -> str:
 
 
 def _taken(entry: list[Any]) -> TakenJob:
-    job_id, status, *fields = entry
-    if status != b"ok":
-        return TakenJob(job_id.decode(), b"" if status == b"gone" else None)
+    job_id, state, *fields = entry
+    name = job_id.decode(errors="replace")
+    if state != b"ok":
+        return TakenJob(name, None if state == b"large" else b"", unfit=state == b"unfit")
     data, left, deaths, trying = fields
-    died = [each.rpartition("@") for each in deaths.decode(errors="replace").split()]
-    return TakenJob(
-        job_id.decode(),
-        data,
-        spent=bool(died) and int(left) < 0,
-        deaths=tuple((name, float(when)) for name, _, when in died),
-        trying=trying.decode(),
-    )
+    died = [_death(text) for text in deaths.decode(errors="replace").split()]
+    # What is no number was counted down no further: it is spent at the first death.
+    spent = bool(died) and not (left.isdigit())
+    return TakenJob(name, data, spent=spent, deaths=tuple(died), trying=trying.decode(errors="replace"))
+
+
+def _death(text: str) -> tuple[str, float]:
+    name, _, when = text.rpartition("@")
+    return name, float(when) if when.isdigit() and len(when) < 12 else 0.0

@@ -22,7 +22,7 @@ import time
 import traceback
 import uuid
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,6 +60,7 @@ from workers.claims import Claims, TakenJob, history
 from workers.critics import Critic, CriticQuery, make_critic
 from workers.envelope import DataOnlySerializer, read_envelope
 from workers.intake import Intake, Prepared
+from workers.log import make_logs_safe
 from workers.restart import may_restart, restart
 from workers.watchdog import Watchdog
 
@@ -80,6 +81,8 @@ _FAILURE_TTL_S = 3600
 _REDIS_PAUSE_S = 0.5
 #: Failures published as events between two beats; what is more is counted only.
 _EVENTS_A_BEAT = 10
+#: Most characters of a worker's name.
+_MOST_NAME_CHARS = 512
 #: Seconds for which a stopping worker goes on trying to write its last answers.
 _LAST_ANSWERS_S = 10.0
 
@@ -121,6 +124,7 @@ class CriticWorker(SimpleWorker):
             kwargs["connection"] = queues[0].connection
         unique = name or f"{socket.gethostname().split('.')[0]}-{os.getpid()}-{uuid.uuid4().hex[:4]}"
         super().__init__(names, unique, *args, **kwargs)
+        make_logs_safe()
         if not serves:  # RQ reads other workers' state through instances that never work
             return
         self.config = VlacConfig.from_env(queue=names[0])
@@ -370,7 +374,13 @@ class CriticWorker(SimpleWorker):
         # Room is for queries, and a job may hold many: what is too much here is for others.
         jobs_wanted = max(1, round(room / self._queries_per_job))
         leaves_it_to_others = busy and self._has_company
-        taken = self._claims.take(jobs_wanted, block_s=0 if burst or leaves_it_to_others else _TAKE_S)
+        try:
+            taken = self._claims.take(jobs_wanted, block_s=0 if burst or leaves_it_to_others else _TAKE_S)
+        except redis.exceptions.ResponseError as error:
+            # Somebody made something else of the queue's key, or took rights away.
+            self.log.error("Worker %s: no job can be taken (%s); trying again", self.name, error)
+            self._halt.wait(_REDIS_PAUSE_S)
+            return []
         if not taken and busy:
             self._idle.wait(_LOOK_S)
         return taken
@@ -379,6 +389,10 @@ class CriticWorker(SimpleWorker):
         """(job id, text) of those jobs that are ours to answer; the others are rejected."""
         jobs = []
         for job in taken:
+            if job.unfit:
+                self.log.warning("Worker %s: dropped what is no job: %r", self.name, job.id)
+                self.stats.rejected_jobs += 1
+                continue
             try:
                 if job.data is None:
                     raise ProtocolError(f"the job's envelope exceeds the limit of {MAX_JOB_BYTES} bytes.")
@@ -496,7 +510,8 @@ class CriticWorker(SimpleWorker):
                 job, _FAILURE_TTL_S, exc_string=str(error), worker_name=self.name, pipeline=pipeline
             )
             self.increment_failed_job_count(pipeline)
-            pipeline.execute()
+            # A stranger's keys of a wrong type must not end the worker.
+            pipeline.execute(raise_on_error=False)
 
     # The critic's thread.
 
@@ -568,7 +583,12 @@ class CriticWorker(SimpleWorker):
             self._store.answer(texts, pipeline, ttl_s=ttl_s)
             self._finish_jobs(finished, pipeline)
             self._publish_failures(answered, pipeline)
-            pipeline.execute()
+            for reply in pipeline.execute(raise_on_error=False):
+                if isinstance(reply, AWAY):
+                    raise reply
+                if isinstance(reply, Exception):
+                    # A client's keys of a wrong type: the answers of others are written all the same.
+                    self.log.error("Worker %s: answers could not be written: %s", self.name, reply)
         self._measure(answered)
         with self._open_lock:
             for prepared, _ in answered.answers:
@@ -607,6 +627,7 @@ class CriticWorker(SimpleWorker):
                 if self._events_left > 0:
                     self._events_left -= 1
                     query = prepared.query
+                    self.log.warning("Worker %s: query %s failed: %s", self.name, query.id, error)
                     event = {
                         "kind": "failure",
                         "worker": self.name,
@@ -650,6 +671,11 @@ class CriticWorker(SimpleWorker):
                 if not away:
                     self.log.error("Worker %s: no heartbeat, Redis is away (%s)", self.name, type(error).__name__)
                 away = True
+            except redis.exceptions.ResponseError as error:
+                # Somebody made something else of a key, or took rights away.
+                if not away:
+                    self.log.error("Worker %s: the heartbeat was refused (%s); trying again", self.name, error)
+                away = True
             except Exception as error:
                 self._fatal = self._fatal or error
                 self.log.exception("Worker %s: the heartbeat failed", self.name)
@@ -687,7 +713,7 @@ class CriticWorker(SimpleWorker):
         if self._parent and not self._stop_requested and (parent_stops or self._orphaned()):
             self.log.info("Worker %s: its parent %s stops, stopping too", self.name, self._parent.name)
             self._request_stop()
-        others = sorted({name.decode() for name in names} - {self.name})
+        others = sorted(self._known(names) - {self.name})
         self._has_company = bool(others)
         self._recover(others)
 
@@ -739,6 +765,18 @@ class CriticWorker(SimpleWorker):
             return
         self.log.warning("Worker %s: starts anew", self.name)
         restart()
+
+    def _known(self, names: Collection[bytes]) -> set[str]:
+        """Names of workers, as text; what can be none is taken off the list."""
+        known = set()
+        for name in names:
+            text = name.decode(errors="replace")
+            if text.encode() == name and text.isprintable() and len(text) <= _MOST_NAME_CHARS:
+                known.add(text)
+            else:
+                self.log.warning("Worker %s: this is no worker's name: %s", self.name, _shown(name))
+                self.connection.srem(self._keys.workers, name)
+        return known
 
     def _description(self) -> Any:
         """What `vlac:<queue>:worker:<name>` holds; read by dashboards (docs/protocol.md)."""

