@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 FUZZ_EXAMPLES ?= 20000
 
-.PHONY: setup demo test test-chaos fuzz lint bench clean
+.PHONY: setup demo test test-chaos test-day fuzz lint bench clean
 
 setup: $(READY)
 
@@ -27,6 +27,11 @@ test: setup
 # Harm done for real: kills, partitions, lost data; prints the table of docs/reliability.md.
 test-chaos: setup
 	$(BIN)/pytest tests/chaos -m chaos
+
+# A day's queries in some minutes: memory and latencies over a million of them.
+QUERIES ?= 1000000
+test-day: setup
+	CHAOS_QUERIES=$(QUERIES) $(BIN)/pytest tests/chaos/test_size.py -m chaos -k day
 
 # What is read from Redis, made up: FUZZ_EXAMPLES of each kind, some 15 minutes.
 fuzz: setup

@@ -107,7 +107,7 @@ def _rollout(keys: Keys) -> User:
             # A job's hash, and its id at the end of the queue; and what has become of open queries.
             Grant("exists expire hmget hset", (keys.rq_job(job),)),
             Grant("llen lpos rpush", (keys.rq_queue,)),
-            Grant("lpos", reads=(keys.alone, keys.claims("*"))),
+            Grant("lpos", reads=(keys.alone,)),
             Grant("sadd", (Queue.redis_queues_keys,)),
             Grant("hgetall hmget smembers", reads=_who_works(keys)),
         ),
@@ -127,7 +127,7 @@ def _worker(keys: Keys) -> User:
             Grant(_READS, reads=(episode.meta, keys.reference("*"))),
             # Answers, and failures for people to see.
             Grant("hget hset", (episode.queries,)),
-            Grant("expire xadd xtrim", (keys.client_answers("*"), keys.events)),
+            Grant("expire xadd", (keys.client_answers("*"), keys.events)),
             Grant("exists", reads=(keys.client("*"),)),
             # A job goes from RQ's queue to the worker's claims in one command, so their keys stand together.
             Grant(

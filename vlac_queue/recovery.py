@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -305,7 +305,7 @@ class Standing:
 
 
 def look_up(connection: redis.Redis, keys: Keys, asked: Sequence[Asked]) -> list[Standing]:
-    """Looks everywhere a query can be: in its episode, in the queue, with a worker. Three round trips at most."""
+    """Looks where a query can be: in its episode, in the queue, with a worker. Two round trips at most."""
     jobs = sorted({each.job for each in asked})
     with connection.pipeline(transaction=False) as pipeline:
         for each in asked:
@@ -315,14 +315,16 @@ def look_up(connection: redis.Redis, keys: Keys, asked: Sequence[Asked]) -> list
             pipeline.llen(episode.frames)
             pipeline.exists(keys.reference(each.reference))
         for job in jobs:
-            pipeline.hmget(keys.rq_job(job), "status", "worker_name", "exc_info")
+            pipeline.hmget(keys.rq_job(job), "status", "exc_info")
         replies = pipeline.execute()
     of_jobs = dict(zip(jobs, replies[4 * len(asked) :], strict=True))
-    carried = _carried(connection, keys, {job: fields[1] for job, fields in of_jobs.items() if fields[0]})
+    # A job that was begun stands in the claims of a worker, which looks after it, or others do when it is dead.
+    carried = {job for job, (status, _) in of_jobs.items() if status == b"started"}
+    carried |= _waiting(connection, keys, [job for job, (status, _) in of_jobs.items() if status == b"queued"])
     standings = []
     for index, each in enumerate(asked):
         text, there, batches, reference = replies[4 * index : 4 * index + 4]
-        status, _, reason = of_jobs[each.job]
+        status, reason = of_jobs[each.job]
         answer = text.decode() if text is not None and text.startswith(b"{") else ""
         kept = text is not None and bool(there) and batches >= each.batches and (not each.reference or reference)
         refused = _reason(reason) if status == b"failed" else ""
@@ -330,18 +332,17 @@ def look_up(connection: redis.Redis, keys: Keys, asked: Sequence[Asked]) -> list
     return standings
 
 
-def _carried(connection: redis.Redis, keys: Keys, workers: Mapping[str, bytes | None]) -> set[str]:
-    """Those of the jobs, given with the worker that had it last, that wait or are a worker's."""
-    if not workers:
+def _waiting(connection: redis.Redis, keys: Keys, jobs: Sequence[str]) -> set[str]:
+    """Those of the jobs that wait for a worker."""
+    if not jobs:
         return set()
     with connection.pipeline(transaction=False) as pipeline:
-        for job, worker in workers.items():
+        for job in jobs:
             pipeline.lpos(keys.rq_queue, job)
             pipeline.lpos(keys.alone, job)
-            pipeline.lpos(keys.claims(worker.decode() if worker else ""), job)
         replies = pipeline.execute()
-    places = zip(replies[0::3], replies[1::3], replies[2::3], strict=True)
-    return {job for job, found in zip(workers, places, strict=True) if any(place is not None for place in found)}
+    places = zip(jobs, replies[0::2], replies[1::2], strict=True)
+    return {job for job, *found in places if any(place is not None for place in found)}
 
 
 def _reason(compressed: bytes | None) -> str:

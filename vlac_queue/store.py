@@ -194,7 +194,7 @@ return replies
 # episode's queries; ARGV ttl kept, and for each: query_id answer. Reply: 1 or 0 for each. A script that has
 # written may go on when Redis is full: answers must get through, since closing episodes is what frees memory.
 _ANSWER = """
-redis.call('XTRIM', KEYS[1], 'MAXLEN', '~', ARGV[2])
+redis.call('EXPIRE', KEYS[1], ARGV[1])
 local written, news = {}, {}
 for i = 1, #KEYS - 1 do
   local id, answer = ARGV[2 * i + 1], ARGV[2 * i + 2]

@@ -707,7 +707,9 @@ class CriticWorker(SimpleWorker):
         self._suspended = bool(suspended)
         self._alone_waits = bool(alone)
         self._check_claims(
-            mine, frozenset(job.decode() for job in claimed), lapsed=self._beats > 0 and not was_there
+            mine,
+            frozenset(job.decode(errors="replace") for job in claimed),
+            lapsed=self._beats > 0 and not was_there,
         )
         self._beats += 1
         if self._parent and not self._stop_requested and (parent_stops or self._orphaned()):

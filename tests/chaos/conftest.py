@@ -14,6 +14,13 @@ from tests.chaos.load import Account, Load, Row, check
 from tests.conftest import Workers
 
 _ROWS = pytest.StashKey[list[Row]]()
+_DAY = pytest.StashKey[list[str]]()
+
+
+_DAY_HEAD = (
+    "| queries so far | queries/s | answered after, median | p99 | client | worker | Redis |",
+    "|---:|---:|---:|---:|---:|---:|---:|",
+)
 
 
 def harm(full: int, short: int = 0, timeout: int = 240) -> Any:
@@ -26,8 +33,9 @@ def harm(full: int, short: int = 0, timeout: int = 240) -> Any:
 class Table:
     """Collects a row for each fault; printed at the end of the run."""
 
-    def __init__(self, rows: list[Row]) -> None:
+    def __init__(self, rows: list[Row], day: list[str]) -> None:
         self._rows = rows
+        self._day = day
 
     def add(
         self, fault: str, times: int, load: Load | list[Account], recover_s: list[float], *, wire: bool = True
@@ -37,25 +45,33 @@ class Table:
         assert all(seconds < float("inf") for seconds in recover_s)
         self._rows.append(Row(fault, times, queries, lost, doubled, recover_s))
 
+    def say(self, line: str) -> None:
+        """Adds a line to the figures of the day's queries."""
+        self._day.append(line)
+
     def note(self, fault: str, times: int, queries: int, recover_s: list[float]) -> None:
         """Notes a row whose queries the test has checked one by one."""
         self._rows.append(Row(fault, times, queries, 0, 0, recover_s))
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_ROWS] = []
+    config.stash[_ROWS], config.stash[_DAY] = [], []
 
 
 @pytest.fixture
 def table(request: pytest.FixtureRequest) -> Table:
-    return Table(request.config.stash[_ROWS])
+    return Table(request.config.stash[_ROWS], request.config.stash[_DAY])
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    rows = config.stash.get(_ROWS, [])
+    rows, day = config.stash.get(_ROWS, []), config.stash.get(_DAY, [])
     if rows:
         terminalreporter.write_line("")
         for line in markdown(rows):
+            terminalreporter.write_line(line)
+    if day:
+        terminalreporter.write_line("")
+        for line in (*_DAY_HEAD, *day):
             terminalreporter.write_line(line)
 
 
