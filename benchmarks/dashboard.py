@@ -236,8 +236,8 @@ def main(seconds: float, rounds: int, steps: int, json_file: str | None) -> None
         figures["queue"] = {"alone": alone, "watched": watched}
         cost = 1 - max(watched) / max(alone)
         console.print(
-            f"queue at full speed, best of {rounds}: {max(alone):,.0f} queries/s alone, {max(watched):,.0f} watched: "
-            f"{cost:.1%} less"
+            f"queue at full speed, best of {rounds}: {max(alone):,.0f} queries/s alone, {max(watched):,.0f} "
+            f"watched: {cost:.1%} less"
         )
     if json_file:
         with open(json_file, "w") as file:
