@@ -1,4 +1,4 @@
-"""One round of one peer, in a process of its own: `python -m benchmarks.measuring PEER` prints the figures as JSON.
+"""`python -m benchmarks.measuring PEER`: one round of one peer in a process of its own; prints figures as JSON.
 
 A process of its own is the client alone, so that its CPU time is the client's, and nothing that another peer
 started (threads, daemons) is there while it is measured.

@@ -127,22 +127,22 @@ def rank(make: Callable[..., Service], arguments: dict[str, Any], chunks: int, s
     walls.put((time.perf_counter() - started, time.perf_counter() - last))
 
 
-def wall(make: Callable[..., Service], each: list[dict[str, Any]], chunks: int) -> tuple[float, float]:
+def wall(make: Callable[..., Service], arguments: list[dict[str, Any]], chunks: int) -> tuple[float, float]:
     """Seconds until the slowest rank is through, and those of them after its last chunk.
 
     Args:
         make: makes the ranks' service.
-        each: its arguments for each rank.
+        arguments: its arguments for each rank.
         chunks: action chunks of an episode.
     """
     context = multiprocessing.get_context("spawn")
     start, walls = context.Barrier(RANKS), context.Queue()
-    ranks = [context.Process(target=rank, args=(make, given, chunks, start, walls)) for given in each]
-    for process in ranks:
-        process.start()
+    ranks = [context.Process(target=rank, args=(make, given, chunks, start, walls)) for given in arguments]
+    for each in ranks:
+        each.start()
     slowest: tuple[float, float] = max(walls.get(timeout=600) for _ in ranks)
-    for process in ranks:
-        process.join()
+    for each in ranks:
+        each.join()
     return slowest
 
 

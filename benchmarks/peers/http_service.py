@@ -103,7 +103,8 @@ def _tcp_bytes(connection: socket.socket) -> tuple[int, int]:
     return sent, received
 
 
-def _wait_for(port: int) -> None:
+def wait_for_port(port: int) -> None:
+    """Returns when something listens there."""
     while True:
         try:
             socket.create_connection(("127.0.0.1", port)).close()

@@ -13,7 +13,6 @@ from vlac_queue.config import VlacConfig
 from vlac_queue.frames import Frames
 from vlac_queue.messages import DoneVerdict
 
-
 #: Bytes that the open episodes may hold on Redis before new ones are opened.
 _MOST_BYTES = 1 << 30
 
