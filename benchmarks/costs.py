@@ -52,7 +52,7 @@ class Meter:
     def __init__(self, connection: redis.Redis | None, wire_bytes: Callable[[], int | None] | None = None) -> None:
         self._connection = connection
         self._wire_bytes = wire_bytes
-        self._redis_pid = int(connection.info("server")["process_id"]) if connection else 0  # type: ignore[index]
+        self._redis_pid = int(connection.info("server")["process_id"]) if connection else 0
 
     def read(self) -> Costs:
         """The totals at this moment."""
@@ -71,7 +71,7 @@ class Meter:
         if self._connection is None:
             return None
         said = self._connection.info("stats")
-        return int(said["total_net_input_bytes"]) + int(said["total_net_output_bytes"])  # type: ignore[index]
+        return int(said["total_net_input_bytes"]) + int(said["total_net_output_bytes"])
 
 
 def _cpu_s(process: psutil.Process) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 from benchmarks.peers.ours import ask_together
 from benchmarks.workloads import EPISODE_STEPS, simulator
@@ -20,7 +20,7 @@ def full_queue(
     batch: int,
     open_batches: int,
     wait: Callable[[Sequence[Pending[DoneVerdict]]], None] | None = None,
-) -> Iterator[float]:
+) -> Generator[float, None, None]:
     """Keeps `open_batches` batches of `batch` queries asked and not answered, for as long as it is iterated.
 
     Use it with `contextlib.closing`: what is still out then is waited for.

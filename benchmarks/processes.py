@@ -7,7 +7,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -54,10 +54,8 @@ def end(processes: Sequence[psutil.Process], *, patience_s: float = 10.0) -> Non
 
 
 def _signal(process: psutil.Process, name: str) -> None:
-    try:
+    with suppress(psutil.NoSuchProcess):
         getattr(process, name)()
-    except psutil.NoSuchProcess:
-        pass
 
 
 @contextmanager

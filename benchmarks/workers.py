@@ -99,7 +99,7 @@ def busy(seconds: float, critic: str = "SteadyCritic") -> float:
 
         def published() -> dict[str, float]:
             said = connection.hmget(Keys("vlac").worker(name), "busy_s", "time")
-            return {key: float(value or 0) for key, value in zip(("busy_s", "time"), said, strict=True)}  # type: ignore[arg-type]
+            return {key: float(value or 0) for key, value in zip(("busy_s", "time"), said, strict=True)}
 
         first: dict[str, float] = {}
         with closing(full_queue(client, batch=BATCH, open_batches=6)) as answered:

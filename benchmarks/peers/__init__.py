@@ -113,6 +113,6 @@ def pack(frame: Frames) -> bytes:
     return packed
 
 
-def unpack(packed: bytes) -> Frames:
+def unpack(packed: bytes | memoryview) -> Frames:
     """A frame that `pack` packed."""
     return np.frombuffer(lz4.frame.decompress(packed), np.uint8).reshape(SIDE, SIDE, 3)

@@ -28,7 +28,7 @@ def start(url: str, episodes: int, *, group: int) -> Iterator[Asker]:
                 connection.rpush("frames", *[pack(frame) for frame in frames[first : first + group]])
             answers: list[bool] = []
             while len(answers) < len(frames):
-                _, said = connection.blpop(["answers"], timeout=60)  # type: ignore[misc]
+                _, said = connection.blpop(["answers"], timeout=60)
                 answers += [each == ord("1") for each in said]
             return answers
 
@@ -39,7 +39,7 @@ def consume(url: str, group: int) -> None:
     """Takes frames and answers them, for ever."""
     with redis.Redis.from_url(url) as connection:
         while True:
-            _, first = connection.blpop(["frames"])  # type: ignore[misc]
+            _, first = connection.blpop(["frames"])
             others = connection.lpop("frames", group - 1) or [] if group > 1 else []
             said = "".join("1" if look(unpack(packed)) else "0" for packed in (first, *others))
             connection.rpush("answers", said)

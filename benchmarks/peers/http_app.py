@@ -1,8 +1,8 @@
 """The FastAPI service: `python -m benchmarks.peers.http_app PORT`.
 
 POST /done takes packed frames and answers a bool for each; POST /value/{count} answers `count` times. The critic
-gets what waits at the moment, up to `--most` frames: nothing waits for a batch to fill, so that a single query is as
-quick as it can be.
+gets what waits at the moment, up to `--most` frames: nothing waits for a batch to fill, so that a single query is
+as quick as it can be.
 """
 
 import asyncio

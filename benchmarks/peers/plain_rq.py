@@ -1,8 +1,8 @@
 """Plain RQ: one job a frame, all of a step enqueued in one pipeline, results by blocking reads.
 
-A SimpleWorker, which runs jobs in its own process, since a fork for each would load the model each time. The packed
-frame is the job's argument, which RQ packs once more with zlib; or it has a key of its own, by which the job
-fetches it, which spares that.
+A SimpleWorker, which runs jobs in its own process, since a fork for each would load the model each time. The
+packed frame is the job's argument, which RQ packs once more with zlib; or it has a key of its own, by which the
+job fetches it, which spares that.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def answer_key(key: str) -> bool:
     job = rq.get_current_job()
     assert job is not None
     packed = job.connection.getdel(key)
-    assert packed is not None
+    assert isinstance(packed, bytes)
     return answer(packed)
 
 

@@ -1,0 +1,112 @@
+"""Tables of the figures, and the figures as JSON."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+
+from benchmarks.compare import Rounds, median_round, rate_over
+from benchmarks.episodes import Asked, growth
+from benchmarks.goals import OURS, Goal
+from benchmarks.workers import CRITICS, Served
+
+
+def peers_table(
+    measured: Rounds, titles: Mapping[str, str], missing: Sequence[str], at_once: int, caption: str
+) -> Table:
+    """Rate, latency, CPU time and bytes of every peer; medians over the rounds."""
+    made = Table(title=f"{at_once} frames of 256x256x3 asked at once, critic of zero cost", caption=caption)
+    made.add_column("", no_wrap=True)
+    for column in ("queries/s", "ours over it", "step p50\nms", "p99\nms", "single p50\nms", "p99\nms"):
+        made.add_column(column, justify="right", no_wrap=True)
+    for column in ("CPU ms a query\nclient", "\nRedis", "\nworker", "kB a\nquery"):
+        made.add_column(column, justify="right", no_wrap=True)
+    for name, rounds in measured.items():
+        each = median_round(rounds)
+        times = (each.step_p50_s, each.step_p99_s)
+        made.add_row(
+            titles[name],
+            f"{each.queries_per_s:,.0f}",
+            "" if name == OURS or OURS not in measured else f"{rate_over(measured, OURS, name).median:.2f}",
+            *(f"{1000 * seconds:.1f}" for seconds in times),
+            *(f"{1000 * seconds:.2f}" for seconds in (each.single_p50_s, each.single_p99_s)),
+            *(f"{1000 * seconds:.2f}" for seconds in (each.client_s, each.redis_s, each.workers_s)),
+            "-" if each.wire_bytes is None else f"{each.wire_bytes / 1000:.1f}",
+            style="bold" if name == OURS else None,
+        )
+    for title in missing:
+        made.add_row(title, "not installed", *[""] * 9, style="dim")
+    return made
+
+
+def episodes_table(measured: Sequence[Asked]) -> Table:
+    """The queue by workload and by the number of episodes that ask at once."""
+    fitted, exponent = growth(measured)
+    caption = (
+        f"simulator: a step takes {1000 * fitted.fixed:.1f} ms + {1000 * fitted.each:.3f} ms an episode; "
+        f"time ~ episodes ^ {exponent:.2f}"
+    )
+    made = Table(title="vlac-queue as episodes grow, critic of zero cost", caption=caption)
+    made.add_column("")
+    for column in ("episodes", "queries/s", "step p50\nms", "p99\nms", "CPU ms a query\nclient", "\nRedis"):
+        made.add_column(column, justify="right", no_wrap=True)
+    for column in ("\nworker", "kB a\nquery"):
+        made.add_column(column, justify="right", no_wrap=True)
+    groups: dict[tuple[str, int], list[Any]] = {}
+    for asked in measured:
+        groups.setdefault((asked.workload, asked.episodes), []).append(asked.round)
+    for (workload, episodes), rounds in groups.items():
+        each = median_round(rounds)
+        made.add_row(
+            workload,
+            str(episodes),
+            f"{each.queries_per_s:,.0f}",
+            f"{1000 * each.step_p50_s:.1f}",
+            f"{1000 * each.step_p99_s:.1f}",
+            *(f"{1000 * seconds:.2f}" for seconds in (each.client_s, each.redis_s, each.workers_s)),
+            "-" if each.wire_bytes is None else f"{each.wire_bytes / 1000:.1f}",
+        )
+    return made
+
+
+def workers_table(measured: Sequence[Sequence[Served]]) -> Table:
+    """Queries per second by critic and number of workers; medians over the rounds."""
+    counts = sorted({each.workers for each in measured[0]})
+    made = Table(title="Workers with a sleeping critic and an always-full queue, batches of 16: queries/s")
+    made.add_column("")
+    for count in counts:
+        made.add_column(f"{count} worker{'s' if count > 1 else ''}", justify="right")
+    for critic, title in CRITICS.items():
+        rates = served_rates(measured, critic)
+        cells = [f"{rate:,.0f} ({rate / rates[counts[0]]:.2f}x)" for rate in rates.values()]
+        made.add_row(title, *cells)
+    return made
+
+
+def served_rates(measured: Sequence[Sequence[Served]], critic: str) -> dict[int, float]:
+    """Median queries per second by the number of workers."""
+    rates: dict[int, list[float]] = {}
+    for each in (each for served in measured for each in served if each.critic == critic):
+        rates.setdefault(each.workers, []).append(each.queries_per_s)
+    return {count: statistics.median(values) for count, values in sorted(rates.items())}
+
+
+def goals_table(goals: Sequence[Goal], rounds: int) -> Table:
+    """What should be reached, and what is."""
+    made = Table(title="Goals", caption=f"median (least..most) of {rounds} interleaved rounds")
+    made.add_column("")
+    for column in ("measured", "goal", "met"):
+        made.add_column(column, justify="right", no_wrap=True)
+    for goal in goals:
+        bound = f"{'at least' if goal.at_least else 'at most'} {goal.bound:g}"
+        made.add_row(goal.what, str(goal.measured), bound, "[green]yes" if goal.met else "[red]no")
+    return made
+
+
+def goals_json(goals: Sequence[Goal]) -> list[dict[str, Any]]:
+    """The goals as data."""
+    return [{**asdict(goal), "met": goal.met} for goal in goals]
