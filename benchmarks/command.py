@@ -20,8 +20,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from benchmarks import compare, episodes, goals, overlap, plots, report, workers
-from benchmarks.goals import OURS, Goal
-from benchmarks.peers import PEERS, Peer
+from benchmarks.goals import Goal
+from benchmarks.measuring import ApartError
+from benchmarks.peers import OURS, PEERS, Peer
 from benchmarks.processes import machine
 from benchmarks.profile import profile
 from vlac_queue.console import errors_as_messages
@@ -131,7 +132,10 @@ def bench(
         if plots_folder:
             figure_class()  # better missed now than after the work
             plots_folder.mkdir(parents=True, exist_ok=True)
-        _measure(console, size, sections or SECTIONS, names, json_file, plots_folder)
+        try:
+            _measure(console, size, sections or SECTIONS, names, json_file, plots_folder)
+        except ApartError as error:
+            raise click.ClickException(str(error)) from None
 
 
 def _measure(
@@ -165,7 +169,8 @@ def _measure(
         if plots_folder and section.draw:
             section.draw(plots_folder)
     console.print(report.goals_table(reached, size.rounds))
-    console.print(", ".join(f"{name} {text}" for name, text in figures["versions"].items()), style="dim")
+    versions = ", ".join(f"{name} {text}" for name, text in figures["versions"].items())
+    console.print(f"{figures['machine']}; {versions}", style="dim", highlight=False)
     figures["goals"] = report.goals_json(reached)
     if json_file:
         json_file.write_text(json.dumps(figures, indent=1) + "\n")
@@ -185,17 +190,21 @@ class _Steps:
 
 def _peers(size: Size, installed: Sequence[Peer], missing: Sequence[str], steps: _Steps) -> Section:
     titles = {peer.name: peer.title for peer in installed}
-    measured = compare.compare(
+    measured, failed = compare.compare(
         installed,
         episodes=size.at_once,
         rounds=size.rounds,
         seconds=size.seconds,
         advance=steps.expect(size.rounds * len(installed)),
     )
+    absent = {**dict.fromkeys(missing, "not installed"), **{titles[name]: "failed" for name in failed}}
     return Section(
-        [report.peers_table(measured, titles, missing, size.at_once, machine())],
+        report.peers_tables(measured, titles, absent, size.at_once),
         goals.of_peers(measured, titles),
-        {name: [asdict(each) for each in rounds] for name, rounds in measured.items()},
+        {
+            "rounds": {name: [asdict(each) for each in rounds] for name, rounds in measured.items()},
+            "failed": failed,
+        },
         lambda folder: plots.draw_peers(measured, titles, folder / "peers.png"),
     )
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from vlac_queue.config import VlacConfig
 from vlac_queue.messages import DoneVerdict, ValueVerdict
 from workers.critics import CriticAnswer, CriticQuery
 
-#: Names a folder in which each worker notes when its critic was loaded and when it was first asked.
-MARKS = "VLAC_BENCH_MARKS"
+#: Names a folder in which each worker writes when its critic was loaded, and when each batch began and ended, in
+#: seconds of the monotonic clock, which all processes of a machine share.
+MARKS = "BENCH_MARKS"
 
 
 class InstantCritic:
@@ -25,17 +28,17 @@ class InstantCritic:
     row_s = 0.0
 
     def __init__(self, config: VlacConfig) -> None:
-        self._asked = False
+        folder = os.environ.get(MARKS)
+        self._marks = open(Path(folder) / str(os.getpid()), "w", buffering=1) if folder else None  # noqa: SIM115
 
     def load(self) -> None:
-        _mark("loaded")
+        self._mark(time.monotonic())
 
     def answer(self, queries: Sequence[CriticQuery]) -> list[CriticAnswer]:
-        if not self._asked:
-            self._asked = True
-            _mark("asked")
+        started = time.monotonic()
         if took := self.batch_s + self.row_s * len(queries):
             time.sleep(took)
+        self._mark(started, time.monotonic())
         return [
             DoneVerdict(False, 0.0, query.frame) if query.kind == "done" else ValueVerdict((0.0,), ())
             for query in queries
@@ -49,6 +52,10 @@ class InstantCritic:
 
     def close(self) -> None:
         pass
+
+    def _mark(self, *times: float) -> None:
+        if self._marks:
+            self._marks.write(" ".join(map(repr, times)) + "\n")
 
 
 class ImageCritic(InstantCritic):
@@ -76,8 +83,20 @@ class RolloutCritic(InstantCritic):
     batch_s = 0.060
 
 
-def _mark(what: str) -> None:
-    """Notes the time in seconds of the monotonic clock, which all processes of a machine share."""
-    if folder := os.environ.get(MARKS):
-        with open(os.path.join(folder, f"{os.getpid()}.{what}"), "w") as file:
-            file.write(repr(time.monotonic()))
+@dataclass(frozen=True)
+class Marks:
+    """What a worker wrote: when its critic was loaded, and when each batch began and ended."""
+
+    loaded: float
+    batches: list[tuple[float, float]]
+
+
+def read_marks(folder: str) -> list[Marks]:
+    """The marks of every worker that was told this folder and has loaded its critic."""
+    read = []
+    for file in Path(folder).iterdir():
+        # The last piece is empty, or not written out yet.
+        lines = [[float(each) for each in line.split()] for line in file.read_text().split("\n")[:-1]]
+        if lines:
+            read.append(Marks(lines[0][0], [(begin, end) for begin, end in lines[1:]]))
+    return read

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from benchmarks.compare import Rounds, latency_over, rate_over
 from benchmarks.episodes import Asked, growth
 from benchmarks.figures import Ratio, ratio
+from benchmarks.peers import OURS
 from benchmarks.workers import Served
 
 
@@ -50,7 +51,6 @@ _RATES = {
 }
 #: Most time of a single query over others'.
 _SINGLES = {"redis": 3.0, "fastapi": 1.0}
-OURS = "vlac-queue"
 
 
 def of_peers(measured: Rounds, titles: dict[str, str]) -> list[Goal]:

@@ -33,6 +33,10 @@ _LEAST_STEPS = 3
 _LEAST_SINGLES = 20
 
 
+class ApartError(Exception):
+    """A measurement in a process of its own failed, or did not end; the message holds what it printed."""
+
+
 @dataclass(frozen=True)
 class Round:
     """What one round of one peer gave.
@@ -124,7 +128,7 @@ def measure_apart(peer: str, workload: str, episodes: int, seconds: float) -> Ro
     """`measure` in a process of its own; whatever it leaves behind is ended.
 
     Raises:
-        ClickException: it failed; what it printed is in the message.
+        ApartError: it failed, or did not end.
     """
     return Round(
         **run_apart(
@@ -137,7 +141,7 @@ def run_apart(module: str, *arguments: object) -> dict[str, Any]:
     """Runs a module that prints JSON as its last line, in a process of its own.
 
     Raises:
-        ClickException: it failed.
+        ApartError: it failed, or did not end.
     """
     command = [sys.executable, "-m", module, *map(str, arguments)]
     shown = " ".join(command[1:])
@@ -148,11 +152,11 @@ def run_apart(module: str, *arguments: object) -> dict[str, Any]:
     try:
         out, err = started.communicate(timeout=_PATIENCE_S)
     except subprocess.TimeoutExpired:
-        raise click.ClickException(f"{shown} did not end in time") from None
+        raise ApartError(f"{shown} did not end in time") from None
     finally:
         end([started])
     if started.returncode:
-        raise click.ClickException(f"{shown} failed:\n{err or out}")
+        raise ApartError(f"{shown} failed:\n{err or out}")
     figures: dict[str, Any] = json.loads(out.splitlines()[-1])
     return figures
 

@@ -190,7 +190,6 @@ def table(measured: Mapping[str, Sequence[Wall]], chunks: int) -> Table:
     made = Table(
         title=f"{RANKS} ranks x {EPISODES} episodes x {chunks} chunks: policy {POLICY_S * 1000:.0f} ms, "
         f"simulators {SIMULATOR_S * 1000:.0f} ms, critic {CRITIC_S * 1000:.0f} ms a batch, {WORKERS} workers",
-        caption=machine(),
     )
     for column in ("", "seconds", "over no critic", "of them for values"):
         made.add_column(column, justify="right" if column else "left")
@@ -211,7 +210,7 @@ def main(chunks: int, rounds: int, json_file: str | None) -> None:
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("rollouts", total=rounds * (4 if http else 3))
         measured = measure(chunks=chunks, rounds=rounds, http=http, advance=lambda: progress.advance(task))
-    Console().print(table(measured, chunks))
+    Console().print(table(measured, chunks), machine())
     if json_file:
         with open(json_file, "w") as file:
             json.dump({"machine": machine(), "chunks": chunks, "seconds": measured}, file, indent=2)

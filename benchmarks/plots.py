@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.compare import Rounds, median_round
 from benchmarks.episodes import Asked, step_seconds
-from benchmarks.goals import OURS
+from benchmarks.peers import OURS
 from benchmarks.report import served_rates
 from benchmarks.workers import CRITICS, Served
 from vlac_queue.plot import figure_class

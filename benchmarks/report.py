@@ -11,66 +11,65 @@ from rich.table import Table
 
 from benchmarks.compare import Rounds, median_round, rate_over
 from benchmarks.episodes import Asked, growth
-from benchmarks.goals import OURS, Goal
+from benchmarks.goals import Goal
+from benchmarks.measuring import Round
+from benchmarks.peers import OURS
 from benchmarks.workers import CRITICS, Served
 
 
-def peers_table(
-    measured: Rounds, titles: Mapping[str, str], missing: Sequence[str], at_once: int, caption: str
-) -> Table:
-    """Rate, latency, CPU time and bytes of every peer; medians over the rounds."""
-    made = Table(title=f"{at_once} frames of 256x256x3 asked at once, critic of zero cost", caption=caption)
-    made.add_column("", no_wrap=True)
-    for column in ("queries/s", "ours over it", "step p50\nms", "p99\nms", "single p50\nms", "p99\nms"):
-        made.add_column(column, justify="right", no_wrap=True)
-    for column in ("CPU ms a query\nclient", "\nRedis", "\nworker", "kB a\nquery"):
-        made.add_column(column, justify="right", no_wrap=True)
+def peers_tables(
+    measured: Rounds, titles: Mapping[str, str], absent: Mapping[str, str], at_once: int
+) -> list[Table]:
+    """How quick every peer is, and what a query costs; medians over the rounds."""
+    title = f"{at_once} frames of 256x256x3 asked at once, critic of zero cost"
+    quick = _table(title, "queries/s", "ours over it", "step p50", "p99 ms", "single p50", "p99 ms")
+    costs = _table("CPU time and bytes of a query", "client ms", "Redis ms", "worker ms", "wire kB")
     for name, rounds in measured.items():
         each = median_round(rounds)
-        times = (each.step_p50_s, each.step_p99_s)
-        made.add_row(
-            titles[name],
-            f"{each.queries_per_s:,.0f}",
-            "" if name == OURS or OURS not in measured else f"{rate_over(measured, OURS, name).median:.2f}",
-            *(f"{1000 * seconds:.1f}" for seconds in times),
-            *(f"{1000 * seconds:.2f}" for seconds in (each.single_p50_s, each.single_p99_s)),
-            *(f"{1000 * seconds:.2f}" for seconds in (each.client_s, each.redis_s, each.workers_s)),
-            "-" if each.wire_bytes is None else f"{each.wire_bytes / 1000:.1f}",
-            style="bold" if name == OURS else None,
-        )
-    for title in missing:
-        made.add_row(title, "not installed", *[""] * 9, style="dim")
-    return made
+        style = "bold" if name == OURS else None
+        over = "" if name == OURS or OURS not in measured else f"{rate_over(measured, OURS, name).median:.2f}"
+        steps = (f"{1000 * seconds:.1f}" for seconds in (each.step_p50_s, each.step_p99_s))
+        singles = (f"{1000 * seconds:.2f}" for seconds in (each.single_p50_s, each.single_p99_s))
+        quick.add_row(titles[name], f"{each.queries_per_s:,.0f}", over, *steps, *singles, style=style)
+        costs.add_row(titles[name], *_costs(each), style=style)
+    for title, reason in absent.items():
+        quick.add_row(title, reason, style="dim")
+    return [quick, costs]
 
 
 def episodes_table(measured: Sequence[Asked]) -> Table:
     """The queue by workload and by the number of episodes that ask at once."""
-    fitted, exponent = growth(measured)
-    caption = (
-        f"simulator: a step takes {1000 * fitted.fixed:.1f} ms + {1000 * fitted.each:.3f} ms an episode; "
-        f"time ~ episodes ^ {exponent:.2f}"
+    made = _table(
+        "vlac-queue as episodes grow, critic of zero cost",
+        *("at once", "queries/s", "step p50", "p99 ms", "client ms", "Redis ms", "worker ms", "wire kB"),
     )
-    made = Table(title="vlac-queue as episodes grow, critic of zero cost", caption=caption)
-    made.add_column("")
-    for column in ("episodes", "queries/s", "step p50\nms", "p99\nms", "CPU ms a query\nclient", "\nRedis"):
-        made.add_column(column, justify="right", no_wrap=True)
-    for column in ("\nworker", "kB a\nquery"):
-        made.add_column(column, justify="right", no_wrap=True)
-    groups: dict[tuple[str, int], list[Any]] = {}
+    groups: dict[tuple[str, int], list[Round]] = {}
     for asked in measured:
         groups.setdefault((asked.workload, asked.episodes), []).append(asked.round)
     for (workload, episodes), rounds in groups.items():
         each = median_round(rounds)
-        made.add_row(
-            workload,
-            str(episodes),
-            f"{each.queries_per_s:,.0f}",
-            f"{1000 * each.step_p50_s:.1f}",
-            f"{1000 * each.step_p99_s:.1f}",
-            *(f"{1000 * seconds:.2f}" for seconds in (each.client_s, each.redis_s, each.workers_s)),
-            "-" if each.wire_bytes is None else f"{each.wire_bytes / 1000:.1f}",
-        )
+        steps = (f"{1000 * seconds:.1f}" for seconds in (each.step_p50_s, each.step_p99_s))
+        made.add_row(workload, str(episodes), f"{each.queries_per_s:,.0f}", *steps, *_costs(each))
+    fitted, exponent = growth(measured)
+    made.caption = (
+        f"simulator: a step takes {1000 * fitted.fixed:.1f} ms + {1000 * fitted.each:.3f} ms an episode; "
+        f"time ~ episodes ^ {exponent:.2f}"
+    )
     return made
+
+
+def _table(title: str, *columns: str) -> Table:
+    made = Table(title=title)
+    made.add_column("", no_wrap=True, min_width=12)
+    for column in columns:
+        made.add_column(column, justify="right")
+    return made
+
+
+def _costs(each: Round) -> list[str]:
+    """CPU milliseconds of client, Redis and workers, and kilobytes, of one query."""
+    cpu = [f"{1000 * seconds:.2f}" for seconds in (each.client_s, each.redis_s, each.workers_s)]
+    return [*cpu, "-" if each.wire_bytes is None else f"{each.wire_bytes / 1000:.1f}"]
 
 
 def workers_table(measured: Sequence[Sequence[Served]]) -> Table:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
-import redis
+import click
+import psutil
 
-from benchmarks.critics import MARKS
+from benchmarks.critics import MARKS, read_marks
 from benchmarks.load import full_queue
 from benchmarks.processes import wait_for_workers, worker
 from vlac_queue.client import CriticClient
 from vlac_queue.config import VlacConfig
-from vlac_queue.keys import Keys
 from vlac_queue.server import RedisServer
 
 BATCH = 16
@@ -47,10 +46,10 @@ def _serving(critic: str, count: int, **environ: str) -> Iterator[tuple[str, Cri
         yield url, client, stack
 
 
-def add_worker(stack: ExitStack, url: str, critic: str, **environ: str) -> None:
+def add_worker(stack: ExitStack, url: str, critic: str, **environ: str) -> psutil.Process:
     """Starts a worker, which ends with the stack."""
     settings = {"VLAC_CRITIC": f"benchmarks.critics:{critic}", "VLAC_MAX_BATCH": str(BATCH), **environ}
-    stack.enter_context(worker(url, "vlac", "workers.CriticWorker", settings))
+    return stack.enter_context(worker(url, "vlac", "workers.CriticWorker", settings))
 
 
 def serve(critic: str, workers: int, seconds: float) -> Served:
@@ -69,49 +68,45 @@ def serve(critic: str, workers: int, seconds: float) -> Served:
 
 def first_job_s(critic: str = "BatchCritic") -> float:
     """Seconds from the moment that a worker, added under load, has loaded its critic until that is first asked."""
-    with tempfile.TemporaryDirectory(prefix="vlac-bench-") as folder, _serving(critic, 1) as (url, client, stack):
+    with (
+        tempfile.TemporaryDirectory(prefix="vlac-bench-") as folder,
+        _serving(critic, 1) as (url, client, stack),
         # More waits than the first worker takes at once, and than both will.
-        with closing(full_queue(client, batch=BATCH, open_batches=6)) as answered:
-            added = False
-            for count, _ in enumerate(answered):
-                if count > 10 and not added:
-                    add_worker(stack, url, critic, **{MARKS: folder})
-                    added = True
-                if marks := list(Path(folder).glob("*.asked")):
-                    break
-        return _time(marks[0]) - _time(marks[0].with_suffix(".loaded"))
-
-
-def _time(mark: Path) -> float:
-    while not (text := mark.read_text()):  # just made, and not written yet
-        time.sleep(0.001)
-    return float(text)
+        closing(full_queue(client, batch=BATCH, open_batches=6)) as answered,
+    ):
+        added: psutil.Process | None = None
+        for count, _ in enumerate(answered):
+            if count == 10:
+                added = add_worker(stack, url, critic, **{MARKS: folder})
+            if added and added.status() == psutil.STATUS_ZOMBIE:
+                raise click.ClickException("the added worker ended; what it said is above.")
+            marks = read_marks(folder)
+            if marks and marks[0].batches:
+                break
+    return marks[0].batches[0][0] - marks[0].loaded
 
 
 def busy(seconds: float, critic: str = "SteadyCritic") -> float:
     """The part of the time, 0..1, that a critic of 50 ms a batch works while its queue is full.
 
-    Whatever its thread waits for Redis, decoding or other threads is missing from it. It is the worker's own
-    account, taken from two of its heartbeats that are `seconds` or more apart.
+    Whatever its thread waits for Redis, decoding or other threads is missing from it.
     """
-    with _serving(critic, 1) as (url, client, _), redis.Redis.from_url(url) as connection:
-        (name,) = client.ping()
-
-        def published() -> dict[str, float]:
-            said = connection.hmget(Keys("vlac").worker(name), "busy_s", "time")
-            return {key: float(value or 0) for key, value in zip(("busy_s", "time"), said, strict=True)}
-
-        first: dict[str, float] = {}
+    with (
+        tempfile.TemporaryDirectory(prefix="vlac-bench-") as folder,
+        _serving(critic, 1, **{MARKS: folder}) as (_, client, _),
+    ):
         with closing(full_queue(client, batch=BATCH, open_batches=6)) as answered:
             started = time.monotonic()
             for now in answered:
-                if now - started < _WARM_UP_S:
-                    continue
-                last = published()
-                first = first or last
-                if last["time"] - first["time"] >= max(seconds, 1.0):
+                if now - started > _WARM_UP_S + max(seconds, 1.0):
                     break
-    return (last["busy_s"] - first["busy_s"]) / (last["time"] - first["time"])
+        (marks,) = read_marks(folder)
+    return busy_part([each for each in marks.batches if each[0] > started + _WARM_UP_S and each[1] < now])
+
+
+def busy_part(batches: Sequence[tuple[float, float]]) -> float:
+    """The part of the time from the first begin to the last end that lies within a batch."""
+    return sum(end - begin for begin, end in batches) / (batches[-1][1] - batches[0][0])
 
 
 def scale(

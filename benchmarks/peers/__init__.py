@@ -81,6 +81,7 @@ class Peer:
 
 _HTTP = ("fastapi", "uvicorn", "uvloop", "httptools", "aiohttp")
 
+OURS = "vlac-queue"
 #: In the order of the table. The first is what all others are compared with.
 PEERS = {
     peer.name: peer
