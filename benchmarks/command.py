@@ -197,7 +197,10 @@ def _peers(size: Size, installed: Sequence[Peer], missing: Sequence[str], steps:
         seconds=size.seconds,
         advance=steps.expect(size.rounds * len(installed)),
     )
-    absent = {**dict.fromkeys(missing, "not installed"), **{titles[name]: "failed" for name in failed}}
+    absent = {
+        **dict.fromkeys(missing, "not installed (make bench-peers)"),
+        **{titles[name]: "failed" for name in failed},
+    }
     return Section(
         report.peers_tables(measured, titles, absent, size.at_once),
         goals.of_peers(measured, titles),

@@ -32,8 +32,8 @@ def peers_tables(
         singles = (f"{1000 * seconds:.2f}" for seconds in (each.single_p50_s, each.single_p99_s))
         quick.add_row(titles[name], f"{each.queries_per_s:,.0f}", over, *steps, *singles, style=style)
         costs.add_row(titles[name], *_costs(each), style=style)
-    for title, reason in absent.items():
-        quick.add_row(title, reason, style="dim")
+    if absent:
+        quick.caption = "; ".join(f"{title}: {reason}" for title, reason in absent.items())
     return [quick, costs]
 
 
