@@ -94,6 +94,12 @@ class Section:
 @click.option("--chunks", default=64, show_default=True, help="Action chunks of an episode of the rollouts.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all figures.")
 @click.option(
+    "--markdown",
+    "markdown_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the tables as Markdown.",
+)
+@click.option(
     "--plots", "plots_folder", type=click.Path(file_okay=False, path_type=Path), help="Draw pictures there."
 )
 @click.option(
@@ -112,6 +118,7 @@ def bench(
     most_workers: int,
     chunks: int,
     json_file: Path | None,
+    markdown_file: Path | None,
     plots_folder: Path | None,
     profile_folder: Path | None,
 ) -> None:
@@ -133,7 +140,7 @@ def bench(
             figure_class()  # better missed now than after the work
             plots_folder.mkdir(parents=True, exist_ok=True)
         try:
-            _measure(console, size, sections or SECTIONS, names, json_file, plots_folder)
+            _measure(console, size, sections or SECTIONS, names, json_file, markdown_file, plots_folder)
         except ApartError as error:
             raise click.ClickException(str(error)) from None
 
@@ -144,6 +151,7 @@ def _measure(
     sections: Sequence[str],
     names: Sequence[str],
     json_file: Path | None,
+    markdown_file: Path | None,
     plots_folder: Path | None,
 ) -> None:
     chosen = [PEERS[name] for name in names] or list(PEERS.values())
@@ -158,20 +166,25 @@ def _measure(
         "size": asdict(size),
     }
     reached: list[Goal] = []
+    tables: list[Table] = []
     for name in sections:
         with Progress(*_COLUMNS, console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task(name, total=None)
             section = _SECTIONS[name](size, installed, missing, _Steps(progress, task))
         for table in section.tables:
-            console.print(table)
+            console.print(table)  # a whole run takes half an hour: nobody should wait for what is known
+        tables += section.tables
         reached += section.goals
         figures[name] = section.figures
         if plots_folder and section.draw:
             section.draw(plots_folder)
-    console.print(report.goals_table(reached, size.rounds))
+    tables.append(report.goals_table(reached, size.rounds))
+    console.print(tables[-1])
     versions = ", ".join(f"{name} {text}" for name, text in figures["versions"].items())
     console.print(f"{figures['machine']}; {versions}", style="dim", highlight=False)
     figures["goals"] = report.goals_json(reached)
+    if markdown_file:
+        markdown_file.write_text("\n".join(map(report.markdown, tables)))
     if json_file:
         json_file.write_text(json.dumps(figures, indent=1) + "\n")
 

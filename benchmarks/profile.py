@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,9 @@ EPISODES = 64
 _RATE = 200
 #: Lines of each list of the summary.
 _SHOWN = 15
+#: Functions in which threads do nothing but wait, for others or for Redis.
+_WAITS = ("Condition.wait", "_socket_can_read", "_HiredisParser.read_from_socket", "wait (threading")
+_OURS = re.compile(r"\((vlac_queue|workers)/(?!cli\.py)")
 
 
 def find_py_spy() -> str:
@@ -61,7 +65,7 @@ def profile(folder: Path, seconds: float) -> str:
             spies = []
             for name, pid in sampled.items():
                 command = [spy, "record", "--pid", str(pid), "--duration", str(max(1, round(seconds)))]
-                command += ["--rate", str(_RATE), "--format", form, "--threads"]
+                command += ["--rate", str(_RATE), "--format", form, "--threads", "--function"]
                 command += ["--output", str(folder / f"{name}.{ending}")]
                 spies.append(
                     subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -79,7 +83,7 @@ def profile(folder: Path, seconds: float) -> str:
 
 
 def summary(title: str, stacks: Sequence[str]) -> str:
-    """The functions in which most samples were, by themselves and with what they call.
+    """The functions in which most samples were, by themselves and (ours alone) with what they call.
 
     Args:
         title: what was sampled.
@@ -87,18 +91,21 @@ def summary(title: str, stacks: Sequence[str]) -> str:
     """
     alone: Counter[str] = Counter()
     within: Counter[str] = Counter()
-    total = 0
+    waiting = 0
     for stack in stacks:
-        frames, _, count = stack.rpartition(" ")
-        functions = frames.split(";")
-        total += int(count)
-        alone[functions[-1]] += int(count)
-        for function in set(functions):
-            within[function] += int(count)
-    lines = [f"{title}: {total} samples"]
+        frames, _, text = stack.rpartition(" ")
+        functions, count = frames.split(";"), int(text)
+        if functions[-1].startswith(_WAITS):
+            waiting += count
+            continue
+        alone[functions[-1]] += count
+        for function in {each for each in functions if _OURS.search(each)}:
+            within[function] += count
+    working = sum(alone.values())
+    lines = [f"{title}: {working} samples at work, {waiting} waiting"]
     for name, counted in (("itself", alone), ("with what it calls", within)):
         lines.append(f"  {name}")
-        lines += [f"    {count / total:6.1%}  {function}" for function, count in counted.most_common(_SHOWN)]
+        lines += [f"    {count / working:6.1%}  {function}" for function, count in counted.most_common(_SHOWN)]
     return "\n".join(lines) + "\n"
 
 

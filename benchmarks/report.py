@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from benchmarks.compare import Rounds, median_round, rate_over
 from benchmarks.episodes import Asked, growth
@@ -104,6 +105,17 @@ def goals_table(goals: Sequence[Goal], rounds: int) -> Table:
         bound = f"{'at least' if goal.at_least else 'at most'} {goal.bound:g}"
         made.add_row(goal.what, str(goal.measured), bound, "[green]yes" if goal.met else "[red]no")
     return made
+
+
+def markdown(table: Table) -> str:
+    """A table as Markdown, for docs/performance.md."""
+    columns = [[Text.from_markup(str(cell)).plain for cell in column.cells] for column in table.columns]
+    names = [Text.from_markup(str(column.header)).plain for column in table.columns]
+    ruler = "---:|" * (len(names) - 1)
+    rows = [names, *map(list, zip(*columns, strict=True))]
+    drawn = [f"| {' | '.join(row)} |".replace("|  |", "| |") for row in rows]
+    lines = [str(table.title), "", drawn[0], f"|---|{ruler}", *drawn[1:]]
+    return "\n".join(lines + (["", str(table.caption)] if table.caption else [])) + "\n"
 
 
 def goals_json(goals: Sequence[Goal]) -> list[dict[str, Any]]:

@@ -63,6 +63,13 @@ def test_goals_say_whether_they_are_met() -> None:
     ]
 
 
+def test_tables_are_written_as_markdown() -> None:
+    goal = goals.of_values("busy", [0.99], 0.98, at_least=True)
+    lines = report.markdown(report.goals_table([goal], 1)).splitlines()
+    assert lines[0] == "Goals" and lines[2:4] == ["| | measured | goal | met |", "|---|---:|---:|---:|"]
+    assert lines[4] == "| busy | 0.99 (0.99..0.99) | at least 0.98 | yes |"
+
+
 def test_pictures_are_drawn(tmp_path: Path) -> None:
     plots.draw_peers(MEASURED, TITLES, tmp_path / "peers.png")
     plots.draw_episodes(ASKED, tmp_path / "episodes.png")
@@ -72,8 +79,10 @@ def test_pictures_are_drawn(tmp_path: Path) -> None:
 
 
 def test_a_profile_counts_functions_once_a_stack() -> None:
-    text = summary("client", ["main;ask;encode 30", "main;ask;ask;send 10"])
-    assert "client: 40 samples" in text
+    ask = "ask (vlac_queue/client.py)"
+    stacks = [f"main;{ask};encode 30", f"main;{ask};{ask};send 10", "main;Condition.wait (threading.py) 60"]
+    text = summary("client", stacks)
+    assert "client: 40 samples at work, 60 waiting" in text
     alone, within = text.split("with what it calls")
     assert "75.0%  encode" in alone and "25.0%  send" in alone and "main" not in alone
-    assert "100.0%  main" in within and "100.0%  ask" in within
+    assert f"100.0%  {ask}" in within and "main" not in within
