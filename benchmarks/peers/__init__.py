@@ -21,6 +21,7 @@ from typing import Any
 
 import lz4.frame
 import numpy as np
+import redis
 
 from vlac_queue.frames import Frames
 
@@ -101,6 +102,11 @@ PEERS = {
         Peer("memory", "shared memory, one process", "memory", {}, ()),
     )
 }
+
+
+def connect(url: str) -> redis.Redis:
+    """A connection on which a blocking read may wait as long as it says: redis-py's own limit is 5 s."""
+    return redis.Redis.from_url(url, socket_timeout=None)
 
 
 def look(frame: Frames) -> bool:

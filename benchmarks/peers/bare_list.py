@@ -10,9 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import redis
-
-from benchmarks.peers import Asker, look, pack, unpack
+from benchmarks.peers import Asker, connect, look, pack, unpack
 from benchmarks.processes import process
 from vlac_queue.frames import Frames
 
@@ -21,7 +19,7 @@ from vlac_queue.frames import Frames
 def start(url: str, episodes: int, *, group: int) -> Iterator[Asker]:
     """One consumer."""
     command = ["-m", "benchmarks.peers.bare_list", url, str(group)]
-    with process(command), redis.Redis.from_url(url) as connection:
+    with process(command), connect(url) as connection:
 
         def ask(frames: Sequence[Frames]) -> list[bool]:
             for first in range(0, len(frames), group):
@@ -37,7 +35,7 @@ def start(url: str, episodes: int, *, group: int) -> Iterator[Asker]:
 
 def consume(url: str, group: int) -> None:
     """Takes frames and answers them, for ever."""
-    with redis.Redis.from_url(url) as connection:
+    with connect(url) as connection:
         while True:
             _, first = connection.blpop(["frames"])
             others = connection.lpop("frames", group - 1) or [] if group > 1 else []

@@ -10,9 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import redis
-
-from benchmarks.peers import Asker
+from benchmarks.peers import Asker, connect
 from benchmarks.processes import process
 from benchmarks.workloads import EPISODE_STEPS, simulator
 from vlac_queue.frames import Base, Frames, encode
@@ -26,7 +24,7 @@ def start(url: str, episodes: int) -> Iterator[Asker]:
     """One process that echoes."""
     payloads = list(_encoded_run())
     step = 0
-    with process(["-m", "benchmarks.peers.echo", url]), redis.Redis.from_url(url) as connection:
+    with process(["-m", "benchmarks.peers.echo", url]), connect(url) as connection:
 
         def ask(frames: Sequence[Frames]) -> list[bool]:
             nonlocal step
@@ -50,7 +48,7 @@ def _encoded_run() -> Iterator[bytes]:
 
 def echo(url: str) -> None:
     """Answers whatever comes, for ever."""
-    with redis.Redis.from_url(url) as connection:
+    with connect(url) as connection:
         while True:
             connection.blpop(["frames"])
             connection.lpush("answers", _ANSWER)

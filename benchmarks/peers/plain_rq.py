@@ -11,10 +11,9 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import redis
 import rq
 
-from benchmarks.peers import Asker, look, pack, unpack
+from benchmarks.peers import Asker, connect, look, pack, unpack
 from benchmarks.processes import worker
 from vlac_queue.frames import Frames
 
@@ -37,7 +36,7 @@ def answer_key(key: str) -> bool:
 def start(url: str, episodes: int, *, by_key: bool) -> Iterator[Asker]:
     """One SimpleWorker."""
     names = itertools.count()
-    with redis.Redis.from_url(url) as connection, worker(url, "plain", "rq.SimpleWorker"):
+    with connect(url) as connection, worker(url, "plain", "rq.SimpleWorker"):
         queue = rq.Queue("plain", connection=connection)
 
         def ask(frames: Sequence[Frames]) -> list[bool]:
