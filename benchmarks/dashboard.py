@@ -198,6 +198,7 @@ def cost_on_the_queue(rounds: int, steps: int) -> tuple[list[float], list[float]
     """Queries/s of each round without the dashboard, and with it; interleaved."""
     alone, watched = [], []
     with RedisServer() as server, ours.start(server.url, _AT_ONCE) as asker:
+        _rate(asker, 3)  # warms up
         for _ in range(rounds):
             alone.append(_rate(asker, steps))
             with looking(server.url):

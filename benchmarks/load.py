@@ -6,12 +6,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 
-from benchmarks.peers.ours import ask_together
+from benchmarks.peers.ours import TASK
 from benchmarks.workloads import EPISODE_STEPS, simulator
-from vlac_queue.client import CriticClient, Episode, Pending
+from vlac_queue.client import CriticClient, Pending
 from vlac_queue.messages import DoneVerdict
-
-_TASK = "open the drawer"
 
 
 def full_queue(
@@ -29,7 +27,8 @@ def full_queue(
         The time, in seconds of the monotonic clock, when the oldest of them was answered and all others wait.
     """
     wait = wait or client.wait
-    groups = deque(_open(client, batch) for _ in range(open_batches))
+    tasks = [TASK] * batch
+    groups = deque(client.episodes(tasks) for _ in range(open_batches))
     asked: deque[Sequence[Pending[DoneVerdict]]] = deque()
     step = 0
     try:
@@ -39,15 +38,11 @@ def full_queue(
                 yield time.monotonic()
             if groups[0][0].frames == EPISODE_STEPS:
                 client.close_many(groups[0])
-                groups[0] = _open(client, batch)
-            asked.append(ask_together(client, groups[0], simulator().step(step, batch)))
+                groups[0] = client.episodes(tasks)
+            asked.append(client.observe_many(zip(groups[0], simulator().step(step, batch), strict=True)))
             groups.rotate(-1)
             step += 1
     finally:
         for pendings in asked:
             wait(pendings)
         client.close_many([episode for group in groups for episode in group])
-
-
-def _open(client: CriticClient, count: int) -> list[Episode]:
-    return [client.episode(_TASK) for _ in range(count)]

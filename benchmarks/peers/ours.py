@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from benchmarks.peers import Asker
 from benchmarks.processes import wait_for_workers, worker
 from benchmarks.workloads import EPISODE_STEPS
-from vlac_queue.client import CriticClient, Episode, Pending
+from vlac_queue.client import CriticClient, Episode
 from vlac_queue.config import VlacConfig
 from vlac_queue.frames import Frames
-from vlac_queue.messages import DoneVerdict
 
+TASK = "open the drawer"
 #: Bytes that the open episodes may hold on Redis before new ones are opened.
 _MOST_BYTES = 1 << 30
 
@@ -34,22 +34,11 @@ def start(url: str, episodes: int) -> Iterator[Asker]:
             full = client.stats.sent_bytes - sent > _MOST_BYTES
             if len(frames) > len(opened) or steps == EPISODE_STEPS or full:
                 client.close_many(opened)
-                opened[:] = [client.episode("open the drawer") for _ in frames]
+                opened[:] = client.episodes([TASK] * len(frames))
                 steps, sent = 0, client.stats.sent_bytes
             steps += 1
-            pendings = ask_together(client, opened[: len(frames)], frames)
+            pendings = client.observe_many(zip(opened[: len(frames)], frames, strict=True))
             client.wait(pendings)
             return [pending.verdict().done for pending in pendings]
 
         yield Asker(ask)
-
-
-def ask_together(
-    client: CriticClient, episodes: Sequence[Episode], frames: Sequence[Frames]
-) -> list[Pending[DoneVerdict]]:
-    """Pushes a frame to each episode and asks whether it is done."""
-    pairs = list(zip(episodes, frames, strict=True))
-    if hasattr(client, "observe_many"):
-        return client.observe_many(pairs)
-    client.push_many(pairs)
-    return client.ask_done_many(list(episodes))
