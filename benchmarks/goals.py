@@ -41,7 +41,6 @@ _RATES = {
     "rq": 10.0,
     "rq-keys": 10.0,
     "celery": 4.0,
-    "dramatiq": 1.0,
     "fastapi": 3.0,
     "fastapi-step": 3.0,
     "ray": 3.0,
