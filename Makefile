@@ -2,7 +2,6 @@
 
 PYTHON ?= python3
 VENV := .venv
-PEERS_VENV := .venv-peers
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 FUZZ_EXAMPLES ?= 20000
@@ -47,16 +46,7 @@ lint: setup
 bench: setup
 	$(BIN)/vlac-queue bench $(BENCH)
 
-# With what one would use instead (Celery, Ray Serve, FastAPI, ...), in an environment of its own.
-bench-peers: $(PEERS_VENV)/.ready
-	$(PEERS_VENV)/bin/vlac-queue bench $(BENCH)
-
-$(PEERS_VENV)/.ready: pyproject.toml
-	$(PYTHON) -m venv $(PEERS_VENV)
-	$(PEERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,peers]'
-	@touch $@
-
 clean:
-	rm -rf $(VENV) $(PEERS_VENV) demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 -include *.mk
