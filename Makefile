@@ -42,9 +42,9 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# BENCH holds options, e.g. make bench BENCH='--only peers --rounds 1'; --help lists them.
 bench: setup
-	$(BIN)/python -m benchmarks.queue
-	$(BIN)/python -m benchmarks.busy
+	$(BIN)/vlac-queue bench $(BENCH)
 
 clean:
 	rm -rf $(VENV) demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
