@@ -194,8 +194,8 @@ def cost_on_the_queue(rounds: int, steps: int) -> dict[str, list[dict[str, float
     """What the queue does in each round without the dashboard, and with it; interleaved.
 
     Returns:
-        "alone" and "watched" -> for each round `queries_per_s`, and `cpu_ms`: CPU time of client, worker and Redis for
-        a query, which tells more than the rate where others use the machine too.
+        "alone" and "watched" -> for each round `queries_per_s`, and `cpu_ms`: CPU time of client, worker and Redis
+        for a query, which tells more than the rate where others use the machine too.
     """
     measured: dict[str, list[dict[str, float]]] = {"alone": [], "watched": []}
     environ = {"VLAC_CRITIC": "benchmarks.critics:InstantCritic", "VLAC_MAX_BATCH": str(EPISODES)}
