@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 FUZZ_EXAMPLES ?= 20000
 
-.PHONY: setup demo test fuzz lint bench clean
+.PHONY: setup demo test test-chaos fuzz lint bench clean
 
 setup: $(READY)
 
@@ -23,6 +23,10 @@ demo: setup
 
 test: setup
 	$(BIN)/pytest
+
+# Harm done for real: kills, partitions, lost data; prints the table of docs/reliability.md.
+test-chaos: setup
+	$(BIN)/pytest tests/chaos -m chaos
 
 # What is read from Redis, made up: FUZZ_EXAMPLES of each kind, some 15 minutes.
 fuzz: setup

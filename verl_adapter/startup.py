@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from verl_adapter.settings import check_name, critic_config, group_rule, sharing
 from vlac_queue import ConfigError, CriticClient, VlacConfig
 from vlac_queue.config import redact_url
 from vlac_queue.credentials import PASSWORD_FILE
+from vlac_queue.decision_log import DecisionLog
 
 _OVERRIDE = re.compile(r"(?:\+{1,2}|~)?vlac\.([^=.]*)")
 
@@ -83,8 +85,11 @@ def check_queue(config: VlacConfig) -> None:
     Raises:
         NoWorkers: nothing listens on the queue.
         RedisUnavailable, CriticFailed, CriticTimeout: as their messages say.
+        DecisionLogError: there is to be a decision log, and it can't be written from here.
     """
-    with CriticClient(config) as client:
+    if config.decision_log:
+        DecisionLog(config)  # better refused here than on the hosts of the rollouts, where it is checked again
+    with CriticClient(replace(config, decision_log="")) as client:
         client.ping()
         with client.episode("answer whether anyone is there") as episode:
             episode.push(np.zeros((64, 64, 3), np.uint8))

@@ -67,6 +67,8 @@ class RolloutWatch:
         self._index: dict[str, int] = {}
         self._last: list[Chunk] = []
         self._news: dict[int, Chunk] = {}
+        # For the decision log: the first frame sent of each episode that the simulator calls done.
+        self._true_frames: dict[int, int] = {}
 
     def see(self, chunk: Chunk) -> None:
         """Takes what an environment showed. Episodes are numbered by when they are first seen.
@@ -112,6 +114,8 @@ class RolloutWatch:
         if self._gate is None:
             raise ProtocolError("no step was taken; call advance() before settle().")
         outcomes = self._gate.settle()
+        for index, episode in enumerate(self._gate.episodes):
+            self._client.note_truth(episode, self._true_frames.get(index))
         waited_s = self._client.stats.waited_s - self._waited_before
         saved_s = max(self._gate.critic_s - waited_s, 0.0)
         endings = []
@@ -163,7 +167,12 @@ class RolloutWatch:
             by_step[chunk.step][index] = chunk
         for step, chunks in sorted(by_step.items()):
             self._gate.fail(step, {i: EnvironmentFailed(_failure(c)) for i, c in chunks.items() if c.error})
+            before = [episode.frames for episode in self._gate.episodes]
             self._gate.observe(step, {i: c.frames for i, c in chunks.items() if not c.error})
+            for index, chunk in chunks.items():
+                sent = self._gate.episodes[index].frames
+                if chunk.success_step is not None and sent > before[index]:
+                    self._true_frames.setdefault(index, sent - 1)
 
     def _wait_for_sender(self) -> None:
         if self._sending is not None:

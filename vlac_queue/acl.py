@@ -44,11 +44,13 @@ class Grant:
         commands: names as ACL rules spell them, such as "hset"; separated by spaces.
         keys: patterns of keys to read and write.
         reads: patterns of keys to read only (Redis 6.2: to write as well).
+        apart: whether it is left out for Redis 6.2, where its keys would be open to the other grants' commands.
     """
 
     commands: str
     keys: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
+    apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,15 +97,17 @@ def _rollout(keys: Keys) -> User:
         grants=(
             # Its own commands and those of its scripts; the pattern of `meta` covers all keys of an episode.
             Grant(
-                "del exists expire hget hset hsetnx lindex llen rpush sadd scard srem",
+                "del exists expire hget hmget hset hsetnx lindex llen rpush sadd scard srem",
                 (episode.meta, keys.reference("*")),
             ),
-            Grant("del xread xtrim", (keys.client_answers("*"),)),
-            Grant("del exists hdel hget hincrby hset zadd zrangebyscore zrem", (keys.open, keys.sizes)),
+            # A client's sign of life and its stream of answers.
+            Grant("del exists set xread xtrim", (keys.client("*"),)),
+            Grant("del exists hdel hget hincrby hset zadd zrange zrangebyscore zrem", (keys.open, keys.sizes)),
             Grant("expire hincrby hincrbyfloat hset xadd", (keys.events, keys.totals)),
-            # A job's hash, and its id at the end of the queue.
-            Grant("exists expire hset", (keys.rq_job(job),)),
-            Grant("llen rpush", (keys.rq_queue,)),
+            # A job's hash, and its id at the end of the queue; and what has become of open queries.
+            Grant("exists expire hmget hset", (keys.rq_job(job),)),
+            Grant("llen lpos rpush", (keys.rq_queue,)),
+            Grant("lpos", reads=(keys.alone, keys.claims("*"))),
             Grant("sadd", (Queue.redis_queues_keys,)),
             Grant("hgetall hmget smembers", reads=_who_works(keys)),
         ),
@@ -138,7 +142,10 @@ def _worker(keys: Keys) -> User:
 
 
 def _dashboard(keys: Keys) -> User:
-    """What dashboards, `vlac-queue doctor` and `vlac-queue workers list` read. Never frames, never a write."""
+    """What dashboards, `vlac-queue doctor` and `vlac-queue workers list` read. Never a write, and never frames.
+
+    Of an open episode they see its task, and how much of it there is; on Redis 6.2 only its id.
+    """
     return User(
         DASHBOARD,
         commands=f"{_CONNECTION} client|info",
@@ -158,6 +165,7 @@ def _dashboard(keys: Keys) -> User:
                     WORKERS_SUSPENDED,
                 ),
             ),
+            Grant("hlen hmget llen", reads=(keys.episode("*").meta,), apart=True),
         ),
     )
 
@@ -211,7 +219,7 @@ def acl_line(user: User, password: str, version: tuple[int, int]) -> str:
         version: of Redis, from VERSIONS.
     """
     commands = f"{user.commands} {_TRIED[version]}"
-    grants = list(user.grants)
+    grants = [grant for grant in user.grants if version >= (7, 0) or not grant.apart]
     if user.scripts:
         # Redis can't know what a script does with its keys, so it wants all rights to them. What the script then
         # calls is checked against the grants above.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 
 import click
 
@@ -12,11 +13,27 @@ from vlac_queue.config import VlacConfig, redact_url
 from vlac_queue.console import errors_as_messages, queue_option, redis_url_option
 from vlac_queue.demo.command import demo
 from vlac_queue.doctor.command import doctor
+from vlac_queue.episodes.command import episodes
+from vlac_queue.rescore.command import rescore
 from vlac_queue.score.command import score
 from vlac_queue.workers_command import workers
 
+#: Commands of packages that import this one: loaded by name, when they are called.
+_PLUGINS = {"report": "dashboards.report"}
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *_PLUGINS])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _PLUGINS:
+            command: click.Command = getattr(import_module(_PLUGINS[cmd_name]), cmd_name)
+            return command
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="vlac-queue")
 def main() -> None:
     """Serves the VLAC critic to robot reinforcement learning through Redis and RQ."""
@@ -48,6 +65,7 @@ def worker(redis_url: str, queue: str, critic: str | None, arguments: tuple[str,
     os.environ.update(
         VLAC_REDIS_URL=redis_url,
         RQ_CONFIG="vlac_queue.rq_settings",
+        RQ_CONNECTION_CLASS="vlac_queue.connection.AnyRedis",
         RQ_WORKER_CLASS="workers.CriticWorker",
         VLAC_CRITIC=config.critic,
         VLAC_QUEUE=queue,
@@ -61,6 +79,8 @@ main.add_command(workers)
 main.add_command(doctor)
 main.add_command(score)
 main.add_command(acl)
+main.add_command(episodes)
+main.add_command(rescore)
 
 if __name__ == "__main__":
     main()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 import time
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -20,6 +22,7 @@ import redis
 from vlac_queue.config import VlacConfig, redact_url
 from vlac_queue.connection import BLOCK_S, RedisClock, connect, redis_errors
 from vlac_queue.control import order_workers
+from vlac_queue.decision_log import DecisionLog
 from vlac_queue.errors import (
     CriticFailed,
     CriticTimeout,
@@ -27,11 +30,13 @@ from vlac_queue.errors import (
     FrameError,
     NoWorkers,
     ProtocolError,
+    QueueFull,
+    RedisUnavailable,
     VlacQueueError,
 )
 from vlac_queue.frames import MAX_BATCH_BYTES, Base, Frames, as_batch, encode
 from vlac_queue.jobs import JobMaker, NewJob
-from vlac_queue.keys import Keys
+from vlac_queue.keys import CLIENT_TTL_S, Keys
 from vlac_queue.messages import (
     MAX_TASK_CHARS,
     UNNAMED,
@@ -46,8 +51,11 @@ from vlac_queue.messages import (
     decode_answer,
 )
 from vlac_queue.metrics import publish_audit, publish_outcomes
+from vlac_queue.recovery import Asked, KeptFrames, Patience, look_up
 from vlac_queue.rule import Outcome
 from vlac_queue.store import EpisodeMeta, EpisodeStore, Step, episode_lost
+
+_log = logging.getLogger(__name__)
 
 Verdict = TypeVar("Verdict", DoneVerdict, ValueVerdict)
 
@@ -55,6 +63,13 @@ Verdict = TypeVar("Verdict", DoneVerdict, ValueVerdict)
 _WORKERS_FRESH_S = 1.0
 #: Seconds for which the difference to Redis' clock is taken as still true.
 _CLOCK_FRESH_S = 60.0
+#: Seconds between two signs of life to Redis, and between two looks at what has become of open queries.
+_LIFE_S, _LOOK_UP_S = 5.0, 2.0
+#: Seconds that a look for answers may take longer than it should, until that counts as time in which none could
+#: come: Redis was away, or this process asleep.
+_STALL_S = 2.0
+#: Times that what Redis lost is pushed again for one call.
+_RESTORES = 5
 #: Entries of its stream that a client reads before it trims them.
 _ENTRIES_KEPT = 64
 #: Most episodes whose frames are sent at once together with queries: small enough that a worker decodes one group
@@ -73,6 +88,8 @@ class Pending(Generic[Verdict]):
         self.critic: CriticIdentity = UNNAMED
         self._client = client
         self._episode = episode
+        # The job that carries the query.
+        self._job = ""
         self._answer: Answer | VlacQueueError | None = None
         self._asked = time.monotonic()
         self._latency_s = 0.0
@@ -153,9 +170,11 @@ class Pending(Generic[Verdict]):
 class Episode:
     """One run of the robot; made by `CriticClient.episode`. Use it from one thread at a time."""
 
-    def __init__(self, client: CriticClient, episode_id: str, task: str, reference: str) -> None:
+    def __init__(
+        self, client: CriticClient, episode_id: str, meta: EpisodeMeta, reference: Sequence[bytes] = ()
+    ) -> None:
         self.id = episode_id
-        self.task = task
+        self.task = meta.task
         #: Frames pushed so far.
         self.frames = 0
         #: Bytes pushed so far, as pixels and as sent.
@@ -167,9 +186,11 @@ class Episode:
         self.answer_s = 0.0
         self.closed = False
         self._client = client
-        self._reference = reference
+        self._meta = meta
+        self._reference = meta.reference
+        self._reference_batches = reference
         # Tells this episode's queries from those of an earlier one with the same id.
-        self._token = uuid.uuid4().hex[:12]
+        self._token = meta.token
         self._batches = 0
         self._base: Base | None = None
 
@@ -267,6 +288,9 @@ class CriticClient:
 
     Args:
         config: the settings; None reads them from the environment (`VLAC_*`).
+
+    Raises:
+        DecisionLogError: the folder `decision_log` can't be written. Later calls raise it too, once that happens.
     """
 
     def __init__(self, config: VlacConfig | None = None) -> None:
@@ -287,7 +311,12 @@ class CriticClient:
         # Entries of the stream that were read and stand there still.
         self._unforgotten = 0
         self._references: dict[str, _Reference] = {}
+        self._log = DecisionLog(self.config) if self.config.decision_log else None
         self._workers_seen = -float("inf")
+        self._lived = -float("inf")
+        self._patiently = Patience(self.config.redis_url, min(self.config.patience_s, self.config.timeout_s))
+        self._kept = KeptFrames(self.config.keep_frames_bytes)
+        self._restoring = threading.RLock()
 
     # Episodes.
 
@@ -319,7 +348,7 @@ class CriticClient:
         """Opens an episode for each task, all in one round trip; otherwise as `episode`."""
         references = [None] * len(tasks) if references is None else references
         opening: list[tuple[str, EpisodeMeta]] = []
-        batches: dict[str, Sequence[bytes]] = {}
+        batches: dict[str, Sequence[bytes]] = {"": ()}
         for task, reference, id in zip(tasks, references, ids or [None] * len(tasks), strict=True):
             if not isinstance(task, str) or not len(task.strip()) >= 1 or len(task) > MAX_TASK_CHARS:
                 raise ProtocolError(
@@ -334,16 +363,20 @@ class CriticClient:
                 done_threshold=self.config.done_threshold,
                 value_stride=self.config.value_stride,
                 ttl_s=self.config.episode_ttl_s,
+                token=uuid.uuid4().hex[:12],
+                client=self.id,
             )
             opening.append((check_id(id) if id is not None else uuid.uuid4().hex, meta))
         if not opening:
             return []
-        with redis_errors(self.config.redis_url):
-            self._store.open(opening, batches, max_bytes=self.config.max_pending_bytes)
-        episodes = [Episode(self, episode_id, meta.task, meta.reference) for episode_id, meta in opening]
+        self._patiently(lambda: self._store.open(opening, batches, max_bytes=self.config.max_pending_bytes))
+        episodes = [Episode(self, episode_id, meta, batches[meta.reference]) for episode_id, meta in opening]
         with self._lock:
             self._episodes.update((episode.id, episode) for episode in episodes)
             self.stats.episodes += len(episodes)
+        if self._log:
+            for episode in episodes:
+                self._log.opened(episode, batches.get(episode._reference, ()))
         return episodes
 
     def push_many(self, pushes: Iterable[tuple[Episode, Frames]]) -> None:
@@ -408,19 +441,26 @@ class CriticClient:
             return
         closed = {id(episode) for episode in closing}
         with self._lock:
+            still_open = any(id(episode) not in closed for episode in self._episodes.values())
             still_asking = any(id(pending._episode) not in closed for pending in self._open.values())
-        with redis_errors(self.config.redis_url):
-            # Nothing more comes by the stream of a client that waits for nothing.
-            self._store.close(
-                [(episode.id, episode._reference) for episode in closing], None if still_asking else self.id
-            )
+        keys = [] if still_open else [self._keys.client(self.id)]
+        if not still_asking:  # nothing more comes by the stream
+            keys.append(self._keys.client_answers(self.id))
+        self._patiently(lambda: self._store.close([(each.id, each._reference) for each in closing], keys))
+        if not still_open:
+            self._lived = -float("inf")
         with self._lock:
             for episode in closing:
+                self._kept.drop(episode.id)
                 episode.closed = True
                 episode._base = None
                 self._episodes.pop(episode.id, None)
-            for query_id in [query for query, pending in self._open.items() if id(pending._episode) in closed]:
-                del self._open[query_id]
+            unanswered = [pending for pending in self._open.values() if id(pending._episode) in closed]
+            for pending in unanswered:
+                del self._open[pending.query.id]
+        if self._log:
+            for episode in closing:
+                self._log.closed(episode, [each.query for each in unanswered if each._episode is episode])
 
     # Answers.
 
@@ -430,8 +470,8 @@ class CriticClient:
         Raises:
             RedisUnavailable: Redis can't be reached.
         """
-        with redis_errors(self.config.redis_url):
-            self._read(pendings, block_s=None)
+        waiting = list(pendings)
+        self._patiently(lambda: self._read(waiting, block_s=None))
 
     def wait(self, pendings: Sequence[Pending[Any]], timeout: float | None = None) -> None:
         """Waits until all `pendings` are answered (or failed): one blocking read for all their episodes.
@@ -447,14 +487,17 @@ class CriticClient:
         deadline = started + (self.config.timeout_s if timeout is None else timeout)
         try:
             while open_ones := [pending for pending in pendings if not pending.answered]:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    raise self._timeout_error(open_ones, time.monotonic() - started)
-                with redis_errors(self.config.redis_url):
-                    self._read(open_ones, block_s=min(left, BLOCK_S))
-                    if time.monotonic() - looked_up >= BLOCK_S:
-                        looked_up = time.monotonic()
-                        self._look_up([pending for pending in open_ones if not pending.answered])
+                began = time.monotonic()
+                if began >= deadline:
+                    raise self._timeout_error(open_ones, began - started)
+                block_s = min(deadline - began, BLOCK_S)
+                self._patiently(partial(self._read, open_ones, block_s=block_s))
+                if time.monotonic() - looked_up >= _LOOK_UP_S:
+                    self._look_up([pending for pending in open_ones if not pending.answered])
+                    looked_up = time.monotonic()
+                stalled = time.monotonic() - began - block_s
+                if stalled > _STALL_S:
+                    deadline += stalled
         finally:
             with self._lock:
                 self.stats.waited_s += time.monotonic() - started
@@ -496,6 +539,8 @@ class CriticClient:
     def close(self) -> None:
         """Closes all open episodes and the connections."""
         self.close_many(list(self._episodes.values()))
+        if self._log:
+            self._log.close()
         self._connection.close()
 
     def __enter__(self) -> CriticClient:
@@ -524,6 +569,18 @@ class CriticClient:
             publish_audit(self._keys, figures, self._clock.sync(_CLOCK_FRESH_S).now(), pipeline)
             pipeline.execute()
 
+    def note_truth(self, episode: Episode, frame: int | None) -> None:
+        """Tells the decision log, if there is one, what the simulator says of an open episode; for `rescore`.
+
+        Args:
+            frame: index of the first frame in which the task is done; None: in none of them.
+
+        Raises:
+            DecisionLogError: the log can't be written.
+        """
+        if self._log:
+            self._log.truth(episode, frame)
+
     # Inside.
 
     def _ask(self, parts: Sequence[_Part]) -> list[Pending[Any]]:
@@ -533,6 +590,8 @@ class CriticClient:
             assert pending is not None, "each part has a kind"
             if isinstance(error, EpisodeLost):
                 pending._resolve(error)
+                if self._log:
+                    self._log.answered(pending._episode, pending)
             elif error:
                 raise error
             pendings.append(pending)
@@ -543,8 +602,8 @@ class CriticClient:
         self._check(parts)
         if not parts:
             return []
-        with redis_errors(self.config.redis_url):
-            asked = self._clock.sync(_CLOCK_FRESH_S).now()
+        asked = self._patiently(lambda: self._clock.sync(_CLOCK_FRESH_S).now())
+        self._patiently(self._live)
         pendings = [Pending(self, part.episode, self._query(part, asked)) if part.kind else None for part in parts]
         # Before they go: another thread may read the answers.
         with self._lock:
@@ -557,16 +616,20 @@ class CriticClient:
                     episode, payload = part.episode, b""
                     if part.frames is not None:
                         payload = encode(part.frames, first=episode.frames, base=episode._base)
+                        if self._log:
+                            self._log.pushing(episode, part.frames)
                     query = pending.query if pending else None
                     steps.append(Step(episode.id, episode._reference, episode._batches, payload, query))
-                queries = [pending.query for pending in pendings[start:end] if pending]
-                yield steps[start:end], self._jobs.make(queries) if queries else []
+                yield steps[start:end], self._make_jobs(pendings[start:end])
 
         outcomes: list[tuple[Pending[Any] | None, VlacQueueError | None]] = []
         try:
             errors = self._store.step(groups(), max_bytes=self.config.max_pending_bytes)
+            if any(errors):
+                errors = self._mend(parts, steps, pendings, errors)
             for part, step, pending, error in zip(parts, steps, pendings, errors, strict=True):
-                outcomes.append((pending, self._ours(error)))
+                assert not isinstance(error, redis.RedisError), "_mend makes it one of ours"
+                outcomes.append((pending, error))
                 if error is None:
                     self._sent(part, step.payload)
         finally:
@@ -575,17 +638,77 @@ class CriticClient:
                 for pending in refused:
                     if pending:
                         self._open.pop(pending.query.id, None)
+        if self._log:
+            for step, part, (_, refusal) in zip(steps, parts, outcomes, strict=True):
+                if step.payload and not refusal:
+                    self._log.pushed(part.episode, step.payload)
         return outcomes
 
-    def _ours(self, error: Exception | None) -> VlacQueueError | None:
-        """An error of Redis as one of ours; one that is neither is raised."""
-        if error is None:
-            return None
-        try:
-            with redis_errors(self.config.redis_url):
+    def _live(self) -> None:
+        """Tells Redis now and then that this client is there."""
+        if time.monotonic() - self._lived > _LIFE_S:
+            self._connection.set(self._keys.client(self.id), 1, ex=CLIENT_TTL_S)
+            self._lived = time.monotonic()
+
+    def _make_jobs(self, pendings: Sequence[Pending[Any] | None]) -> list[NewJob]:
+        asking = [pending for pending in pendings if pending]
+        jobs = self._jobs.make([pending.query for pending in asking])
+        for index, pending in enumerate(asking):
+            pending._job = jobs[index // self.config.max_batch].id
+        return jobs
+
+    def _mend(
+        self,
+        parts: Sequence[_Part],
+        steps: Sequence[Step],
+        pendings: Sequence[Pending[Any] | None],
+        errors: Sequence[VlacQueueError | redis.RedisError | None],
+    ) -> list[VlacQueueError | redis.RedisError | None]:
+        """Sends again what Redis could not take, and before it what Redis has lost; why each was not stored."""
+        left = list(errors)
+        again = [i for i, error in enumerate(left) if isinstance(error, redis.RedisError | QueueFull)]
+        for _ in range(_RESTORES):
+            try:
+                for i, error in zip(again, self._send_again(again, steps, pendings), strict=True):
+                    left[i] = error
+                lost = [i for i, error in enumerate(left) if isinstance(error, EpisodeLost)]
+                restored = self._restore([parts[i].episode for i in lost]) if lost else set()
+            except (RedisUnavailable, QueueFull) as error:
+                return [error if i in again or isinstance(old, EpisodeLost) else old for i, old in enumerate(left)]
+            again = [i for i in lost if parts[i].episode.id in restored]
+            if not again:
+                break
+        return left
+
+    def _send_again(
+        self, again: Sequence[int], steps: Sequence[Step], pendings: Sequence[Pending[Any] | None]
+    ) -> list[VlacQueueError | None]:
+        if not again:
+            return []
+        chosen, asking = [steps[i] for i in again], [pendings[i] for i in again]
+        return self._patiently(lambda: self._try_to_store(chosen, asking))
+
+    def _try_to_store(
+        self, steps: Sequence[Step], asking: Sequence[Pending[Any] | None]
+    ) -> list[VlacQueueError | None]:
+        """One round trip. Sending the same again changes nothing.
+
+        Raises:
+            QueueFull: others hold the room that a batch needs, and may give it back.
+        """
+        limit = self.config.max_pending_bytes
+        errors: list[VlacQueueError | None] = []
+        for error in self._store.step([(steps, self._make_jobs(asking))], max_bytes=limit):
+            if isinstance(error, redis.RedisError):
                 raise error
-        except VlacQueueError as ours:
-            return ours
+            errors.append(error)
+        full = [(step, error) for step, error in zip(steps, errors, strict=True) if isinstance(error, QueueFull)]
+        if full:
+            with self._lock:
+                own = sum(episode.sent_bytes for episode in self._episodes.values())
+            if self._store.drop_abandoned() or own + max(len(step.payload) for step, _ in full) <= limit:
+                raise full[0][1]
+        return errors
 
     def _check(self, parts: Sequence[_Part]) -> None:
         """Whether `parts` can be sent.
@@ -604,7 +727,43 @@ class CriticClient:
                     raise ProtocolError(f"episode {part.episode.id!r} stands twice in one call; join its frames.")
                 pushed_to.add(part.episode.id)
         if any(part.kind for part in parts) and time.monotonic() - self._workers_seen > _WORKERS_FRESH_S:
-            self.ping()
+            # Who never saw a worker is told at once that there is none.
+            self._patiently(self.ping) if self._workers_seen > 0 else self.ping()
+
+    def _restore(self, episodes: Sequence[Episode]) -> set[str]:
+        """Opens episodes again that Redis has lost, pushes their frames and asks their open queries; ids of those
+        that could be."""
+        with self._restoring:
+            kept = {episode.id: self._kept.batches(episode.id) for episode in episodes}
+            able = [e for e in episodes if (batches := kept[e.id]) is not None and len(batches) >= e._batches]
+            if not able:
+                return set()
+            _log.warning("Redis has lost %d open episodes; pushing their frames again", len(able))
+            limit = self.config.max_pending_bytes
+            references = {episode._reference: episode._reference_batches for episode in able}
+            opening = [(episode.id, episode._meta) for episode in able]
+            counts = self._patiently(lambda: self._store.open(opening, references, max_bytes=limit))
+            for episode, count in zip(able, counts, strict=True):
+                for index in range(count, episode._batches):
+                    step = Step(episode.id, episode._reference, index, kept[episode.id][index])  # type: ignore[index]
+                    self._patiently(partial(self._try_to_store, [step], [None]))
+            # The clock may have jumped, and the position in the stream be one of a past server.
+            self._seen = b"0"
+            ids = {episode.id for episode in able}
+            with self._lock:
+                asking = [each for each in self._open.values() if each._episode.id in ids and each._job]
+        self._carry_again(asking)
+        return ids
+
+    def _carry_again(self, pendings: Sequence[Pending[Any]]) -> None:
+        """Asks open queries again under their ids: what was answered meanwhile stays so."""
+        if not pendings:
+            return
+        now = self._patiently(lambda: self._clock.sync().now())
+        for pending in pendings:
+            pending.query = replace(pending.query, asked=now, deadline=now + self.config.timeout_s)
+        steps = [Step(p.query.episode, p._episode._reference, query=p.query) for p in pendings]
+        self._patiently(lambda: self._try_to_store(steps, pendings))
 
     def _sent(self, part: _Part, payload: bytes) -> None:
         """Takes into account what Redis has stored now."""
@@ -614,6 +773,7 @@ class CriticClient:
             if frames is None:
                 return
             episode._batches += 1
+            self._kept.add(episode.id, payload)
             episode.frames += len(frames)
             episode._base = Base.after(frames, payload)
             episode.raw_bytes += frames.nbytes
@@ -645,6 +805,7 @@ class CriticClient:
         for pending in pendings:
             if not pending.answered:
                 self._check_open(pending._episode)
+        self._live()
         for entry_id, answers in self._store.read_answers(self.id, self._seen, block_s=block_s):
             self._take_in(answers.values(), _stream_position(entry_id)[0] / 1000)
             with self._lock:
@@ -656,12 +817,36 @@ class CriticClient:
             self._store.forget_answers(self.id, self._seen)
 
     def _look_up(self, pendings: Sequence[Pending[Any]]) -> None:
-        """Takes in answers whose news was missed, and finds out which queries Redis has lost."""
-        texts = self._store.look_up([pending.query for pending in pendings])
-        self._take_in([text for text in texts if text and text.startswith("{")], None)
-        for pending, text in zip(pendings, texts, strict=True):
-            if text is None and not pending.answered:
-                raise episode_lost(pending.query.episode)
+        """Takes in answers whose news was missed, and pushes and asks again what Redis or a worker has lost."""
+        pendings = [pending for pending in pendings if pending._job]
+        if not pendings:
+            return
+        asked = [
+            Asked(p.query.id, p.query.episode, p.query.batch + 1, p._episode._reference, p._job) for p in pendings
+        ]
+        standings = self._patiently(lambda: look_up(self._connection, self._keys, asked))
+        self._take_in([standing.answer for standing in standings if standing.answer], None)
+        lost: list[Pending[Any]] = []
+        dropped: list[Pending[Any]] = []
+        for pending, standing in zip(pendings, standings, strict=True):
+            if pending.answered or standing.answer:
+                continue
+            if not standing.kept:
+                lost.append(pending)
+            elif standing.refused:
+                self._fail(pending, ProtocolError(f"a worker refused the job: {standing.refused}"))
+            elif not standing.carried:
+                dropped.append(pending)
+        restored = self._restore(list({id(p._episode): p._episode for p in lost}.values())) if lost else set()
+        for pending in lost:
+            if pending.query.episode not in restored:
+                self._fail(pending, episode_lost(pending.query.episode))
+        self._carry_again(dropped)
+
+    def _fail(self, pending: Pending[Any], error: VlacQueueError) -> None:
+        with self._lock:
+            self._open.pop(pending.query.id, None)
+        pending._resolve(error)
 
     def _take_in(self, texts: Iterable[str], written: float | None) -> None:
         for text in texts:
@@ -672,6 +857,8 @@ class CriticClient:
                     pending._resolve(answer, critic, written)
                     pending._episode.answers += 1
                     pending._episode.answer_s += pending.answer_s
+                    if self._log:
+                        self._log.answered(pending._episode, pending)
 
     def _timeout_error(self, pendings: Sequence[Pending[Any]], waited: float) -> CriticTimeout:
         with redis_errors(self.config.redis_url):

@@ -56,7 +56,8 @@ class VlacConfig:
 
     redis_url: str = _setting(
         "redis://localhost:6379/0",
-        "Redis to use: redis://, rediss:// (TLS) or unix://; never shown with password.",
+        "Redis to use: redis://, rediss:// (TLS), unix://, or by Sentinel, redis+sentinel://host:26379,host2:26379/"
+        "mymaster/0; never shown with password.",
     )
     queue: str = _setting("vlac", "RQ queue that the workers listen on.")
     critic: str = _setting("vlac", "Critic that a worker runs: vlac, reference, or package.module:Class.")
@@ -99,6 +100,16 @@ class VlacConfig:
         None, "File (.npz with 'frames', or .npy) of a successful run, uint8 (T,H,W,3); optional."
     )
     timeout_s: float = _setting(120.0, "Seconds until an unanswered query raises CriticTimeout.")
+    patience_s: float = _setting(
+        60.0,
+        "Seconds for which a rollout puts up with a Redis that is away or full, or with no worker left, once it "
+        "had worked; at most timeout_s counts. 0 raises at once.",
+    )
+    batch_limit_s: float = _setting(
+        0.0,
+        "Seconds that the critic may take for one batch until its worker counts as hung and starts anew; "
+        "0: half of timeout_s.",
+    )
     retries: int = _setting(
         2, "Times a query is tried again: after a failure (on_failure=retry) or a worker's death."
     )
@@ -116,6 +127,14 @@ class VlacConfig:
     )
     episode_ttl_s: int = _setting(3600, "Seconds until the keys of an episode that nobody touches expire.")
     max_pending_bytes: int = _setting(2 << 30, "Most bytes of encoded frames of all open episodes of the queue.")
+    keep_frames_bytes: int = _setting(
+        512 << 20,
+        "Most bytes of encoded frames of its open episodes that a rollout keeps, to push them again when Redis "
+        "loses them; episodes beyond that fail then.",
+    )
+    decision_log: str = _setting(
+        "", "Folder in which rollouts log verdicts and frames (docs/decision-log.md); empty: none."
+    )
 
     def __post_init__(self) -> None:
         for spec in fields(self):
@@ -198,8 +217,8 @@ _CHOICES = {
 
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "redis_url": (
-        lambda v: v.startswith(("redis://", "rediss://", "unix://")),
-        "a redis://, rediss:// or unix:// URL",
+        lambda v: v.startswith(("redis://", "rediss://", "unix://", "redis+sentinel://", "rediss+sentinel://")),
+        "a redis://, rediss://, unix:// or redis+sentinel:// URL",
     ),
     "queue": (lambda v: bool(_QUEUE_NAME.fullmatch(v)), "1 to 64 letters, digits, '.', '_' or '-'"),
     "critic": (
@@ -219,6 +238,8 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "frame_stride": (lambda v: v >= 0, "0 or more environment steps"),
     "value_stride": (lambda v: v >= 1, "1 or more frames"),
     "timeout_s": (lambda v: v > 0, "above 0 seconds"),
+    "patience_s": (lambda v: v >= 0, "0 or more seconds"),
+    "batch_limit_s": (lambda v: v >= 0, "0 or more seconds"),
     "retries": (lambda v: v >= 0, "0 or more"),
     "max_batch": (lambda v: 1 <= v <= 4096, "within 1..4096 queries"),
     "max_wait_ms": (lambda v: v >= 0, "0 or more milliseconds"),
@@ -226,6 +247,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "idle_offload_s": (lambda v: v >= 0, "0 or more seconds"),
     "episode_ttl_s": (lambda v: v >= 1, "1 or more seconds"),
     "max_pending_bytes": (lambda v: v >= 1, "1 or more bytes"),
+    "keep_frames_bytes": (lambda v: v >= 0, "0 or more bytes"),
 }
 
 

@@ -15,12 +15,16 @@ from rq.connections import parse_connection
 
 from vlac_queue.config import redact_url
 from vlac_queue.errors import ConfigError, QueueFull, RedisUnavailable
+from vlac_queue.failover import connection_arguments, following
 
 #: Seconds that a blocking read waits on the server at a time; between two reads the deadline is looked at.
 BLOCK_S = 1.0
 #: Seconds until a silent connection counts as broken; well above BLOCK_S.
 SOCKET_TIMEOUT_S = 10.0
 
+
+#: What a Redis raises that is away or full, and may be back or have room in a moment.
+AWAY = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, redis.exceptions.OutOfMemoryError)
 
 #: How a connection behaves on both sides of the queue, whoever made it.
 _BEHAVIOUR: dict[str, Any] = {
@@ -34,23 +38,38 @@ def _retry() -> Retry:
     return Retry(ExponentialBackoff(cap=0.5, base=0.05), retries=3)
 
 
-def connect(url: str) -> redis.Redis:
+def connect(url: str, **behaviour: Any) -> redis.Redis:
     """A client for `url` that connects at its first command, and again whenever the connection broke.
+
+    Args:
+        url: redis://, rediss:// (TLS), unix://, or redis+sentinel://host:26379,host2:26379/mymaster/0, which
+            finds the master anew at each connection.
+        behaviour: arguments of redis-py's connections, in place of ours.
 
     Raises:
         ConfigError: the URL can't be parsed.
     """
     try:
-        return redis.Redis.from_url(url, retry=_retry(), **_BEHAVIOUR)
+        arguments = connection_arguments(url)
     except ValueError as error:
         raise ConfigError(f"redis_url {redact_url(url)} can't be used: {error}") from None
+    pool = redis.ConnectionPool(**{**arguments, "retry": _retry(), **_BEHAVIOUR, **behaviour})
+    return redis.Redis.from_pool(pool)
+
+
+class AnyRedis(redis.Redis):
+    """RQ's commands take any URL of ours by it: RQ_CONNECTION_CLASS=vlac_queue.connection.AnyRedis."""
+
+    @classmethod
+    def from_url(cls, url: str, **behaviour: Any) -> redis.Redis:
+        return connect(url, **behaviour)
 
 
 def reconnect(connection: redis.Redis) -> redis.Redis:
     """A client of its own for the server of `connection`; safe to use after a fork."""
     client_class, connection_class, kwargs = parse_connection(connection)
-    kwargs.update(_BEHAVIOUR, retry=_retry())
-    return client_class(connection_pool=redis.ConnectionPool(connection_class=connection_class, **kwargs))
+    kwargs.update(_BEHAVIOUR, retry=_retry(), connection_class=following(connection_class))
+    return client_class(connection_pool=redis.ConnectionPool(**kwargs))
 
 
 @contextmanager
@@ -78,8 +97,7 @@ def redis_errors(url: str) -> Iterator[None]:
             f"can't reach Redis at {redact_url(url)} ({type(error).__name__}: {error}); {remedy}"
         ) from error
     except redis.exceptions.ResponseError as error:
-        # Redis 6.2 reports it from within a script as an error of the script.
-        if isinstance(error, redis.exceptions.OutOfMemoryError) or "OOM command" in str(error):
+        if isinstance(error, redis.exceptions.OutOfMemoryError):
             raise QueueFull(
                 "Redis has reached its maxmemory; raise it, or lower max_pending_bytes below it."
             ) from error

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import click
+from rich import box
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from vlac_queue.errors import VlacQueueError
 
@@ -30,3 +37,40 @@ def errors_as_messages() -> Iterator[None]:
     except KeyboardInterrupt:
         click.echo("interrupted; everything that was started has ended", err=True)
         sys.exit(130)
+
+
+@contextmanager
+def writing(path: Path, option: str) -> Iterator[None]:
+    """A file or folder that can't be written, as one sentence that names the option."""
+    try:
+        yield
+    except OSError as error:
+        raise click.ClickException(
+            f"can't write to {path} ({error.strerror}); choose another {option}."
+        ) from error
+
+
+def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int) -> None:
+    """Prints a table whose first `texts` columns are texts and the others numbers.
+
+    Where the terminal is narrow the last text is cut, down to 12 characters, and never a number.
+    """
+    console = Console()
+    widths = [max(cell_len(row[place]) for row in (headers, *rows)) for place in range(len(headers))]
+    room = max(12, console.width - sum(widths[: texts - 1]) - sum(widths[texts:]) - 2 * (len(headers) - 1))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for place, header in enumerate(headers):
+        least = None if place == texts - 1 else widths[place]
+        table.add_column(header, justify="left" if place < texts else "right", no_wrap=True, min_width=least)
+    for row in rows:
+        cells = list(row)
+        if cell_len(cells[texts - 1]) > room:
+            cells[texts - 1] = set_cell_size(cells[texts - 1], room - 1) + "…"
+        table.add_row(*map(escape, cells))
+    console.print(table, soft_wrap=True)
+
+
+def progress_bar() -> Progress:
+    """A bar on stderr; none where that is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())

@@ -3,48 +3,100 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Literal
 
 import redis
 
 from vlac_queue.errors import CriticTimeout, NoWorkers
 from vlac_queue.keys import Keys
+from vlac_queue.texts import MAX_TEXT, as_float, as_int, clean
 
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """What a critic worker says of itself, at most a second ago.
+    """What a critic worker said of itself at its last beat; they beat once a second.
+
+    What a worker of another version leaves out is "" or 0.
 
     Attributes:
         name, host, pid: which process it is.
-        critic, model: what it runs.
+        protocol: the protocol's version that it speaks.
+        critic, model, prompt, engine, device: what it runs; `prompt` is a short hash of its prompts.
         state: "loading", "idle", "busy" or "asleep" (its critic gave the accelerator memory back).
-        queries, failures: totals since it started.
+        parent: the plain RQ worker that it lives in, or "".
+        uptime_s: seconds since it started.
+        max_batch: most queries in one call of its critic.
+        loads, jobs, rejected_jobs, queries, failures, batches: totals since it started; failures are among the
+            queries.
+        busy_s: seconds for which its critic worked, likewise.
         rss_bytes, accelerator_bytes: memory of the process, and of its accelerator.
+        accelerator_limit_bytes: most that it may take there; 0 where no limit is known.
+        last_error: first line of the last failure, or "".
+        last_error_at: when, in seconds since 1970 on Redis' clock; 0: never.
+        time: of this beat, likewise.
     """
 
     name: str
-    host: str
-    pid: int
-    critic: str
-    model: str
-    state: str
-    queries: int
-    failures: int
-    rss_bytes: int
-    accelerator_bytes: int
+    host: str = ""
+    pid: int = 0
+    protocol: str = ""
+    critic: str = ""
+    model: str = ""
+    prompt: str = ""
+    engine: str = ""
+    device: str = ""
+    state: str = ""
+    parent: str = ""
+    uptime_s: float = 0.0
+    max_batch: int = 0
+    loads: int = 0
+    jobs: int = 0
+    rejected_jobs: int = 0
+    queries: int = 0
+    failures: int = 0
+    batches: int = 0
+    busy_s: float = 0.0
+    rss_bytes: int = 0
+    accelerator_bytes: int = 0
+    accelerator_limit_bytes: int = 0
+    last_error: str = ""
+    last_error_at: float = 0.0
+    time: float = 0.0
+
+    @classmethod
+    def from_hash(cls, name: str, said: Mapping[bytes, bytes]) -> WorkerInfo:
+        """From the hash as Redis gives it; the texts are made fit for a terminal."""
+        values = {field: read(said[key]) for key, field, read in _FIELDS if key in said}
+        return cls(clean(name), **values)  # type: ignore[arg-type]
+
+
+#: The same few texts come with every beat of every worker.
+_known_text = lru_cache(4096)(clean)
+
+
+def _text(value: bytes) -> str:
+    return _known_text(value) if len(value) <= MAX_TEXT else clean(value)
+
+
+_READERS: dict[str, Callable[[bytes], str | int | float]] = {"str": _text, "int": as_int, "float": as_float}
+_FIELDS = tuple(
+    (field.name.encode(), field.name, _READERS[str(field.type)])
+    for field in fields(WorkerInfo)
+    if field.name != "name"
+)
 
 
 def critic_workers(connection: redis.Redis, keys: Keys) -> list[WorkerInfo]:
     """The living critic workers of the queue, by name; a plain RQ worker without a critic is none yet."""
-    names = sorted(name.decode() for name in connection.smembers(keys.workers))  # type: ignore[union-attr]
+    names = sorted(name.decode(errors="replace") for name in connection.smembers(keys.workers))  # type: ignore[union-attr]
     with connection.pipeline(transaction=False) as pipeline:
         for name in names:
             pipeline.hgetall(keys.worker(name))
         hashes = pipeline.execute()
-    return [_info(name, fields) for name, fields in zip(names, hashes, strict=True) if fields]
+    return [WorkerInfo.from_hash(name, said) for name, said in zip(names, hashes, strict=True) if said]
 
 
 def order_workers(
@@ -86,11 +138,3 @@ def order_workers(
         if time.monotonic() > deadline:
             raise CriticTimeout(f"{', '.join(late)} did not {order} within {timeout_s:.0f} s; are they busy?")
         time.sleep(0.1)
-
-
-def _info(name: str, fields: dict[bytes, bytes]) -> WorkerInfo:
-    said: dict[str, Any] = {key.decode(): value.decode() for key, value in fields.items()}
-    numbers = {key: int(said[key]) for key in ("pid", "queries", "failures", "rss_bytes", "accelerator_bytes")}
-    return WorkerInfo(
-        name, host=said["host"], critic=said["critic"], model=said["model"], state=said["state"], **numbers
-    )

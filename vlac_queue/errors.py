@@ -2,6 +2,7 @@
 
 VlacQueueError
  +-- ConfigError        a setting is unknown or out of range
+ |    +-- DecisionLogError   the folder `decision_log` can't be written
  +-- FrameError         frames, or an encoded frame batch, are not usable
  +-- ProtocolError      a message or a key is not what docs/protocol.md says
  +-- RedisUnavailable   Redis can't be reached
@@ -21,6 +22,10 @@ class VlacQueueError(Exception):
 
 class ConfigError(VlacQueueError, ValueError):
     """A setting is unknown, of the wrong type or out of range."""
+
+
+class DecisionLogError(ConfigError):
+    """The folder `decision_log` can't be written. No `on_failure` masks it: trying again can't mend it."""
 
 
 class FrameError(VlacQueueError, ValueError):

@@ -237,6 +237,8 @@ class RolloutGate:
         if waiting:
             try:
                 self._client.poll(waiting)
+            except _MISTAKES:
+                raise
             except VlacQueueError:
                 # What can't be read now is read at the next look, or by settle(), which has a deadline.
                 if self.on_failure == "raise":
@@ -304,6 +306,8 @@ class RolloutGate:
                 late: VlacQueueError | None = None
                 try:
                     self._client.wait(pendings)
+                except _MISTAKES:
+                    raise
                 except VlacQueueError as error:
                     late = error
                 for run, pending in zip(left, pendings, strict=True):

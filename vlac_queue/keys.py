@@ -8,6 +8,10 @@ from dataclasses import dataclass
 #: an answer must come within 10 s of a death; a beat every second leaves room for a busy host.
 WORKER_TTL_MS = 6_000
 
+#: Seconds until a client that neither asks nor looks for answers counts as gone: its work is dropped if it waited
+#: longer than that, and its episodes when others need the room. If it comes back it asks, and pushes, again.
+CLIENT_TTL_S = 30
+
 #: Fields of `Keys.sizes` besides the episodes' own: the sum, and the limit (max_pending_bytes) of the client that
 #: opened an episode last. No episode id begins with a colon.
 TOTAL_FIELD, LIMIT_FIELD = ":total", ":limit"
@@ -49,6 +53,10 @@ class Keys:
         episode.
         """
         return f"vlac:{self.queue}:client:{client_id}:answers"
+
+    def client(self, client_id: str) -> str:
+        """text: a client that is there; expires after CLIENT_TTL_S without a push, a question or a look."""
+        return f"vlac:{self.queue}:client:{client_id}"
 
     def reference(self, reference_id: str) -> str:
         """list: encoded batches of reference frames, stored once under their SHA-256.
@@ -92,6 +100,14 @@ class Keys:
         No expiry: these jobs would be lost with it. Given back when the worker stops or is found dead.
         """
         return f"vlac:{self.queue}:claims:{name}"
+
+    @property
+    def alone(self) -> str:
+        """list: ids of jobs that were there when workers died, up to their last try: one query at a time.
+
+        No expiry, as `rq_queue`.
+        """
+        return f"vlac:{self.queue}:alone"
 
     @property
     def events(self) -> str:

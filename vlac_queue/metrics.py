@@ -95,6 +95,12 @@ class Histogram:
     def __add__(self, other: Histogram) -> Histogram:
         return Histogram(self._counts + other._counts, self.sum + other.sum)
 
+    def __iadd__(self, other: Histogram) -> Histogram:
+        """In place: a reader of many workers adds thousands of them."""
+        self._counts.update(other._counts)
+        self.sum += other.sum
+        return self
+
     def __sub__(self, earlier: Histogram) -> Histogram:
         """What came since `earlier`, a look at the same histogram."""
         return Histogram(self._counts - earlier._counts, max(0.0, self.sum - earlier.sum))

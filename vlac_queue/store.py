@@ -49,23 +49,27 @@ local function purge(open, sizes)
 end
 """
 
-# KEYS meta open sizes reference users; ARGV id ttl max_bytes uses_reference field value ...
+# Opening again under the same token restores what Redis has lost and changes nothing else, so it may be repeated.
+# KEYS meta frames open sizes reference users; ARGV id ttl max_bytes uses_reference token field value ...
+# Reply: 'taken', 'no reference', or the number of batches there.
 _OPEN = (
     _PURGE
     + f"""
-purge(KEYS[2], KEYS[3])
-if redis.call('EXISTS', KEYS[1]) == 1 then return 'taken' end
+purge(KEYS[3], KEYS[4])
+if redis.call('EXISTS', KEYS[1]) == 1 and redis.call('HGET', KEYS[1], 'token') ~= ARGV[5] then return 'taken' end
 if ARGV[4] == '1' then
-  if redis.call('EXISTS', KEYS[4]) == 0 then return 'no reference' end
-  redis.call('SADD', KEYS[5], ARGV[1])
-  redis.call('EXPIRE', KEYS[4], ARGV[2])
+  if redis.call('EXISTS', KEYS[5]) == 0 then return 'no reference' end
+  redis.call('SADD', KEYS[6], ARGV[1])
   redis.call('EXPIRE', KEYS[5], ARGV[2])
+  redis.call('EXPIRE', KEYS[6], ARGV[2])
 end
-redis.call('HSET', KEYS[1], unpack(ARGV, 5))
+redis.call('HSET', KEYS[1], unpack(ARGV, 6))
 redis.call('EXPIRE', KEYS[1], ARGV[2])
-redis.call('ZADD', KEYS[2], now() + ARGV[2], ARGV[1])
-redis.call('HSET', KEYS[3], '{LIMIT_FIELD}', ARGV[3])
-return 'ok'
+local batches = redis.call('LLEN', KEYS[2])
+if batches == 0 then forget(KEYS[3], KEYS[4], ARGV[1]) end
+redis.call('ZADD', KEYS[3], now() + ARGV[2], ARGV[1])
+redis.call('HSET', KEYS[4], '{LIMIT_FIELD}', ARGV[3])
+return batches
 """
 )
 
@@ -135,6 +139,29 @@ return replies
 """
 )
 
+# Closes episodes whose client has not been heard of for a while. KEYS open sizes; ARGV prefixes of the keys of
+# episodes, clients and references. Reply: how many.
+_DROP_ABANDONED = (
+    _PURGE
+    + """
+local count = 0
+for _, id in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
+  local meta = ARGV[1] .. id
+  local client, reference = unpack(redis.call('HMGET', meta, 'client', 'reference'))
+  if client and redis.call('EXISTS', ARGV[2] .. client) == 0 then
+    redis.call('DEL', meta, meta .. ':frames', meta .. ':queries')
+    forget(KEYS[1], KEYS[2], id)
+    local users = ARGV[3] .. reference .. ':users'
+    if redis.call('SREM', users, id) == 1 and redis.call('SCARD', users) == 0 then
+      redis.call('DEL', ARGV[3] .. reference, users)
+    end
+    count = count + 1
+  end
+end
+return count
+"""
+)
+
 # Meta, batches and what is still pending. KEYS for each episode: meta frames queries; ARGV for each: first
 # batch, last batch, number of query ids, the ids. Reply for each: {meta, {kind or "" of each id}, {batch ...}};
 # no batches where nothing is pending. Keys of a wrong type, which no client of ours makes, spoil their episode
@@ -162,8 +189,10 @@ return replies
 """
 
 # Writes answers of one client. Only what is pending is answered. KEYS client_stream, and for each answer its
-# episode's queries; ARGV ttl kept, and for each: query_id answer. Reply: 1 or 0 for each.
+# episode's queries; ARGV ttl kept, and for each: query_id answer. Reply: 1 or 0 for each. A script that has
+# written may go on when Redis is full: answers must get through, since closing episodes is what frees memory.
 _ANSWER = """
+redis.call('XTRIM', KEYS[1], 'MAXLEN', '~', ARGV[2])
 local written, news = {}, {}
 for i = 1, #KEYS - 1 do
   local id, answer = ARGV[2 * i + 1], ARGV[2 * i + 2]
@@ -209,6 +238,8 @@ class EpisodeMeta:
         done_threshold: a score above this (strictly) means done, 0..1.
         value_stride: distance in frames between the images of a pair in value lists.
         ttl_s: seconds until the episode's keys expire when nobody touches them.
+        token: made anew at each opening, so that an episode's id used again mixes nothing up.
+        client: id of the client that it belongs to.
     """
 
     task: str
@@ -216,6 +247,8 @@ class EpisodeMeta:
     done_threshold: float
     value_stride: int
     ttl_s: int
+    token: str
+    client: str
 
     @classmethod
     def from_hash(cls, fields: Mapping[bytes, bytes]) -> EpisodeMeta:
@@ -231,6 +264,8 @@ class EpisodeMeta:
                 done_threshold=float(fields[b"done_threshold"]),
                 value_stride=int(fields[b"value_stride"]),
                 ttl_s=int(fields[b"ttl_s"]),
+                token=fields[b"token"].decode(),
+                client=fields[b"client"].decode(),
             )
         except (KeyError, ValueError) as error:
             raise ProtocolError(f"an episode's meta hash is not of this protocol ({error!r}).") from None
@@ -303,40 +338,44 @@ class EpisodeStore:
         references: Mapping[str, Sequence[bytes]],
         *,
         max_bytes: int,
-    ) -> None:
+    ) -> list[int]:
         """Opens episodes, given by id and meta, in one round trip (and one more for a new reference).
+
+        Opening one again under the same token restores it, if Redis lost it, and changes nothing else.
 
         Args:
             references: reference id -> its encoded batches, for what Redis does not have yet.
             max_bytes: the caller's max_pending_bytes, for dashboards.
 
+        Returns:
+            For each how many of its batches Redis has.
+
         Raises:
             ProtocolError: an id belongs to an open episode; none of `episodes` stays open then.
         """
-        left, opened = list(episodes), []
+        batches: dict[str, int] = {}
+        left = list(episodes)
         while left:
             with self.connection.pipeline(transaction=False) as pipeline:
                 for episode, meta in left:
-                    reference_key = self.keys.reference(meta.reference)
-                    keys = (self.keys.episode(episode).meta, self.keys.open, self.keys.sizes, reference_key)
+                    meta_key, frames_key, _, *reference_keys = self._keys(episode, meta.reference)
+                    keys = (meta_key, frames_key, self.keys.open, self.keys.sizes, *reference_keys)
                     fields = [text for name, value in vars(meta).items() for text in (name, str(value))]
-                    arguments = (episode, self.ttl_s, max_bytes, int(bool(meta.reference)), *fields)
-                    self._eval(pipeline, _OPEN, (*keys, self.keys.reference_users(meta.reference)), arguments)
-                statuses = pipeline.execute()
-            by_status: dict[bytes, list[tuple[str, EpisodeMeta]]] = {}
-            for each, status in zip(left, statuses, strict=True):
-                by_status.setdefault(status, []).append(each)
-            opened += by_status.get(b"ok", [])
-            if taken := by_status.get(b"taken"):
-                self.close([(episode, meta.reference) for episode, meta in opened])
+                    arguments = (episode, self.ttl_s, max_bytes, int(bool(meta.reference)), meta.token, *fields)
+                    self._eval(pipeline, _OPEN, keys, arguments)
+                replies = dict(zip(left, pipeline.execute(), strict=True))
+            batches.update((episode, reply) for (episode, _), reply in replies.items() if isinstance(reply, int))
+            if taken := [episode for (episode, _), reply in replies.items() if reply == b"taken"]:
+                self.close([(episode, meta.reference) for episode, meta in episodes if episode in batches])
                 raise ProtocolError(
-                    f"episode {taken[0][0]!r} is open already; close it, or let the client make the id."
+                    f"episode {taken[0]!r} is open already; close it, or let the client make the id."
                 )
-            left = by_status.get(b"no reference", [])
+            left = [each for each, reply in replies.items() if reply == b"no reference"]
             # Not there yet, or its last user closed between two of these calls.
             for reference in {meta.reference for _, meta in left}:
                 key = self.keys.reference(reference)
                 self._eval(self.connection, _STORE_REFERENCE, (key,), (self.ttl_s, *references[reference]))
+        return [batches[episode] for episode, _ in episodes]
 
     def step(
         self, groups: Iterable[tuple[Sequence[Step], Sequence[NewJob]]], *, max_bytes: int
@@ -406,24 +445,17 @@ class EpisodeStore:
             for entry_id, fields in entries
         ]
 
+    def drop_abandoned(self) -> int:
+        """Closes the episodes of clients that have not been heard of for CLIENT_TTL_S seconds; how many."""
+        prefixes = (self.keys.episode("").meta, self.keys.client(""), self.keys.reference(""))
+        return int(self._eval(self.connection, _DROP_ABANDONED, (self.keys.open, self.keys.sizes), prefixes))
+
     def forget_answers(self, client: str, before: bytes) -> None:
         """Trims a client's stream up to a position that it has seen."""
         self.connection.xtrim(self.keys.client_answers(client), minid=before.decode(), approximate=False)
 
-    def look_up(self, queries: Sequence[Query]) -> list[str | None]:
-        """What stands with the episodes, whatever the client's stream says.
-
-        Returns:
-            For each query: its kind while it is pending, its answer's text, or None where Redis does not know
-            it (the episode was closed, expired, or lost with a restarted server).
-        """
-        with self.connection.pipeline(transaction=False) as pipeline:
-            for query in queries:
-                pipeline.hget(self.keys.episode(query.episode).queries, query.id)
-            return [None if text is None else text.decode() for text in pipeline.execute()]
-
-    def close(self, episodes: Sequence[tuple[str, str]], client: str | None = None) -> None:
-        """Deletes the keys of episodes, each given with its reference id or "", and a client's stream of answers.
+    def close(self, episodes: Sequence[tuple[str, str]], client_keys: Sequence[str] = ()) -> None:
+        """Deletes the keys of episodes, each given with its reference id or "", and keys of their client.
 
         One round trip for all.
         """
@@ -432,8 +464,8 @@ class EpisodeStore:
             keys += self._keys(episode, reference)
         with self.connection.pipeline(transaction=False) as pipeline:
             self._eval(pipeline, _CLOSE, keys, [episode for episode, _ in episodes])
-            if client is not None:
-                pipeline.delete(self.keys.client_answers(client))
+            if client_keys:
+                pipeline.delete(*client_keys)
             pipeline.execute()
 
     # What a worker does.
@@ -526,5 +558,6 @@ def episode_lost(episode: str) -> EpisodeLost:
     """The error for an episode whose keys vanished while it was open."""
     return EpisodeLost(
         f"the keys of episode {episode!r} are gone: Redis restarted without persistence, evicted them (set "
-        "maxmemory-policy noeviction), or nobody touched the episode for episode_ttl_s. Start a new episode."
+        "maxmemory-policy noeviction), or nobody touched the episode for episode_ttl_s; its frames are not kept "
+        "here (keep_frames_bytes). Start a new episode."
     )

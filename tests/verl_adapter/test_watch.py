@@ -13,6 +13,7 @@ from tests.verl_adapter.pixel_critic import picture
 from verl_adapter.environments import Chunk, EnvironmentFailed
 from verl_adapter.watch import Ending, RolloutWatch
 from vlac_queue import CriticClient, CriticFailed, FrameError, VlacConfig
+from vlac_queue.episodes.log import read_log
 from vlac_queue.keys import Keys
 
 #: One chunk of an episode as (score, value), a failure of the critic, or one of the simulator.
@@ -26,9 +27,18 @@ def run(request: pytest.FixtureRequest, redis_url: str) -> Callable[..., list[En
     """Plays episodes of equal length through a watch, 8 steps a chunk, as upstream's loop does."""
 
     def play(
-        *episodes: list[Shown], on_failure: str = "raise", success_steps: dict[int, int] | None = None
+        *episodes: list[Shown],
+        on_failure: str = "raise",
+        success_steps: dict[int, int] | None = None,
+        decision_log: str = "",
     ) -> list[Ending]:
-        config = VlacConfig(redis_url=redis_url, overlap=request.param, on_failure=on_failure, timeout_s=30)
+        config = VlacConfig(
+            redis_url=redis_url,
+            overlap=request.param,
+            on_failure=on_failure,
+            timeout_s=30,
+            decision_log=decision_log,
+        )
         tasks = [f"task {index}" for index in range(len(episodes))]
         stopped: frozenset[int] = frozenset()
         with CriticClient(config) as client, RolloutWatch(client) as watch:
@@ -75,6 +85,16 @@ def test_a_failure_of_the_critic_masks_its_episode_alone(run):
     failed, other = run([(0, 10), "critic fails", (0, 50)], [(0, 10), (0, 20), (0, 50)], on_failure="mask")
     assert failed.masked and math.isnan(failed.reward) and failed.finish_step == 16
     assert not other.masked and other.reward == pytest.approx(0.5)
+
+
+def test_the_decision_log_has_the_simulators_word(run, tmp_path):
+    run(
+        [(0, 10), DONE, (0, 30)], [(0, 10), (0, 20), (0, 30)], [(0, 10), (0, 20), (0, 30)],
+        success_steps={0: 5, 1: 18}, decision_log=str(tmp_path / "log"),
+    )  # fmt: skip
+    truths = {record.task: record.truth for record in read_log(tmp_path / "log", print)}
+    # Frame 0 came before the first chunk; success within a chunk shows in its last frame.
+    assert truths == {"task 0": 1, "task 1": 3, "task 2": None}
 
 
 def test_a_simulator_that_breaks_after_done_does_not_matter(run):

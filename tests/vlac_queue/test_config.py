@@ -248,7 +248,7 @@ def test_a_url_without_password_is_shown_as_it_is(url: str) -> None:
     "url", [url.replace("redis:", "http:", 1) for url, _ in _URLS if url.startswith("redis:")]
 )
 def test_a_refused_url_is_shown_without_password(url: str) -> None:
-    with pytest.raises(ConfigError, match=r"redis://, rediss:// or unix:// URL") as caught:
+    with pytest.raises(ConfigError, match=r"redis://, rediss://, unix:// or redis\+sentinel:// URL") as caught:
         VlacConfig(redis_url=url)
     assert _SECRET not in str(caught.value)
 

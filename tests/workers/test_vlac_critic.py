@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -134,6 +135,14 @@ def test_waking_tries_full_calls_again() -> None:
 def test_it_says_so_when_it_was_not_loaded() -> None:
     with pytest.raises(CriticFailed, match=r"load\(\)"):
         VlacCritic(VlacConfig()).answer([query("done")])
+
+
+def test_its_prompts_have_a_hash_once_it_is_loaded() -> None:
+    assert VlacCritic(VlacConfig(), StandInModel(colour)).prompt_hash == ""
+    made, _ = critic(colour)
+    assert re.fullmatch("[0-9a-f]{12}", made.prompt_hash)
+    assert made.prompt_hash == critic(colour)[0].prompt_hash
+    assert made.prompt_hash != critic(colour, done_by="goal")[0].prompt_hash
 
 
 def test_done_queries_need_no_earlier_frames_by_default() -> None:

@@ -27,6 +27,7 @@ class StandInGacModel:
 
     def __init__(self, responses: Sequence[Any]) -> None:
         self.template = SimpleNamespace(processor=SimpleNamespace(all_special_tokens=["<image>"]))
+        self.system_prompt: str | None = None
         self.infer_stats = SimpleNamespace(reset=lambda: None)
         self.max_tokens = 10_240
         self.configured: list[int] = []
@@ -62,6 +63,13 @@ def row(prompt: str = "p", images: Sequence[Any] = (), rich: bool = False, max_t
 def model(*responses: Any) -> tuple[VlacModel, StandInGacModel]:
     gac = StandInGacModel(responses)
     return VlacModel(gac, VlacConfig(), "cpu"), gac
+
+
+def test_the_prompt_before_all_others_is_known() -> None:
+    gac = StandInGacModel([])
+    assert VlacModel(gac, VlacConfig(), "cpu").system_prompt == ""
+    gac.system_prompt = "look closely"
+    assert VlacModel(gac, VlacConfig(), "cpu").system_prompt == "look closely"
 
 
 def test_each_row_gets_its_own_answer_rich_or_not() -> None:

@@ -16,6 +16,7 @@ from workers.critics.vlac.rows import (
     Row,
     clean_task,
     done_rows,
+    prompt_hash,
     read_done,
     read_number,
     read_progress,
@@ -183,3 +184,37 @@ def test_progress_is_that_of_the_second_image() -> None:
 def test_reasoning_of_another_form_is_no_progress(text: str) -> None:
     with pytest.raises(ValueError):
         read_progress(text)
+
+
+class OtherPrompts(StandInGac):
+    """One prompt is worded in another way."""
+
+    def __init__(self, method: str) -> None:
+        self._method = method
+
+    def __getattribute__(self, name: str) -> Any:
+        said = object.__getattribute__(self, name)
+        if name == object.__getattribute__(self, "_method"):
+            return lambda **arguments: "Please. " + said(**arguments)
+        return said
+
+
+@pytest.mark.parametrize(
+    ("done_by", "used", "unused"),
+    [
+        ("image", ["get_done_prompt", "get_score_prompt"], ["get_in_context_done_prompt"]),
+        ("reference", ["get_done_prompt", "get_score_prompt"], ["get_in_context_done_prompt"]),
+        ("goal", ["get_in_context_done_prompt", "get_score_prompt"], ["get_done_prompt"]),
+    ],
+)
+def test_the_hash_of_the_prompts_tells_any_that_is_asked(done_by: str, used: list[str], unused: list[str]) -> None:
+    config = VlacConfig(done_by=done_by)
+    known = prompt_hash(StandInGac(), config)
+    assert [prompt_hash(OtherPrompts(name), config) == known for name in used] == [False] * len(used)
+    assert [prompt_hash(OtherPrompts(name), config) == known for name in unused] == [True] * len(unused)
+    assert prompt_hash(StandInGac(), config, "Be strict.") != known
+
+
+def test_the_hash_of_the_prompts_tells_how_much_of_the_reference_is_shown() -> None:
+    hashes = {prompt_hash(StandInGac(), VlacConfig(ref_num=count)) for count in (5, 9, 9)}
+    assert len(hashes) == 2

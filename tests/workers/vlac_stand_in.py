@@ -45,6 +45,7 @@ class StandInModel:
     """
 
     special_tokens = ("[UNUSED_TOKEN_1]",)
+    system_prompt = "look closely"
 
     def __init__(self, say: Callable[[Row], str | Exception], memory: int = 10_000) -> None:
         self.gac = StandInGac()

@@ -117,6 +117,8 @@ def train(client: CriticClient, runs: Sequence[Run], progress: Progress) -> list
             progress(len(active))
             active -= gate.finished() | {index for index, run in enumerate(runs) if run.max_step == step}
         outcomes = gate.settle()
+        for index, episode in enumerate(gate.episodes):
+            client.note_truth(episode, truth.get(index))
         reports = []
         counters = [(e.queries, e.sent_bytes, e.raw_bytes, e.answer_s, e.answers) for e in gate.episodes]
         # For the picture only; training asks no value where the critic said done.

@@ -13,15 +13,14 @@ from rich import box
 from rich.table import Table
 
 from vlac_queue.demo.play import Report
-from vlac_queue.frames import Frames
-from vlac_queue.plot import figure_class
+from vlac_queue.plot import CURVE, DONE, TEXT, UNDONE, border, evenly, figure_class, save, shrunk
 
 _HEADER = ["task", "episode", "ended", "by", "reward", "env.", "asked", "MB sent/raw", "ms"]
 _TITLES = {"train": "Training: the critic decides", "eval": "Evaluation: the environment decides"}
 #: What ended an episode: its colour in the terminal and in the picture.
-_COLOURS = {"critic": ("green", "#1a7f37"), "environment": ("cyan", "#0969da"), "max_step": ("yellow", "#9a6700")}
-#: Frames of an episode in the picture, and their side in pixels.
-_THUMBNAILS, _SIDE = 8, 96
+_COLOURS = {"critic": ("green", DONE), "environment": ("cyan", CURVE), "max_step": ("yellow", UNDONE)}
+#: Frames of an episode in the picture, and about their height in pixels.
+_THUMBNAILS, _HEIGHT = 8, 96
 
 
 def tables(reports: Sequence[Report], width: int) -> list[Table]:
@@ -84,11 +83,12 @@ def write_picture(reports: Sequence[Report], path: Path) -> None:
         axes.set_axis_off()
     for number, report in enumerate(reports):
         strip, curve = grid[number // 2, 2 * (number % 2) :][:2]
-        picture, shown = _strip(report.frames)
-        strip.imshow(picture)
         colour = _COLOURS[report.ended_by][1]
-        nearest = int(np.argmin(np.abs(shown - report.finish_step)))
-        strip.add_patch(_frame(nearest, colour))
+        places = evenly(len(report.frames), _THUMBNAILS)
+        shown = [shrunk(report.frames[place], _HEIGHT) for place in places]
+        strip.imshow(np.concatenate(shown, axis=1))
+        nearest = int(np.argmin(np.abs(np.array(places) - report.finish_step)))
+        strip.add_patch(border(shown[nearest], colour, left=nearest * shown[nearest].shape[1]))
         done = "never" if report.environment_done is None else f"at {report.environment_done}"
         strip.set_title(
             f"{report.mode}  {report.task}, {report.name}   ended at {report.finish_step} by {report.ended_by}, "
@@ -100,30 +100,16 @@ def write_picture(reports: Sequence[Report], path: Path) -> None:
         if not report.values:
             continue
         curve.set_axis_on()
-        curve.plot(range(len(report.values)), report.values, color="#57606a", linewidth=1.2)
+        curve.plot(range(len(report.values)), report.values, color=TEXT, linewidth=1.2)
         end = min(report.finish_step, len(report.values) - 1)
         curve.axvline(end, color=colour, linewidth=1)
         curve.plot([end], [report.values[end]], "o", color=colour, markersize=5)
         curve.set_ylim(-5, 105)
         curve.xaxis.set_major_locator(MaxNLocator(integer=True))
         curve.tick_params(labelsize=7)
-        curve.set_title("value (0..100) by step", fontsize=7, color="#57606a")
+        curve.set_title("value (0..100) by step", fontsize=7, color=TEXT)
         curve.spines[["top", "right"]].set_visible(False)
     figure.suptitle(
         "Episodes through the queue: frames, the critic's values, and where each episode ended", fontsize=12
     )
-    figure.savefig(path, dpi=80)
-
-
-def _strip(frames: Frames) -> tuple[Frames, np.ndarray]:
-    """Evenly spread frames side by side, uint8 (_SIDE, n * _SIDE, 3), and their indices."""
-    shown = np.unique(np.linspace(0, len(frames) - 1, _THUMBNAILS).round().astype(int))
-    rows = np.linspace(0, frames.shape[1] - 1, _SIDE).round().astype(int)
-    columns = np.linspace(0, frames.shape[2] - 1, _SIDE).round().astype(int)
-    return np.concatenate([frames[index][rows][:, columns] for index in shown], axis=1), shown
-
-
-def _frame(place: int, colour: str) -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((place * _SIDE + 1, 1), _SIDE - 3, _SIDE - 3, fill=False, edgecolor=colour, linewidth=3)
+    save(figure, path, dpi=80)

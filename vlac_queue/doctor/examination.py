@@ -15,7 +15,7 @@ from redis.retry import Retry
 
 from vlac_queue.client import load_frames
 from vlac_queue.config import VlacConfig, redact_url
-from vlac_queue.doctor.finding import Finding, as_count, clean
+from vlac_queue.doctor.finding import Finding, as_count
 from vlac_queue.doctor.gpu_checks import check_gpu
 from vlac_queue.doctor.package_checks import (
     check_engine,
@@ -50,6 +50,7 @@ from vlac_queue.doctor.redis_checks import (
 from vlac_queue.doctor.weight_checks import check_weights
 from vlac_queue.errors import ConfigError, FrameError
 from vlac_queue.keys import Keys
+from vlac_queue.texts import clean
 
 #: Where the doctor runs: "gpu" also looks at what the critic vlac needs, "auto" does so for critic vlac.
 Host = Literal["auto", "gpu", "rollout"]

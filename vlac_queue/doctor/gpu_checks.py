@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from vlac_queue.config import VlacConfig
-from vlac_queue.doctor.finding import Finding, as_count, as_size, clean
+from vlac_queue.doctor.finding import Finding, as_count
 from vlac_queue.doctor.package_checks import install_command, installed_version
 from vlac_queue.doctor.weight_checks import weight_bytes
+from vlac_queue.texts import clean, size
 
 #: Seconds that torch may take to be imported and to look at a GPU; from a cold disk it is slow.
 _PROBE_S = 90.0
@@ -66,15 +67,15 @@ def judge_gpu(config: VlacConfig, name: str, free: int, total: int) -> Finding:
     folder = Path(config.model_path).expanduser()
     weights = weight_bytes(folder) if config.model_path and folder.is_dir() else _VLAC_BYTES
     allowed = int(total * config.gpu_memory_fraction)
-    found = f"{name}, {as_size(free)} of {as_size(total)} free; the critic may use {as_size(allowed)}"
+    found = f"{name}, {size(free)} of {size(total)} free; the critic may use {size(allowed)}"
     if allowed < weights:
         # A third more, for the images of a call.
         fraction = math.ceil(weights * 4 / 3 / total * 20) / 20
         if fraction > 1:
-            return Finding("broken", f"{found}; its weights take {as_size(weights)}", "use a GPU with more memory")
+            return Finding("broken", f"{found}; its weights take {size(weights)}", "use a GPU with more memory")
         return Finding(
             "broken",
-            f"{found}, its weights take {as_size(weights)}",
+            f"{found}, its weights take {size(weights)}",
             f"export VLAC_GPU_MEMORY_FRACTION={fraction:g}",
         )
     if free < allowed:

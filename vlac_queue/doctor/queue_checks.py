@@ -12,33 +12,16 @@ from rq.suspension import WORKERS_SUSPENDED
 
 from vlac_queue.client import live_workers
 from vlac_queue.config import VlacConfig, redact_url
-from vlac_queue.doctor.finding import Finding, as_count, as_int, as_size, clean
+from vlac_queue.control import WorkerInfo
+from vlac_queue.doctor.finding import Finding, as_count
 from vlac_queue.keys import Keys
 from vlac_queue.messages import PROTOCOL_VERSION
+from vlac_queue.texts import clean, size
 
 #: Workers that are told one by one.
 _WORKERS_SHOWN = 8
 #: Most bytes of a failed job's reason that are unpacked.
 _MAX_REASON_BYTES = 65_536
-
-
-@dataclass(frozen=True)
-class CriticListener:
-    """A CriticWorker, as it describes itself.
-
-    Attributes:
-        parent: the plain RQ worker that it lives in, or "".
-        protocol: the protocol's version that it speaks, or "" where it does not tell.
-    """
-
-    name: str
-    critic: str
-    engine: str
-    model: str
-    state: str
-    parent: str
-    protocol: str
-    accelerator_bytes: int
 
 
 @dataclass(frozen=True)
@@ -54,7 +37,7 @@ class QueueState:
         last_failure: the reason of the last of them, or "".
     """
 
-    critics: tuple[CriticListener, ...] = ()
+    critics: tuple[WorkerInfo, ...] = ()
     plain: tuple[str, ...] = ()
     stranded: Mapping[str, int] | None = None
     waiting: int = 0
@@ -86,7 +69,7 @@ def read_queue(connection: redis.Redis, keys: Keys) -> QueueState:
         pipeline.hget(keys.rq_job(last[0].decode(errors="replace") if last else ""), "exc_info")
         *replies, reason = pipeline.execute()
     described = list(zip(names, replies[0::2], replies[1::2], strict=True))
-    critics = tuple(_listener(name, fields) for name, fields, _ in described if fields)
+    critics = tuple(WorkerInfo.from_hash(name, fields) for name, fields, _ in described if fields)
     ours = {critic.name for critic in critics} | {critic.parent for critic in critics}
     return QueueState(
         critics=critics,
@@ -97,15 +80,6 @@ def read_queue(connection: redis.Redis, keys: Keys) -> QueueState:
         failed=failed,
         last_failure=_reason(reason),
     )
-
-
-def _listener(name: str, fields: Mapping[bytes, bytes]) -> CriticListener:
-    texts = {
-        key: clean(fields.get(key.encode(), b"").decode(errors="replace"))
-        for key in ("critic", "engine", "model", "state", "parent", "protocol")
-    }
-    memory = as_int(fields.get(b"accelerator_bytes", b"").decode(errors="replace"))
-    return CriticListener(name=clean(name), accelerator_bytes=memory, **texts)
 
 
 def _reason(packed: bytes | None) -> str:
@@ -142,10 +116,10 @@ def check_workers(queue: QueueState, config: VlacConfig, *, before_start: bool =
     )
 
 
-def _told(critic: CriticListener) -> str:
+def _told(critic: WorkerInfo) -> str:
     parts = [f"{critic.critic} ({critic.engine})" if critic.engine else critic.critic, critic.model, critic.state]
     if critic.accelerator_bytes:
-        parts.append(f"{as_size(critic.accelerator_bytes)} of GPU memory")
+        parts.append(f"{size(critic.accelerator_bytes)} of GPU memory")
     if critic.parent:
         parts.append(f"inside {critic.parent}")
     return f"{critic.name}: {', '.join(part for part in parts if part)}"

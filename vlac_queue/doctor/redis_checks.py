@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 import redis
 
 from vlac_queue.config import VlacConfig, redact_url
-from vlac_queue.doctor.finding import Finding, as_int, as_size, clean, release
+from vlac_queue.doctor.finding import Finding, release
+from vlac_queue.texts import as_int, clean, size
 
 #: Round trips of a ping that are timed.
 _PINGS = 5
@@ -167,23 +168,23 @@ def check_memory(server: Server, config: VlacConfig) -> Finding:
     source = " (as INFO says)" if server.settings_refused else ""
     if as_int(limit) == 0:
         machine = as_int(server.info.get("total_system_memory"))
-        found = f"no maxmemory{source}; open episodes may take {as_size(frames)} (max_pending_bytes)"
+        found = f"no maxmemory{source}; open episodes may take {size(frames)} (max_pending_bytes)"
         if not machine or frames <= machine:
             return Finding("ok", found)
         return Finding(
             "warning",
-            f"{found}, and the machine has {as_size(machine)}",
+            f"{found}, and the machine has {size(machine)}",
             f"export VLAC_MAX_PENDING_BYTES={machine // 2}",
         )
     used = as_int(server.info.get("used_memory"))
-    found = f"{as_size(used)} of maxmemory {as_size(as_int(limit))} used{source}"
+    found = f"{size(used)} of maxmemory {size(as_int(limit))} used{source}"
     enough = math.ceil(frames * 1.25 / (1 << 20))
     mend = f"{_redis_cli(config)} CONFIG SET maxmemory {enough}mb"
     if as_int(limit) < frames:
         lower = f"export VLAC_MAX_PENDING_BYTES={as_int(limit) * 4 // 5}"
         return Finding(
             "warning",
-            f"{found}; less than max_pending_bytes, {as_size(frames)}",
+            f"{found}; less than max_pending_bytes, {size(frames)}",
             f"{mend}, or for rollouts: {lower}",
         )
     if used > 0.9 * as_int(limit):

@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 
 from vlac_queue.config import VlacConfig
-from vlac_queue.doctor.finding import Finding, as_count, as_size, clean
+from vlac_queue.doctor.finding import Finding, as_count
+from vlac_queue.texts import clean, size
 
 
 def check_weights(config: VlacConfig) -> Finding:
@@ -35,7 +36,7 @@ def check_weights(config: VlacConfig) -> Finding:
         return Finding("broken", f"{path}: incomplete: {', '.join(damaged)}", again)
     files = _weight_files(folder)
     return Finding(
-        "ok", f"{path}: {as_count(len(files), 'file')} of weights, {as_size(weight_bytes(folder))}, tokenizer"
+        "ok", f"{path}: {as_count(len(files), 'file')} of weights, {size(weight_bytes(folder))}, tokenizer"
     )
 
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from vlac_queue.client import CriticClient, Pending
 from vlac_queue.config import VlacConfig
-from vlac_queue.console import errors_as_messages, queue_option, redis_url_option
+from vlac_queue.console import errors_as_messages, progress_bar, queue_option, redis_url_option, writing
 from vlac_queue.frames import Frames
 from vlac_queue.messages import DoneVerdict, ValueVerdict
 from vlac_queue.plot import figure_class
@@ -93,10 +89,10 @@ def score(
         clip = open_clip(source, stride)
         reference_frames = None if reference is None else read_reference(reference, reference_stride)
         if folder is not None:
-            with _writing(folder):
+            with writing(folder, "--out"):
                 folder.mkdir(parents=True, exist_ok=True)
         thumbnails = Thumbnails()
-        with _progress() as bar, CriticClient(config) as client:
+        with progress_bar() as bar, CriticClient(config) as client:
             answers = bar.add_task("asking the critic", total=clip.count and clip.count + 1)
             verdicts, value = ask(
                 client,
@@ -173,27 +169,12 @@ def ask(
         return verdicts, values
 
 
-def _progress() -> Progress:
-    """A bar on stderr; none where that is no terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
-
-
 def _write(made: Score, folder: Path, thumbnails: Thumbnails | None) -> list[Path]:
     """Writes the JSON, and given thumbnails the picture; returns what was written."""
     files = [folder / "score.json"]
-    with _writing(folder):
+    with writing(folder, "--out"):
         files[0].write_text(made.to_json() + "\n", encoding="utf-8")
         if thumbnails is not None:
             files.append(folder / "score.png")
             write_picture(made, thumbnails, files[-1])
     return files
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """A folder that can't be written, as one sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise click.ClickException(f"can't write to {folder} ({error.strerror}); choose another --out.") from error

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vlac_queue.frames import Frames
-from vlac_queue.plot import figure_class
+from vlac_queue.plot import CURVE, DONE, TEXT, UNDONE, WRONG, border, cut, figure_class, save, shrunk
 from vlac_queue.score.figures import Score
 
-#: Frames at the top of the picture, and about their height in pixels.
-_THUMBNAILS, _THUMBNAIL_HEIGHT = 8, 160
-#: Colours of the picture: curves, "done", what goes backwards, and text.
-_CURVE, _DONE, _BACKWARDS, _TEXT = "#0969da", "#1a7f37", "#cf222e", "#57606a"
+#: Frames in a row of the picture, and about their height in pixels.
+COLUMNS, THUMBNAIL_HEIGHT = 8, 160
+#: Inches: the picture's width, the most that a frame is high, a frame's caption, and the two curves.
+_WIDTH, _MAX_CELL, _CAPTION, _VALUES, _DONES = 11.0, 2.4, 0.24, 2.8, 2.0
 #: A curve of up to this many points shows them.
 _MARKED_POINTS = 80
 
@@ -33,8 +32,8 @@ class Thumbnails:
     def add(self, frame: Frames) -> None:
         """Takes the next frame in, uint8 (H,W,3)."""
         if self._count % self._step == 0:
-            self._kept.append((self._count, _shrunk(frame)))
-            if len(self._kept) >= 8 * _THUMBNAILS:
+            self._kept.append((self._count, shrunk(frame, THUMBNAIL_HEIGHT)))
+            if len(self._kept) >= 8 * COLUMNS:
                 del self._kept[1::2]
                 self._step *= 2
         self._count += 1
@@ -45,19 +44,11 @@ class Thumbnails:
         if self._last is None:
             return []
         kept = [each for each in self._kept if each[0] != self._count - 1]
-        kept.append((self._count - 1, _shrunk(self._last)))
+        kept.append((self._count - 1, shrunk(self._last, THUMBNAIL_HEIGHT)))
         places = [place for place, _ in kept]
-        wanted = np.linspace(0, places[-1], min(_THUMBNAILS, len(kept)))
+        wanted = np.linspace(0, places[-1], min(COLUMNS, len(kept)))
         nearest = {int(np.argmin([abs(place - want) for place in places])) for want in wanted}
         return [kept[index] for index in sorted(nearest)]
-
-
-def _shrunk(frame: Frames) -> Frames:
-    """The frame at about _THUMBNAIL_HEIGHT, as means over squares; uint8 (h,w,3)."""
-    side = max(1, min(frame.shape[0] // _THUMBNAIL_HEIGHT, frame.shape[1]))
-    height, width = frame.shape[0] // side, frame.shape[1] // side
-    squares = frame[: height * side, : width * side].reshape(height, side, width, side, 3)
-    return squares.mean(axis=(1, 3)).astype(np.uint8)
 
 
 def write_picture(score: Score, thumbnails: Thumbnails, path: Path) -> None:
@@ -66,77 +57,131 @@ def write_picture(score: Score, thumbnails: Thumbnails, path: Path) -> None:
     Raises:
         ImportError: matplotlib is missing.
     """
-    shown = thumbnails.chosen()
+    shown = [(place * score.stride, frame) for place, frame in thumbnails.chosen()]
+    title = f"{cut(score.task, 90)}   ({cut(Path(score.source).name, 40)})"
+    write_sheet(score, shown, path, title=title)
+
+
+def write_sheet(
+    score: Score,
+    shown: Sequence[tuple[int, Frames]],
+    path: Path,
+    *,
+    title: str,
+    note: str = "",
+    ended: int | None = None,
+    truth: int | None = None,
+    failed: Collection[int] = (),
+) -> None:
+    """Frames with their done scores, the value curve and the done curve, as PNG.
+
+    Args:
+        score: the curves; either may be empty, and there is no panel for values then.
+        shown: numbers of frames and small copies of them, uint8 (h,w,3), ascending, one or more.
+        title, note: the first line, and a smaller second one.
+        ended: number of the frame whose value is the reward, where none is done; it gets a border as the first
+            done one does.
+        truth: number of the first frame that the simulator calls done, where that is known.
+        failed: numbers of frames about which the critic failed.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    rows = -(-len(shown) // COLUMNS)
     height, width, _ = shown[0][1].shape
-    strip = min(11 / _THUMBNAILS * height / width, 3.0)
-    figure = figure_class()(figsize=(11, strip + 5.4), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[strip + 0.6, 4.8])
-    _draw_frames(top, shown, score)
-    value, done = bottom.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+    strip = rows * (min(_WIDTH / COLUMNS * height / width, _MAX_CELL) + _CAPTION)
+    head = 0.58 if note else 0.34
+    curves = _VALUES + _DONES if score.values else _DONES
+    figure = figure_class()(figsize=(_WIDTH, head + strip + curves), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.03, hspace=0.0)
+    above, top, bottom = figure.subfigures(3, 1, height_ratios=[head, strip, curves])
+    # A dollar sign in a task's text is no formula.
+    above.text(0.006, 1 - 0.08 / head, title, fontsize=12, va="top", parse_math=False)
+    above.text(0.006, 1 - 0.34 / head, note, fontsize=8.5, color=TEXT, va="top", parse_math=False)
+    _draw_frames(top, shown, score, rows, ended, failed)
+    ratios = [_VALUES, _DONES] if score.values else [_DONES]
+    panels = bottom.subplots(len(ratios), 1, sharex=True, height_ratios=ratios, squeeze=False).ravel()
     bottom.align_ylabels()
-    _draw_values(value, score)
-    _draw_done(done, score)
-    done.set_xlim(_limits(0, max(score.frames[-1], 1), 0.015))
-    with warnings.catch_warnings():
-        # A task's text in a script that the font lacks shows as boxes; a warning for each letter is no help.
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        figure.savefig(path, dpi=100, facecolor="white")
+    for axes in panels:
+        if truth is not None:
+            axes.axvline(truth, color=UNDONE, linewidth=2, linestyle=":", label="simulator: done", zorder=3)
+    if score.values:
+        _draw_values(panels[0], score, ended)
+    _draw_done(panels[-1], score)
+    last = max((shown[-1][0], *score.frames, *score.value_frames))
+    panels[-1].set_xlim(_limits(0, max(last, 1), 0.015))
+    save(figure, path, dpi=120)
 
 
-def _draw_frames(figure: Any, shown: Sequence[tuple[int, Frames]], score: Score) -> None:
-    places = figure.subplots(1, _THUMBNAILS, squeeze=False)[0]
+def _draw_frames(
+    figure: Any,
+    shown: Sequence[tuple[int, Frames]],
+    score: Score,
+    rows: int,
+    ended: int | None,
+    failed: Collection[int],
+) -> None:
+    places = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
+    scores = dict(zip(score.frames, score.done_scores, strict=True))
     for axes in places:
         axes.set_axis_off()
-    for axes, (place, frame) in zip(places, shown, strict=False):
-        number = place * score.stride
+    for axes, (number, frame) in zip(places, shown, strict=False):
         axes.imshow(frame)
         reached = score.first_done is not None and number >= score.first_done
-        axes.set_title(f"frame {number}", fontsize=8, color=_DONE if reached else _TEXT, pad=3)
-    # A dollar sign in a task's text is no formula.
-    title = f"{_cut(score.task, 90)}   ({_cut(Path(score.source).name, 40)})"
-    figure.suptitle(title, fontsize=12, x=0.006, ha="left", parse_math=False)
+        axes.set_title(f"frame {number}", fontsize=8, color=DONE if reached else TEXT, pad=3, loc="left")
+        if number in failed and number not in scores:
+            axes.set_title("failed", fontsize=8, color=WRONG, pad=3, loc="right")
+        elif number in scores:
+            done = scores[number] > score.done_threshold
+            axes.set_title(f"{scores[number]:.2f}", fontsize=8, color=DONE if done else TEXT, pad=3, loc="right")
+        if number == score.first_done:
+            axes.add_patch(border(frame, DONE))
+        elif number == ended:
+            axes.add_patch(border(frame, UNDONE))
 
 
-def _draw_values(axes: Any, score: Score) -> None:
+def _draw_values(axes: Any, score: Score, ended: int | None) -> None:
     frames, values = score.value_frames, score.values
     marker = "o" if len(values) <= _MARKED_POINTS else ""
-    axes.plot(frames, values, color=_CURVE, linewidth=1.6, marker=marker, markersize=3.5)
+    axes.plot(frames, values, color=CURVE, linewidth=1.6, marker=marker, markersize=3.5)
     backwards = [place for place, critic in enumerate(score.critics) if critic < 0]
     for place in backwards:
         label = "pair-wise score below 0" if place == backwards[0] else None
         pair = slice(place, place + 2)
-        axes.plot(frames[pair], values[pair], color=_BACKWARDS, linewidth=2.2, label=label)
+        axes.plot(frames[pair], values[pair], color=WRONG, linewidth=2.2, label=label)
     axes.set_ylim(_limits(min((0.0, *values)), max((100.0, *values)), 0.05))
     if score.first_done is not None:
-        axes.axvline(score.first_done, color=_DONE, linewidth=1.2)
+        axes.axvline(score.first_done, color=DONE, linewidth=1.2)
+    if ended is not None:
+        axes.plot(frames[-1:], values[-1:], "o", color=UNDONE, markersize=6, label=f"at the end: {values[-1]:.1f}")
     voc, rate = ("undefined" if number is None else f"{number:.3f}" for number in (score.voc, score.negative_rate))
     _finish(axes, "value, 0..100", f"VOC {voc}, negative rate {rate}")
 
 
 def _draw_done(axes: Any, score: Score) -> None:
     marker = "o" if len(score.frames) <= _MARKED_POINTS else ""
-    axes.plot(score.frames, score.done_scores, color=_CURVE, linewidth=1.6, marker=marker, markersize=3.5)
+    axes.plot(score.frames, score.done_scores, color=CURVE, linewidth=1.6, marker=marker, markersize=3.5)
     axes.axhline(
         score.done_threshold,
-        color=_TEXT,
+        color=TEXT,
         linewidth=1,
         linestyle="--",
         label=f"done above {score.done_threshold:g}",
     )
     axes.set_ylim(_limits(min((0.0, *score.done_scores)), max((1.0, *score.done_scores)), 0.07))
-    axes.set_xlabel("frame", fontsize=9, color=_TEXT)
+    axes.set_xlabel("frame", fontsize=9, color=TEXT)
     axes.xaxis.get_major_locator().set_params(integer=True)
     if score.first_done is None:
-        _finish(axes, "done, 0..1", "never done")
+        _finish(axes, "done, 0..1", "never done" if score.frames else "no done verdict")
     else:
-        axes.axvline(score.first_done, color=_DONE, linewidth=1.2, label="first done")
+        axes.axvline(score.first_done, color=DONE, linewidth=1.2, label="first done")
         _finish(axes, "done, 0..1", f"first done at frame {score.first_done}")
 
 
 def _finish(axes: Any, name: str, title: str) -> None:
     axes.set_title(title, fontsize=10, loc="left")
-    axes.set_ylabel(name, fontsize=9, color=_TEXT)
-    axes.tick_params(labelsize=8, colors=_TEXT)
+    axes.set_ylabel(name, fontsize=9, color=TEXT)
+    axes.tick_params(labelsize=8, colors=TEXT)
     axes.grid(color="#eaeef2", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -148,8 +193,3 @@ def _finish(axes: Any, name: str, title: str) -> None:
 def _limits(low: float, high: float, margin: float) -> tuple[float, float]:
     """The range with a margin, given as part of it, on both sides."""
     return low - margin * (high - low), high + margin * (high - low)
-
-
-def _cut(text: str, length: int) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= length else text[: length - 1] + "…"

@@ -13,7 +13,7 @@ from vlac_queue.messages import DoneVerdict, ValueVerdict
 from workers.critics import CriticAnswer, CriticQuery
 from workers.critics.vlac.ahead import PairsAhead
 from workers.critics.vlac.calls import Completion, Reading, RowCalls
-from workers.critics.vlac.rows import Prompts, Row, clean_task, done_rows, value_rows
+from workers.critics.vlac.rows import Prompts, Row, clean_task, done_rows, prompt_hash, value_rows
 
 
 class Recursion(Protocol):
@@ -34,6 +34,10 @@ class Model(Protocol):
     @property
     def special_tokens(self) -> Sequence[str]:
         """Texts that the tokenizer takes for more than words."""
+
+    @property
+    def system_prompt(self) -> str:
+        """What the model is told before each prompt."""
 
     def complete(self, rows: Sequence[Row]) -> list[Completion]: ...
     def free_memory(self) -> None: ...
@@ -57,6 +61,8 @@ class VlacCritic:
     def __init__(self, config: VlacConfig | None = None, model: Model | None = None) -> None:
         self.config = config or VlacConfig()
         self._model = model
+        #: A short hash of VLAC's prompts as they are asked, but for the task; "" until `load`.
+        self.prompt_hash = ""
         self._asleep = False
         self._calls: RowCalls | None = None
         self._ahead: PairsAhead | None = None
@@ -77,6 +83,7 @@ class VlacCritic:
 
             self._model = VlacModel.load(self.config)
         self._calls = RowCalls(self._model.complete, self._model.free_memory, self.config.max_images)
+        self.prompt_hash = prompt_hash(self._model.gac, self.config, self._model.system_prompt)
         if self.config.eager_value:
             self._ahead = PairsAhead(self._pairs, self._calls.ask)
 

@@ -35,11 +35,13 @@ class VlacModel:
     Attributes:
         gac: the GAC_model; makes prompts, and values of scores.
         special_tokens: what its tokenizer takes for more than words.
+        system_prompt: what it is told before each prompt.
     """
 
     def __init__(self, gac: Any, config: VlacConfig, device: str) -> None:
         self.gac = gac
         self.special_tokens: tuple[str, ...] = tuple(gac.template.processor.all_special_tokens)
+        self.system_prompt: str = gac.system_prompt or ""
         self._config = config
         self._device = device
         # Pillow lets go of the interpreter's lock while it resizes.

@@ -6,11 +6,14 @@ but each stands for itself, so that rows of different episodes and tasks can sha
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Protocol
+
+import numpy as np
 
 from vlac_queue.config import VlacConfig
 from vlac_queue.errors import CriticFailed
@@ -23,6 +26,8 @@ NUMBER_TOKENS = 16
 THINK_TOKENS = 512
 #: Most characters of the model's words in an error.
 _SHOWN_CHARS = 120
+#: Stands for the task where prompts are compared.
+_PLACEHOLDER = "TASK"
 
 # "<image>", "</task>", "<|im_end|>": a "<" that is followed by text, up to the next ">".
 _TAG = re.compile(r"<[^<>\s][^<>]*>")
@@ -109,6 +114,24 @@ def value_rows(query: CriticQuery, prompts: Prompts, config: VlacConfig, task: s
         Row(prompt, (*before, frames[i - stride], frames[i]), read_number, rich=config.value_rich)
         for i in range(stride, len(frames), stride)
     ]
+
+
+def prompt_hash(prompts: Prompts, config: VlacConfig, system_prompt: str = "") -> str:
+    """12 hexadecimal digits that stand for all prompts of this configuration: others where one of them differs.
+
+    Args:
+        system_prompt: what is said before each of them.
+    """
+    frames = np.zeros((2, 1, 1, 3), np.uint8)
+    said = [system_prompt]
+    for reference in (None, np.zeros((2, 1, 1, 3), np.uint8)):
+        for rows, kind in ((done_rows, "done"), (value_rows, "value")):
+            query = CriticQuery(kind, _PLACEHOLDER, frames, frame=1, reference=reference)  # type: ignore[arg-type]
+            try:
+                said += [row.prompt for row in rows(query, prompts, config, _PLACEHOLDER)]
+            except CriticFailed:
+                said.append("")  # nothing is asked without a reference
+    return hashlib.sha256("\0".join(said).encode()).hexdigest()[:12]
 
 
 def spread(reference: Frames, count: int) -> list[Frames]:

@@ -1,0 +1,208 @@
+"""What a look at the queue means, in a sentence: pure functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from dashboards.snapshot import Look, Snapshot, Worker
+from vlac_queue.texts import duration, latency, many, percent, size
+
+#: "bad": answers do not come, come wrong, or soon will; "warning": works, and could be better; "ok".
+Severity = Literal["bad", "warning", "ok"]
+_ORDER = ("bad", "warning", "ok")
+
+#: Parts of a limit (memory, budget) from which on it is near, and nearly reached.
+_NEAR, _FULL = 0.8, 0.9
+#: Busy part of the time from which on critics are what all wait for, and below which they wait for rollouts.
+_BUSY, _IDLE = 0.9, 0.5
+#: Share of failed answers from which on training suffers.
+_FAILING = 0.1
+#: Seconds without any answer, while jobs wait, after which the queue counts as stuck: with idle workers, and
+#: with busy ones, whose batch may just take long.
+_STUCK_S, _STUCK_BUSY_S = 15.0, 180.0
+#: Seconds that a job may wait before it is worth a word.
+_WAITS_S = 1.0
+#: Busy part of the time that advice aims at, and seconds in which what waits should be worked off.
+_AIM, _DRAIN_S = 0.8, 10.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A judgement.
+
+    Attributes:
+        severity: how bad it is.
+        kind: a name for scripts, such as "critic-bound"; docs/dashboard.md lists them.
+        sentence: for people; what is, and what to do.
+    """
+
+    severity: Severity
+    kind: str
+    sentence: str
+
+
+def judge(look: Look, *, url: str = "", queue: str = "vlac") -> tuple[Verdict, ...]:
+    """All that there is to say, the worst first; never empty.
+
+    Args:
+        url, queue: where a worker would have to be started, without password.
+    """
+    if look.snapshot is None:
+        return (Verdict("bad", "redis-away", f"{look.error}; trying on"),)
+    snapshot = look.snapshot
+    flow = _flow(snapshot)
+    found = [*_redis(snapshot), *_workers(snapshot, url, queue), *_answers(snapshot), *([flow] if flow else [])]
+    # sorted() keeps the order of equals, which is that of the checks.
+    return tuple(sorted(found, key=lambda verdict: _ORDER.index(verdict.severity)))
+
+
+def is_bad(verdicts: tuple[Verdict, ...]) -> bool:
+    """Whether a script should be told."""
+    return verdicts[0].severity == "bad"
+
+
+def _redis(snapshot: Snapshot) -> Iterator[Verdict]:
+    server, episodes = snapshot.redis, snapshot.episodes
+    if server.max_bytes:
+        used = server.used_bytes / server.max_bytes
+        if used >= _NEAR:
+            yield Verdict(
+                "bad" if used >= _FULL else "warning",
+                "redis-full",
+                f"Redis at {percent(used)} of maxmemory ({size(server.max_bytes)}): raise it, or close episodes",
+            )
+        if server.policy != "noeviction":
+            yield Verdict(
+                "bad",
+                "redis-evicts",
+                f"Redis may evict frames ({server.policy}): config set maxmemory-policy noeviction",
+            )
+    if episodes.limit_bytes and episodes.frame_bytes >= _NEAR * episodes.limit_bytes:
+        part = episodes.frame_bytes / episodes.limit_bytes
+        yield Verdict(
+            "bad" if part >= _FULL else "warning",
+            "frames-full",
+            f"frames at {percent(part)} of max_pending_bytes ({size(episodes.limit_bytes)}): "
+            "close episodes, add workers or raise it",
+        )
+
+
+def _workers(snapshot: Snapshot, url: str, queue: str) -> Iterator[Verdict]:
+    waiting = snapshot.queue.waiting
+    lost = [worker for worker in snapshot.workers if worker.state == "lost"]
+    if not snapshot.listening:
+        waits = f", {many(waiting, 'job')} wait" if waiting else ""
+        yield Verdict("bad", "no-workers", f"no workers{waits}: start one with {start_command(url, queue)}")
+    elif snapshot.queue.suspended:
+        yield Verdict(
+            "bad" if waiting else "warning",
+            "suspended",
+            f"suspended: `rq suspend` holds all workers, {many(waiting, 'job')} wait: rq resume --url {url}",
+        )
+    if lost:
+        yield Verdict("bad" if not snapshot.listening else "warning", "lost-worker", _lost(lost))
+    for name, several in (("critic", "critics"), ("model", "models"), ("prompt", "prompts")):
+        kinds = sorted({getattr(worker, name) for worker in snapshot.alive} - {""})
+        if len(kinds) > 1:
+            yield Verdict(
+                "bad" if name == "critic" else "warning",
+                "mixed-critics",
+                f"workers answer with different {several}, whichever comes first: {', '.join(kinds)}",
+            )
+            break
+
+
+def _lost(lost: list[Worker]) -> str:
+    last = min(lost, key=lambda worker: worker.silent_s)
+    where = f" on {last.host}" if last.host else ""
+    since = f" {duration(last.silent_s)} ago" if last.silent_s else ""
+    who = f"worker {last.name}{where} was" if len(lost) == 1 else f"{len(lost)} workers were"
+    taken = sum(worker.taken for worker in lost)
+    jobs = f", {many(taken, 'job')} with it" if taken else ""
+    return f"{who} lost{since}{jobs}: see the log there, start it again"
+
+
+def _answers(snapshot: Snapshot) -> Iterator[Verdict]:
+    queries, failures = snapshot.rates.queries_in_window, snapshot.rates.failures_in_window
+    if failures:
+        last = next((f": {failed.error}" for failed in snapshot.failed if failed.error), "")
+        yield Verdict(
+            "bad" if failures >= _FAILING * queries else "warning",
+            "failing",
+            f"{failures:,} of {queries:,} queries failed within a minute{last}",
+        )
+
+
+def _flow(snapshot: Snapshot) -> Verdict | None:
+    """What limits the answers: the critics, the rollouts, or something that went wrong."""
+    rates, queue, alive = snapshot.rates, snapshot.queue, snapshot.alive
+    if not snapshot.listening or queue.suspended:
+        return None
+    jobs, waits_s = many(queue.waiting, "job"), queue.oldest_s or 0.0
+    oldest = f", oldest job {latency(queue.oldest_s)}" if queue.oldest_s is not None else ""
+    awake = [worker for worker in alive if worker.state not in ("asleep", "loading")]
+    loading = sum(worker.state == "loading" for worker in alive)
+    if not awake and loading:
+        waits = f", {jobs} wait" if queue.waiting else ""
+        severity: Severity = "warning" if queue.waiting else "ok"
+        return Verdict(severity, "loading", f"loading: {many(loading, 'worker')} not ready yet{waits}")
+    stuck_s = _STUCK_BUSY_S if any(worker.state == "busy" for worker in awake) else _STUCK_S
+    if queue.waiting and min(rates.still_s or 0.0, waits_s) > stuck_s:
+        return Verdict(
+            "bad",
+            "stuck",
+            f"stuck: {jobs} wait{oldest}, no answer for {duration(rates.still_s or 0.0)}: "
+            "see the workers' logs, run vlac-queue doctor",
+        )
+    if not awake and alive:
+        return Verdict("ok", "asleep", f"asleep: {_all(len(alive))} gave the GPU memory back; a query wakes them")
+    if rates.busy is None:
+        if alive:
+            return Verdict("ok", "measuring", f"measuring: {many(len(alive), 'worker')}, {jobs} waiting")
+        plain = many(len(snapshot.plain), "plain worker")
+        return Verdict("ok", "no-critic", f"{plain}, no critic yet: the first query loads it; {jobs} waiting")
+    busy = f"workers {percent(rates.busy)} busy"
+    if rates.busy >= _BUSY:
+        advice = f": add {many(missing_workers(snapshot), 'worker')}" if missing_workers(snapshot) else ""
+        return Verdict("warning", "critic-bound", f"critic-bound: {busy}{oldest}{advice}")
+    if queue.waiting and waits_s > _WAITS_S:
+        decoding = snapshot.latency.get("decoding")
+        slow = f", decoding takes {latency(decoding.p50_s)}" if decoding and decoding.p50_s else ""
+        return Verdict("warning", "worker-bound", f"worker-bound: {busy}{oldest}{slow}: give workers more CPU")
+    if not rates.queries_per_s:
+        return Verdict("ok", "idle", f"idle: {many(len(alive), 'worker')} and no queries")
+    if rates.busy < _IDLE:
+        return Verdict("ok", "rollout-bound", f"rollout-bound: {busy}, critics wait for rollouts")
+    return Verdict("ok", "balanced", f"balanced: {busy}")
+
+
+def missing_workers(snapshot: Snapshot) -> int:
+    """How many more workers would keep up, 0 where that can't be reckoned.
+
+    A worker's service rate is what it answers in a second of its critic's work: queries/s over busy. The load
+    is what arrives, plus what waits by Little's law (arrival rate x waiting time), to be worked off within
+    _DRAIN_S. Workers are enough when the load keeps them busy _AIM of the time: waiting grows without bound
+    as that nears 1. Rollouts that wait ask less, so this is a lower bound; add, and look again.
+    """
+    rates, count = snapshot.rates, len([worker for worker in snapshot.alive if worker.busy is not None])
+    if not rates.queries_per_s or not rates.busy or rates.arriving_per_s is None or not count:
+        return 0
+    of_one = rates.queries_per_s / (rates.busy * count)
+    waiting = rates.arriving_per_s * (snapshot.queue.oldest_s or 0.0)
+    load = rates.arriving_per_s + waiting / _DRAIN_S
+    return max(1, math.ceil(load / (_AIM * of_one)) - count)
+
+
+def start_command(url: str, queue: str) -> str:
+    """How to start a worker here."""
+    command = "vlac-queue worker"
+    if url and url != "redis://localhost:6379/0":
+        command += f" --redis-url {url}"
+    return command if queue == "vlac" else f"{command} --queue {queue}"
+
+
+def _all(count: int) -> str:
+    return "the worker" if count == 1 else f"all {count} workers"

@@ -1,0 +1,202 @@
+"""`vlac-queue episodes`: what is listed, and the pictures, of Redis and of a log."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import redis
+from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.conftest import Workers
+from tests.workers.critics import NAME, frame
+from vlac_queue import CriticClient, CriticFailed
+from vlac_queue.cli import main
+from vlac_queue.demo.rollouts import load_rollouts
+from vlac_queue.plot import evenly, shrunk
+
+ROLLOUTS = {rollout.name: rollout for rollout in load_rollouts()}
+
+
+@pytest.fixture
+def logging(client: CriticClient, tmp_path: Path) -> Iterator[CriticClient]:
+    config = replace(client.config, decision_log=str(tmp_path / "log"), done_threshold=0.85)
+    with CriticClient(config) as made:
+        yield made
+
+
+def run(client: CriticClient, *arguments: Any) -> Result:
+    command = ["episodes", *map(str, arguments), "--redis-url", client.config.redis_url]
+    return CliRunner().invoke(main, command, catch_exceptions=False, env={"COLUMNS": "80"})
+
+
+def picture(path: Path) -> np.ndarray:
+    """The picture's pixels, float (H,W,4), 0..1."""
+    from matplotlib.image import imread
+
+    return np.asarray(imread(path))
+
+
+def has(pixels: np.ndarray, colour: str) -> bool:
+    """Whether the colour, such as "#1a7f37", fills a border: many pixels of exactly it."""
+    wanted = np.array([int(colour[place : place + 2], 16) for place in (1, 3, 5)]) / 255
+    return bool((np.abs(pixels[..., :3] - wanted).max(axis=-1) < 1e-3).sum() > 500)
+
+
+GREEN, BROWN = "#1a7f37", "#9a6700"
+
+
+# Choosing frames.
+
+
+@given(st.integers(1, 500), st.integers(2, 60), st.data())
+def test_frames_are_evenly_chosen_with_those_that_matter(count: int, most: int, data: st.DataObject) -> None:
+    also = data.draw(st.lists(st.integers(0, count - 1), max_size=1))
+    chosen = evenly(count, most, also)
+    assert len(chosen) == len(set(chosen)) == min(most, count) and chosen == sorted(chosen)
+    assert chosen[0] == 0 and chosen[-1] == count - 1
+    if most > 2:
+        assert set(also) <= set(chosen)
+        even = np.linspace(0, count - 1, len(chosen))
+        assert np.abs(np.array(chosen) - even).max() <= max(1, count / max(1, len(chosen) - 1))
+
+
+def test_small_frames_are_not_enlarged() -> None:
+    assert shrunk(np.zeros((100, 50, 3), np.uint8), 160).shape == (100, 50, 3)
+    assert shrunk(np.zeros((480, 640, 3), np.uint8), 160).shape == (160, 213, 3)
+    assert shrunk(np.full((400, 1, 3), 7, np.uint8), 160).max() == 7
+
+
+# On Redis.
+
+
+def test_open_episodes_are_listed_those_used_last_first(client: CriticClient, workers: Workers) -> None:
+    workers.start(NAME)
+    assert run(client, "list").output == "0 episodes open on queue 'vlac'\n"
+    for number in range(3):
+        episode = client.episode(f"task {number}", id=f"e-{number}")
+        for red in range(number + 1):
+            episode.observe(frame(red)).result()
+    client._connection.zadd("vlac:vlac:open", {"e-0": 1e12})
+    listed = json.loads(run(client, "list", "--json").output)
+    assert listed["count"] == 3
+    assert [(each["id"], each["batches"], each["queries"]) for each in listed["episodes"]] == [
+        ("e-0", 1, 1),
+        ("e-2", 3, 3),
+        ("e-1", 2, 2),
+    ]
+    assert all(each["bytes"] > 0 and each["expires_s"] > 0 for each in listed["episodes"])
+    limited = run(client, "list", "--limit", 2)
+    assert "3 episodes open on queue 'vlac' (2 shown" in limited.output and "e-1" not in limited.output
+
+
+def test_a_tasks_escape_sequences_do_not_reach_the_terminal(client: CriticClient) -> None:
+    client.episode("\x1b[2Jlift \x07[red]")
+    output = run(client, "list").output
+    assert "\x1b" not in output and "\x07" not in output and "?[2Jlift ?[" in output
+
+
+def test_an_open_episode_is_drawn(client: CriticClient, workers: Workers, tmp_path: Path) -> None:
+    workers.start("reference")
+    expert = ROLLOUTS["drawer-open-v3_expert_s1"]
+    with client.episode(expert.task, ROLLOUTS["drawer-open-v3_reference_s3"].frames, id="e-1") as episode:
+        for each in expert.frames[:6]:
+            episode.observe(each).result()
+        # One on its way, as far as anybody can see.
+        client._connection.hset("vlac:vlac:episode:e-1:queries", f"{episode._token}-99", "value")
+        result = run(client, "show", "e-1", "-o", tmp_path / "sheet.png")
+    assert result.output == f"Written: {tmp_path / 'sheet.png'} (6 of 6 frames)\n"
+    pixels = picture(tmp_path / "sheet.png")
+    assert pixels.shape[1] == 1320 and not has(pixels, GREEN) and not has(pixels, BROWN)
+
+
+def test_what_can_not_be_drawn_is_one_sentence(
+    client: CriticClient, tmp_path: Path, connection: redis.Redis
+) -> None:
+    client.episode("lift", id="empty")
+    client.episode("lift", id="damaged").push(frame(1))
+    connection.rpush("vlac:vlac:episode:damaged:frames", b"no batch")
+    connection.hset("vlac:vlac:episode:odd", "task", "lift")
+    (tmp_path / "file").touch()
+    expected = {
+        ("none",): "no open episode 'none'",
+        ("../none",): "episode id must be",
+        ("empty",): "has no frames yet",
+        ("damaged",): "at least 36 bytes",
+        ("odd",): "not of this protocol",
+        ("none", "--log", tmp_path): "is no decision log",
+    }
+    for arguments, message in expected.items():
+        result = run(client, "show", *arguments, "-o", tmp_path / "sheet.png")
+        assert result.exit_code == 1 and message in result.output and "Traceback" not in result.output
+    client.episode("lift", id="e-1").push(frame(1))
+    result = run(client, "show", "e-1", "-o", tmp_path / "file" / "sheet.png")
+    assert result.exit_code == 1 and "choose another -o" in result.output
+
+
+def test_a_missing_matplotlib_is_named(
+    client: CriticClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    result = run(client, "show", "e-1", "-o", tmp_path / "sheet.png")
+    assert result.exit_code == 1 and "pip install 'vlac-queue[plot]'" in result.output
+
+
+# In a log.
+
+
+def play(client: CriticClient, name: str, *, id: str) -> None:
+    """An episode as training has it: until done, else the value."""
+    rollout = ROLLOUTS[name]
+    reference = next(each for each in ROLLOUTS.values() if each.env == rollout.env and each.kind == "reference")
+    with client.episode(rollout.task, reference.frames, id=id) as episode:
+        episode.push(rollout.frames[0])
+        for each in rollout.frames[1:]:
+            if episode.observe(each).result().done:
+                return
+        episode.ask_value().result()
+
+
+def test_a_logs_episodes_are_listed_and_drawn(logging: CriticClient, workers: Workers, tmp_path: Path) -> None:
+    workers.start("reference")
+    play(logging, "drawer-open-v3_expert_s1", id="expert")
+    play(logging, "drawer-open-v3_random_s21", id="random")
+    with logging.episode("lift", id="failed") as episode:
+        episode.push(frame(1))
+        with pytest.raises(CriticFailed, match="needs frames of a successful run"):
+            episode.ask_done().result()
+    listed = json.loads(run(logging, "list", "--log", tmp_path / "log", "--json").output)
+    assert listed["count"] == 3
+    failed, random, expert = listed["episodes"]
+    assert (failed["id"], failed["failures"], failed["first_done"], failed["value"]) == ("failed", 1, None, None)
+    assert random["first_done"] is None and 0 <= random["value"] < 20 and random["frames"] == 15
+    assert expert["first_done"] == expert["frames"] - 1 == 12 and expert["value"] is None
+    assert expert["critics"] == [{"name": "reference", "model": "", "prompt": ""}]
+    text = run(logging, "list", "--log", tmp_path / "log", "--limit", 2).output
+    assert "expert" not in text and "3 episodes in" in text
+    assert all(len(line) <= 80 for line in text.splitlines()[:-1])
+    borders = {}
+    for name in ("expert", "random", "failed"):
+        out = tmp_path / f"{name}.png"
+        assert run(logging, "show", name, "--log", tmp_path / "log", "-o", out).exit_code == 0
+        borders[name] = (has(picture(out), GREEN), has(picture(out), BROWN))
+    assert borders == {"expert": (True, False), "random": (False, True), "failed": (False, False)}
+
+
+def test_long_episodes_are_drawn_by_forty_frames(logging: CriticClient, workers: Workers, tmp_path: Path) -> None:
+    workers.start(NAME)
+    with logging.episode("lift", id="long") as episode:
+        for number in range(0, 130, 10):
+            # Done in frame 69, which is none of those evenly chosen.
+            episode.observe(np.stack([frame(255 if number + i == 69 else 0, side=64) for i in range(10)])).result()
+    result = run(logging, "show", "long", "--log", tmp_path / "log", "-o", tmp_path / "sheet.png")
+    assert "(40 of 130 frames)" in result.output
+    assert has(picture(tmp_path / "sheet.png"), GREEN)

@@ -1,0 +1,111 @@
+"""What is known of an episode: from Redis while it is open, from a decision log afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlac_queue.frames import Base, Frames, decode_many
+from vlac_queue.messages import Answer, CriticIdentity, DoneVerdict, Failure, Kind, ValueVerdict
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A query and what came of it.
+
+    Attributes:
+        kind: "done" or "value".
+        answer: the verdict or the failure; None while it is on its way.
+        frame: index of the frame that it is about; None where that is not known (value queries on Redis).
+        critic: who answered; None where nobody did.
+        sha256: of the pixels of that frame, as the client saw them; "" where they were not logged.
+    """
+
+    kind: Kind
+    answer: Answer | None
+    frame: int | None
+    critic: CriticIdentity | None = None
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class EpisodeRecord:
+    """An episode and its queries, in the order in which they were asked (on Redis) or answered (in a log).
+
+    Attributes:
+        id, token, task: which one; the token tells it from others of the same id ("" on Redis).
+        reference: id (SHA-256) of its reference frames, or "".
+        done_threshold, value_stride: its queries' settings.
+        asked: its queries.
+        frames: how many frames it has; None where a log does not say (its client died, or still runs).
+        truth_known, truth: whether the simulator's word is known, and the first frame that it calls done; None:
+            none of them.
+        opened: seconds since 1970 on the client's clock; None on Redis.
+        writer: folder of the client that logged it; None on Redis.
+    """
+
+    id: str
+    token: str
+    task: str
+    reference: str
+    done_threshold: float
+    value_stride: int
+    asked: tuple[Asked, ...] = ()
+    frames: int | None = None
+    truth_known: bool = False
+    truth: int | None = None
+    opened: float | None = None
+    writer: Path | None = None
+
+    @property
+    def done_verdicts(self) -> dict[int, DoneVerdict]:
+        """The verdict about each frame asked about, by frame; the last one where it was asked again."""
+        answers = [each.answer for each in self.asked if isinstance(each.answer, DoneVerdict)]
+        return dict(sorted({answer.frame: answer for answer in answers}.items()))
+
+    @property
+    def first_done(self) -> int | None:
+        """The first frame that the critic found done."""
+        return next((frame for frame, verdict in self.done_verdicts.items() if verdict.done), None)
+
+    @property
+    def value(self) -> ValueVerdict | None:
+        """The last value list."""
+        lists = [each.answer for each in self.asked if isinstance(each.answer, ValueVerdict)]
+        return lists[-1] if lists else None
+
+    @property
+    def failures(self) -> list[Asked]:
+        """The queries that failed."""
+        return [each for each in self.asked if isinstance(each.answer, Failure)]
+
+    @property
+    def pending(self) -> int:
+        """Queries without an answer, as far as is known."""
+        return sum(each.answer is None for each in self.asked)
+
+    @property
+    def critics(self) -> list[CriticIdentity]:
+        """Who answered, each once."""
+        return list(dict.fromkeys(each.critic for each in self.asked if each.critic is not None))
+
+
+def decoded(batches: Iterable[bytes]) -> Iterator[tuple[int, Frames]]:
+    """The frames of an episode batch by batch, one batch in memory at a time.
+
+    Args:
+        batches: its encoded batches, from the first one on.
+
+    Yields:
+        Index of the batch's first frame, and the batch, uint8 (T,H,W,3).
+
+    Raises:
+        FrameError: a batch is damaged, missing or out of order.
+    """
+    first, base = 0, None
+    for payload in batches:
+        (batch,) = decode_many([payload], first=first, base=base)
+        yield first, batch
+        first += len(batch)
+        base = Base.after(batch, payload)

@@ -1,0 +1,139 @@
+"""How one critic's verdicts compare with another's: pure arithmetic."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from vlac_queue.messages import DoneVerdict, ValueVerdict
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far numbers moved: absolute differences, in the units of the numbers.
+
+    Attributes:
+        count: how many were compared.
+        mean, p95, max: of the differences; None where there are none. p95: 95% moved by no more.
+    """
+
+    count: int
+    mean: float | None = None
+    p95: float | None = None
+    max: float | None = None
+
+    @classmethod
+    def of(cls, differences: Sequence[float]) -> Drift:
+        """Of absolute differences."""
+        if not len(differences):
+            return cls(0)
+        numbers = np.asarray(differences, np.float64)
+        return cls(len(numbers), float(numbers.mean()), float(np.percentile(numbers, 95)), float(numbers.max()))
+
+
+@dataclass
+class Comparison:
+    """The verdicts then and now of one task, or of all.
+
+    Attributes:
+        task: the task's text; "" for all tasks together.
+        done_verdicts: pairs of done verdicts.
+        newly_done, no_longer_done: those that differ, by what is said now.
+        judged: pairs about a frame of which the log has the simulator's word that the task is not done in it.
+        false_done_then, false_done_now: how many of these each critic calls done.
+        value_lists: pairs of value lists of one length.
+        uneven_lists: pairs of different lengths, which are not compared.
+        failed: queries that the critic failed on now.
+    """
+
+    task: str
+    done_verdicts: int = 0
+    newly_done: int = 0
+    no_longer_done: int = 0
+    judged: int = 0
+    false_done_then: int = 0
+    false_done_now: int = 0
+    value_lists: int = 0
+    uneven_lists: int = 0
+    failed: int = 0
+    _scores: array[float] = field(default_factory=lambda: array("d"), repr=False)
+    _values: array[float] = field(default_factory=lambda: array("d"), repr=False)
+
+    def add(
+        self, then: DoneVerdict | ValueVerdict, now: DoneVerdict | ValueVerdict | None, *, truth: bool | None
+    ) -> None:
+        """Takes a pair in.
+
+        Args:
+            now: None where the critic failed.
+            truth: whether the simulator calls the frame done; None where that is not known.
+        """
+        if now is None:
+            self.failed += 1
+        elif isinstance(then, DoneVerdict) and isinstance(now, DoneVerdict):
+            self.done_verdicts += 1
+            self.newly_done += now.done and not then.done
+            self.no_longer_done += then.done and not now.done
+            if truth is False:
+                self.judged += 1
+                self.false_done_then += then.done
+                self.false_done_now += now.done
+            self._scores.append(abs(now.score - then.score))
+        elif isinstance(then, ValueVerdict) and isinstance(now, ValueVerdict):
+            if len(then.values) != len(now.values):
+                self.uneven_lists += 1
+                return
+            self.value_lists += 1
+            self._values.extend(abs(b - a) for a, b in zip(then.values, now.values, strict=True))
+
+    @property
+    def compared(self) -> int:
+        """Pairs of verdicts."""
+        return self.done_verdicts + self.value_lists
+
+    @property
+    def flips(self) -> int:
+        """Done verdicts that differ."""
+        return self.newly_done + self.no_longer_done
+
+    @property
+    def agreement(self) -> float | None:
+        """Part of the done verdicts that are the same, 0..1; None where there are none."""
+        return None if not self.done_verdicts else 1 - self.flips / self.done_verdicts
+
+    @property
+    def scores(self) -> Drift:
+        """Drift of the done scores, 0..1."""
+        return Drift.of(self._scores)
+
+    @property
+    def values(self) -> Drift:
+        """Drift of the values, 0..100, over all places of the lists."""
+        return Drift.of(self._values)
+
+    @property
+    def largest_drift(self) -> float:
+        """The largest drift of a score, or of a value as the reward that it stands for (a hundredth); 0..1."""
+        return max(self.scores.max or 0.0, (self.values.max or 0.0) / 100)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All figures, for JSON; what is undefined is None."""
+        counts = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        drifts = {"agreement": self.agreement, "scores": asdict(self.scores), "values": asdict(self.values)}
+        return counts | drifts
+
+
+def together(comparisons: Iterable[Comparison]) -> Comparison:
+    """All tasks as one."""
+    total = Comparison("")
+    for each in comparisons:
+        for name, value in vars(each).items():
+            if isinstance(value, int):
+                setattr(total, name, getattr(total, name) + value)
+        total._scores.extend(each._scores)
+        total._values.extend(each._values)
+    return total
