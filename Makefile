@@ -9,7 +9,7 @@ FUZZ_EXAMPLES ?= 20000
 # What CI installs: exact versions with their hashes.
 LOCK := requirements-ci.txt
 
-.PHONY: setup demo test test-chaos fuzz lint lock audit bench clean
+.PHONY: setup demo test test-chaos test-day fuzz lint lock audit bench clean
 
 # LOCKED=1 installs the versions in requirements-ci.txt, whose hashes are checked, instead of the newest.
 setup: $(READY)
@@ -36,6 +36,11 @@ test: setup
 # Harm done for real: kills, partitions, lost data; prints the table of docs/reliability.md.
 test-chaos: setup
 	$(BIN)/pytest tests/chaos -m chaos
+
+# A day's queries in some minutes: memory and latencies over a million of them.
+QUERIES ?= 1000000
+test-day: setup
+	CHAOS_QUERIES=$(QUERIES) $(BIN)/pytest tests/chaos/test_size.py -m chaos -k day
 
 # What is read from Redis, made up: FUZZ_EXAMPLES of each kind, some 15 minutes.
 fuzz: setup

@@ -65,9 +65,10 @@ class Workers:
         *arguments: str,
         worker_class: str | None = "workers.CriticWorker",
         wait: bool = True,
+        prefix: tuple[str, ...] = (),
         **environ: str,
     ) -> subprocess.Popen[bytes]:
-        """`rq worker vlac --with-scheduler` with these settings; returns once it listens."""
+        """`rq worker vlac --with-scheduler` with these settings, after `prefix`; returns once it listens."""
         before = set(live_workers(self._connection, Keys("vlac")))
         variables = {
             **os.environ,
@@ -78,7 +79,7 @@ class Workers:
         }
         if worker_class:
             variables["RQ_WORKER_CLASS"] = worker_class
-        command = [sys.executable, "-m", "rq.cli", "worker", "vlac", "--with-scheduler", *arguments]
+        command = [*prefix, sys.executable, "-m", "rq.cli", "worker", "vlac", "--with-scheduler", *arguments]
         with open(self.log, "ab") as log:
             process = subprocess.Popen(command, env=variables, stdout=log, stderr=log, cwd=self._folder)
         self.processes.append(process)

@@ -107,7 +107,7 @@ def _rollout(keys: Keys) -> User:
             # A job's hash, and its id at the end of the queue; and what has become of open queries.
             Grant("exists expire hmget hset", (keys.rq_job(job),)),
             Grant("llen lpos rpush", (keys.rq_queue,)),
-            Grant("lpos", reads=(keys.alone, keys.claims("*"))),
+            Grant("lpos", reads=(keys.alone,)),
             Grant("sadd", (Queue.redis_queues_keys,)),
             Grant("hgetall hmget smembers", reads=_who_works(keys)),
         ),
@@ -128,11 +128,12 @@ def _worker(keys: Keys) -> User:
             # Answers, and failures for people to see.
             Grant("hget hset", (episode.queries,)),
             Grant("expire xadd", (keys.client_answers("*"), keys.events)),
+            Grant("exists", reads=(keys.client("*"),)),
             # A job goes from RQ's queue to the worker's claims in one command, so their keys stand together.
             Grant(
                 f"{_READS} blmove blpop del expire hdel hexists hincrby hincrbyfloat hset hsetnx lmove lpop lpush "
                 "lrem pexpire persist rpop rpush sadd set srem watch xadd zadd zrem zremrangebyscore zscore",
-                (keys.workers, keys.worker("*"), keys.claims("*"), *_rqs(keys)),
+                (keys.workers, keys.worker("*"), keys.claims("*"), keys.alone, *_rqs(keys)),
             ),
             Grant("exists", reads=(WORKERS_SUSPENDED,)),
         ),
@@ -155,6 +156,7 @@ def _dashboard(keys: Keys) -> User:
                 reads=(
                     *_who_works(keys),
                     keys.claims("*"),
+                    keys.alone,
                     keys.open,
                     keys.sizes,
                     keys.events,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import logging
 import threading
 import time
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -30,8 +30,6 @@ from vlac_queue.errors import (
     FrameError,
     NoWorkers,
     ProtocolError,
-    QueueFull,
-    RedisUnavailable,
     VlacQueueError,
 )
 from vlac_queue.frames import MAX_BATCH_BYTES, Base, Frames, as_batch, encode
@@ -51,25 +49,21 @@ from vlac_queue.messages import (
     decode_answer,
 )
 from vlac_queue.metrics import publish_audit, publish_outcomes
-from vlac_queue.recovery import Asked, KeptFrames, Patience, look_up
+from vlac_queue.recovery import KeptFrames, Patience, Recovery
 from vlac_queue.rule import Outcome
-from vlac_queue.store import EpisodeMeta, EpisodeStore, Step, episode_lost
-
-_log = logging.getLogger(__name__)
+from vlac_queue.store import EpisodeMeta, EpisodeStore, Step
 
 Verdict = TypeVar("Verdict", DoneVerdict, ValueVerdict)
 
 #: Seconds for which "a worker listens" is taken as still true.
 _WORKERS_FRESH_S = 1.0
-#: Seconds for which the difference to Redis' clock is taken as still true.
-_CLOCK_FRESH_S = 60.0
 #: Seconds between two signs of life to Redis, and between two looks at what has become of open queries.
 _LIFE_S, _LOOK_UP_S = 5.0, 2.0
 #: Seconds that a look for answers may take longer than it should, until that counts as time in which none could
 #: come: Redis was away, or this process asleep.
 _STALL_S = 2.0
-#: Times that what Redis lost is pushed again for one call.
-_RESTORES = 5
+#: Seconds for which the difference to Redis' clock is taken as still true.
+_CLOCK_FRESH_S = 60.0
 #: Entries of its stream that a client reads before it trims them.
 _ENTRIES_KEPT = 64
 #: Most episodes whose frames are sent at once together with queries: small enough that a worker decodes one group
@@ -312,11 +306,10 @@ class CriticClient:
         self._unforgotten = 0
         self._references: dict[str, _Reference] = {}
         self._log = DecisionLog(self.config) if self.config.decision_log else None
-        self._workers_seen = -float("inf")
-        self._lived = -float("inf")
-        self._patiently = Patience(self.config.redis_url, min(self.config.patience_s, self.config.timeout_s))
+        self._workers_seen = self._lived = -float("inf")
         self._kept = KeptFrames(self.config.keep_frames_bytes)
-        self._restoring = threading.RLock()
+        self._patiently = Patience(self.config.redis_url, min(self.config.patience_s, self.config.timeout_s))
+        self._recovery = Recovery(self, self._patiently, self._kept)
 
     # Episodes.
 
@@ -470,8 +463,7 @@ class CriticClient:
         Raises:
             RedisUnavailable: Redis can't be reached.
         """
-        waiting = list(pendings)
-        self._patiently(lambda: self._read(waiting, block_s=None))
+        self._patiently(partial(self._read, list(pendings), block_s=None))
 
     def wait(self, pendings: Sequence[Pending[Any]], timeout: float | None = None) -> None:
         """Waits until all `pendings` are answered (or failed): one blocking read for all their episodes.
@@ -495,9 +487,9 @@ class CriticClient:
                 if time.monotonic() - looked_up >= _LOOK_UP_S:
                     self._look_up([pending for pending in open_ones if not pending.answered])
                     looked_up = time.monotonic()
-                stalled = time.monotonic() - began - block_s
-                if stalled > _STALL_S:
-                    deadline += stalled
+                stalled_s = time.monotonic() - began - block_s
+                if stalled_s > _STALL_S:
+                    deadline += stalled_s
         finally:
             with self._lock:
                 self.stats.waited_s += time.monotonic() - started
@@ -602,8 +594,8 @@ class CriticClient:
         self._check(parts)
         if not parts:
             return []
-        asked = self._patiently(lambda: self._clock.sync(_CLOCK_FRESH_S).now())
         self._patiently(self._live)
+        asked = self._patiently(lambda: self._clock.sync(_CLOCK_FRESH_S).now())
         pendings = [Pending(self, part.episode, self._query(part, asked)) if part.kind else None for part in parts]
         # Before they go: another thread may read the answers.
         with self._lock:
@@ -620,15 +612,15 @@ class CriticClient:
                             self._log.pushing(episode, part.frames)
                     query = pending.query if pending else None
                     steps.append(Step(episode.id, episode._reference, episode._batches, payload, query))
-                yield steps[start:end], self._make_jobs(pendings[start:end])
+                yield steps[start:end], self._carry([pending for pending in pendings[start:end] if pending])
 
         outcomes: list[tuple[Pending[Any] | None, VlacQueueError | None]] = []
         try:
-            errors = self._store.step(groups(), max_bytes=self.config.max_pending_bytes)
+            failures = self._store.step(groups(), max_bytes=self.config.max_pending_bytes)
+            errors = [self._ours(failure) for failure in failures]
             if any(errors):
-                errors = self._mend(parts, steps, pendings, errors)
+                errors = self._recovery.send_again([part.episode for part in parts], steps, pendings, errors)
             for part, step, pending, error in zip(parts, steps, pendings, errors, strict=True):
-                assert not isinstance(error, redis.RedisError), "_mend makes it one of ours"
                 outcomes.append((pending, error))
                 if error is None:
                     self._sent(part, step.payload)
@@ -644,71 +636,29 @@ class CriticClient:
                     self._log.pushed(part.episode, step.payload)
         return outcomes
 
-    def _live(self) -> None:
-        """Tells Redis now and then that this client is there."""
-        if time.monotonic() - self._lived > _LIFE_S:
-            self._connection.set(self._keys.client(self.id), 1, ex=CLIENT_TTL_S)
-            self._lived = time.monotonic()
-
-    def _make_jobs(self, pendings: Sequence[Pending[Any] | None]) -> list[NewJob]:
-        asking = [pending for pending in pendings if pending]
-        jobs = self._jobs.make([pending.query for pending in asking])
-        for index, pending in enumerate(asking):
+    def _carry(self, pendings: Sequence[Pending[Any]]) -> list[NewJob]:
+        """New jobs for open queries."""
+        jobs = self._jobs.make([pending.query for pending in pendings])
+        for index, pending in enumerate(pendings):
             pending._job = jobs[index // self.config.max_batch].id
         return jobs
 
-    def _mend(
-        self,
-        parts: Sequence[_Part],
-        steps: Sequence[Step],
-        pendings: Sequence[Pending[Any] | None],
-        errors: Sequence[VlacQueueError | redis.RedisError | None],
-    ) -> list[VlacQueueError | redis.RedisError | None]:
-        """Sends again what Redis could not take, and before it what Redis has lost; why each was not stored."""
-        left = list(errors)
-        again = [i for i, error in enumerate(left) if isinstance(error, redis.RedisError | QueueFull)]
-        for _ in range(_RESTORES):
-            try:
-                for i, error in zip(again, self._send_again(again, steps, pendings), strict=True):
-                    left[i] = error
-                lost = [i for i, error in enumerate(left) if isinstance(error, EpisodeLost)]
-                restored = self._restore([parts[i].episode for i in lost]) if lost else set()
-            except (RedisUnavailable, QueueFull) as error:
-                return [error if i in again or isinstance(old, EpisodeLost) else old for i, old in enumerate(left)]
-            again = [i for i in lost if parts[i].episode.id in restored]
-            if not again:
-                break
-        return left
+    def _live(self) -> None:
+        """Says that this client is there, now and then."""
+        if time.monotonic() - self._lived > _LIFE_S:
+            with contextlib.suppress(redis.exceptions.OutOfMemoryError):  # answers must be read all the same
+                self._connection.set(self._keys.client(self.id), 1, ex=CLIENT_TTL_S)
+            self._lived = time.monotonic()
 
-    def _send_again(
-        self, again: Sequence[int], steps: Sequence[Step], pendings: Sequence[Pending[Any] | None]
-    ) -> list[VlacQueueError | None]:
-        if not again:
-            return []
-        chosen, asking = [steps[i] for i in again], [pendings[i] for i in again]
-        return self._patiently(lambda: self._try_to_store(chosen, asking))
-
-    def _try_to_store(
-        self, steps: Sequence[Step], asking: Sequence[Pending[Any] | None]
-    ) -> list[VlacQueueError | None]:
-        """One round trip. Sending the same again changes nothing.
-
-        Raises:
-            QueueFull: others hold the room that a batch needs, and may give it back.
-        """
-        limit = self.config.max_pending_bytes
-        errors: list[VlacQueueError | None] = []
-        for error in self._store.step([(steps, self._make_jobs(asking))], max_bytes=limit):
-            if isinstance(error, redis.RedisError):
+    def _ours(self, error: Exception | None) -> VlacQueueError | None:
+        """An error of Redis as one of ours; one that is neither is raised."""
+        if error is None:
+            return None
+        try:
+            with redis_errors(self.config.redis_url):
                 raise error
-            errors.append(error)
-        full = [(step, error) for step, error in zip(steps, errors, strict=True) if isinstance(error, QueueFull)]
-        if full:
-            with self._lock:
-                own = sum(episode.sent_bytes for episode in self._episodes.values())
-            if self._store.drop_abandoned() or own + max(len(step.payload) for step, _ in full) <= limit:
-                raise full[0][1]
-        return errors
+        except VlacQueueError as ours:
+            return ours
 
     def _check(self, parts: Sequence[_Part]) -> None:
         """Whether `parts` can be sent.
@@ -729,41 +679,6 @@ class CriticClient:
         if any(part.kind for part in parts) and time.monotonic() - self._workers_seen > _WORKERS_FRESH_S:
             # Who never saw a worker is told at once that there is none.
             self._patiently(self.ping) if self._workers_seen > 0 else self.ping()
-
-    def _restore(self, episodes: Sequence[Episode]) -> set[str]:
-        """Opens episodes again that Redis has lost, pushes their frames and asks their open queries; ids of those
-        that could be."""
-        with self._restoring:
-            kept = {episode.id: self._kept.batches(episode.id) for episode in episodes}
-            able = [e for e in episodes if (batches := kept[e.id]) is not None and len(batches) >= e._batches]
-            if not able:
-                return set()
-            _log.warning("Redis has lost %d open episodes; pushing their frames again", len(able))
-            limit = self.config.max_pending_bytes
-            references = {episode._reference: episode._reference_batches for episode in able}
-            opening = [(episode.id, episode._meta) for episode in able]
-            counts = self._patiently(lambda: self._store.open(opening, references, max_bytes=limit))
-            for episode, count in zip(able, counts, strict=True):
-                for index in range(count, episode._batches):
-                    step = Step(episode.id, episode._reference, index, kept[episode.id][index])  # type: ignore[index]
-                    self._patiently(partial(self._try_to_store, [step], [None]))
-            # The clock may have jumped, and the position in the stream be one of a past server.
-            self._seen = b"0"
-            ids = {episode.id for episode in able}
-            with self._lock:
-                asking = [each for each in self._open.values() if each._episode.id in ids and each._job]
-        self._carry_again(asking)
-        return ids
-
-    def _carry_again(self, pendings: Sequence[Pending[Any]]) -> None:
-        """Asks open queries again under their ids: what was answered meanwhile stays so."""
-        if not pendings:
-            return
-        now = self._patiently(lambda: self._clock.sync().now())
-        for pending in pendings:
-            pending.query = replace(pending.query, asked=now, deadline=now + self.config.timeout_s)
-        steps = [Step(p.query.episode, p._episode._reference, query=p.query) for p in pendings]
-        self._patiently(lambda: self._try_to_store(steps, pendings))
 
     def _sent(self, part: _Part, payload: bytes) -> None:
         """Takes into account what Redis has stored now."""
@@ -817,31 +732,8 @@ class CriticClient:
             self._store.forget_answers(self.id, self._seen)
 
     def _look_up(self, pendings: Sequence[Pending[Any]]) -> None:
-        """Takes in answers whose news was missed, and pushes and asks again what Redis or a worker has lost."""
-        pendings = [pending for pending in pendings if pending._job]
-        if not pendings:
-            return
-        asked = [
-            Asked(p.query.id, p.query.episode, p.query.batch + 1, p._episode._reference, p._job) for p in pendings
-        ]
-        standings = self._patiently(lambda: look_up(self._connection, self._keys, asked))
-        self._take_in([standing.answer for standing in standings if standing.answer], None)
-        lost: list[Pending[Any]] = []
-        dropped: list[Pending[Any]] = []
-        for pending, standing in zip(pendings, standings, strict=True):
-            if pending.answered or standing.answer:
-                continue
-            if not standing.kept:
-                lost.append(pending)
-            elif standing.refused:
-                self._fail(pending, ProtocolError(f"a worker refused the job: {standing.refused}"))
-            elif not standing.carried:
-                dropped.append(pending)
-        restored = self._restore(list({id(p._episode): p._episode for p in lost}.values())) if lost else set()
-        for pending in lost:
-            if pending.query.episode not in restored:
-                self._fail(pending, episode_lost(pending.query.episode))
-        self._carry_again(dropped)
+        """Takes in answers whose news was missed, and asks again what Redis or a worker has lost."""
+        self._take_in(self._recovery.look_up(pendings), None)
 
     def _fail(self, pending: Pending[Any], error: VlacQueueError) -> None:
         with self._lock:

@@ -107,8 +107,8 @@ class VlacConfig:
     )
     batch_limit_s: float = _setting(
         0.0,
-        "Seconds that the critic may take for one batch until its worker counts as hung and starts anew; "
-        "0: half of timeout_s.",
+        "Seconds that the critic may take for one batch until its worker counts as hung and starts anew; 0: half "
+        "of the time that its queries have left, at least a quarter of timeout_s.",
     )
     retries: int = _setting(
         2, "Times a query is tried again: after a failure (on_failure=retry) or a worker's death."

@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import redis
 
 from vlac_queue.connection import redis_errors
-from vlac_queue.errors import NoWorkers, QueueFull, RedisUnavailable
+from vlac_queue.errors import (
+    EpisodeLost,
+    NoWorkers,
+    ProtocolError,
+    QueueFull,
+    RedisUnavailable,
+    VlacQueueError,
+)
 from vlac_queue.keys import Keys
+from vlac_queue.store import Step, episode_lost
+
+if TYPE_CHECKING:
+    from vlac_queue.client import CriticClient, Episode, Pending
+
+_log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
 #: Seconds of the first pause before Redis is tried again; doubles up to the last.
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.05, 1.0
+#: Times that what Redis lost is restored for one call.
+_RESTORES = 5
 
 
 class Patience:
@@ -94,6 +111,164 @@ class KeptFrames:
             self._bytes -= sum(map(len, self._batches.pop(episode, None) or ()))
 
 
+class Recovery:
+    """The part of a client that mends: sends again what did not get through, and restores what Redis lost.
+
+    Args:
+        client: whose episodes and queries they are.
+        patiently: waits for a Redis that is away or full.
+        kept: the frames of its open episodes.
+    """
+
+    def __init__(self, client: CriticClient, patiently: Patience, kept: KeptFrames) -> None:
+        self._client = client
+        self._patiently = patiently
+        self._kept = kept
+        self._restoring = threading.RLock()
+
+    def send_again(
+        self,
+        episodes: Sequence[Episode],
+        steps: Sequence[Step],
+        pendings: Sequence[Pending[Any] | None],
+        errors: Sequence[VlacQueueError | None],
+    ) -> list[VlacQueueError | None]:
+        """Sends steps again that failed for a reason that may pass or be mended; what became of all of them.
+
+        Args:
+            episodes, steps, pendings: of each step, its episode and what it asks.
+            errors: why each failed; None where it did not.
+        """
+        left = list(errors)
+
+        def again() -> None:
+            failed = [i for i, error in enumerate(left) if isinstance(error, EpisodeLost)]
+            restored = self._restore([episodes[i] for i in failed]) if failed else set()
+            tried = [i for i in failed if episodes[i].id in restored]
+            tried += [i for i, error in enumerate(left) if self._may_pass(error, steps[i])]
+            asking = [pending for i in tried if (pending := pendings[i])]
+            for i, error in zip(tried, self._send([steps[i] for i in tried], asking), strict=True):
+                left[i] = error
+            for i in tried:
+                if (error := left[i]) and self._may_pass(error, steps[i]):
+                    raise error
+
+        for _ in range(_RESTORES):
+            if not any(
+                isinstance(e, EpisodeLost) or self._may_pass(e, s) for e, s in zip(left, steps, strict=True)
+            ):
+                break
+            try:
+                self._patiently(again)
+            except (RedisUnavailable, QueueFull) as error:
+                # Where it was not the sending that failed, it stays undone for the same reason.
+                left = [
+                    error if old and self._may_pass(old, step) else old
+                    for old, step in zip(left, steps, strict=True)
+                ]
+                break
+        return left
+
+    def look_up(self, pendings: Sequence[Pending[Any]]) -> list[str]:
+        """Finds out what has become of open queries; those that were lost are asked again, or fail.
+
+        Returns:
+            The texts of answers whose news was missed.
+        """
+        client = self._client
+        asked = [
+            Asked(p.query.id, p.query.episode, p.query.batch + 1, p._episode._reference, p._job) for p in pendings
+        ]
+        if not asked:
+            return []
+        standings = self._patiently(lambda: look_up(client._connection, client._keys, asked))
+        lost: list[Pending[Any]] = []
+        dropped: list[Pending[Any]] = []
+        for pending, standing in zip(pendings, standings, strict=True):
+            if pending.answered or standing.answer:
+                continue
+            if not standing.kept:
+                lost.append(pending)
+            elif standing.refused:
+                client._fail(pending, ProtocolError(f"a worker refused the job: {standing.refused}"))
+            elif not standing.carried:
+                dropped.append(pending)
+        restored = self._restore([pending._episode for pending in lost]) if lost else set()
+        for pending in lost:
+            if pending.query.episode not in restored:
+                client._fail(pending, episode_lost(pending.query.episode))
+        self._ask_again(dropped)
+        return [standing.answer for standing in standings if standing.answer]
+
+    def _may_pass(self, error: VlacQueueError | None, step: Step) -> bool:
+        """Whether trying again may help: Redis is away or full, or others hold the room that a batch needs."""
+        if not isinstance(error, QueueFull):
+            return isinstance(error, RedisUnavailable) and not isinstance(error, EpisodeLost)
+        with self._client._lock:
+            own = sum(episode.sent_bytes for episode in self._client._episodes.values())
+        return error.__cause__ is not None or own + len(step.payload) <= self._client.config.max_pending_bytes
+
+    def _send(self, steps: Sequence[Step], asking: Sequence[Pending[Any]]) -> list[VlacQueueError | None]:
+        client = self._client
+        jobs = client._carry(asking) if asking else []
+        failures = client._store.step([(steps, jobs)], max_bytes=client.config.max_pending_bytes)
+        errors = [client._ours(failure) for failure in failures]
+        if any(isinstance(error, QueueFull) for error in errors):
+            client._store.drop_abandoned()
+        return errors
+
+    def _restore(self, episodes: Sequence[Episode]) -> set[str]:
+        """Opens episodes again that Redis lost, pushes their frames and asks their open queries again.
+
+        Returns:
+            Ids of those that could be.
+        """
+        client = self._client
+        with self._restoring:
+            batches = {episode.id: self._kept.batches(episode.id) for episode in episodes}
+            able = {
+                e.id: e for e in episodes if len(batches[e.id] or ()) >= e._batches and batches[e.id] is not None
+            }
+            if not able:
+                return set()
+            _log.warning("Redis has lost %d open episodes; their frames are pushed again", len(able))
+            references = {episode._reference: episode._reference_batches for episode in able.values()}
+            opening = [(episode.id, episode._meta) for episode in able.values()]
+            limit = client.config.max_pending_bytes
+            counts = self._patiently(lambda: client._store.open(opening, references, max_bytes=limit))
+            for episode, count in zip(able.values(), counts, strict=True):
+                kept = batches[episode.id] or ()
+                missing = [
+                    Step(episode.id, episode._reference, index, kept[index])
+                    for index in range(count, episode._batches)
+                ]
+                for step in missing:
+                    self._patiently(partial(self._push, step))
+            # Its clock may have jumped, and the position in the stream be one of a past server.
+            client._seen = b"0"
+            with client._lock:
+                asking = [p for p in client._open.values() if p._episode.id in able and p._job]
+        self._ask_again(asking)
+        return set(able)
+
+    def _push(self, step: Step) -> None:
+        (error,) = self._send([step], ())
+        if error:
+            raise error
+
+    def _ask_again(self, pendings: Sequence[Pending[Any]]) -> None:
+        """Asks open queries again under their ids: one that was answered meanwhile stays so."""
+        if not pendings:
+            return
+        client = self._client
+        now = self._patiently(lambda: client._clock.sync().now())
+        for pending in pendings:
+            pending.query = replace(pending.query, asked=now, deadline=now + client.config.timeout_s)
+        steps = [Step(p.query.episode, p._episode._reference, query=p.query) for p in pendings]
+        # What is lost once more is found at the next look.
+        self._patiently(lambda: self._send(steps, pendings))
+
+
 @dataclass(frozen=True)
 class Asked:
     """An open query, as far as Redis must know of it.
@@ -130,7 +305,7 @@ class Standing:
 
 
 def look_up(connection: redis.Redis, keys: Keys, asked: Sequence[Asked]) -> list[Standing]:
-    """Looks everywhere a query can be: in its episode, in the queue, with a worker. Three round trips at most."""
+    """Looks where a query can be: in its episode, in the queue, with a worker. Two round trips at most."""
     jobs = sorted({each.job for each in asked})
     with connection.pipeline(transaction=False) as pipeline:
         for each in asked:
@@ -140,14 +315,16 @@ def look_up(connection: redis.Redis, keys: Keys, asked: Sequence[Asked]) -> list
             pipeline.llen(episode.frames)
             pipeline.exists(keys.reference(each.reference))
         for job in jobs:
-            pipeline.hmget(keys.rq_job(job), "status", "worker_name", "exc_info")
+            pipeline.hmget(keys.rq_job(job), "status", "exc_info")
         replies = pipeline.execute()
     of_jobs = dict(zip(jobs, replies[4 * len(asked) :], strict=True))
-    carried = _carried(connection, keys, {job: fields[1] for job, fields in of_jobs.items() if fields[0]})
+    # A job that was begun stands in the claims of a worker, which looks after it, or others do when it is dead.
+    carried = {job for job, (status, _) in of_jobs.items() if status == b"started"}
+    carried |= _waiting(connection, keys, [job for job, (status, _) in of_jobs.items() if status == b"queued"])
     standings = []
     for index, each in enumerate(asked):
         text, there, batches, reference = replies[4 * index : 4 * index + 4]
-        status, _, reason = of_jobs[each.job]
+        status, reason = of_jobs[each.job]
         answer = text.decode() if text is not None and text.startswith(b"{") else ""
         kept = text is not None and bool(there) and batches >= each.batches and (not each.reference or reference)
         refused = _reason(reason) if status == b"failed" else ""
@@ -155,18 +332,17 @@ def look_up(connection: redis.Redis, keys: Keys, asked: Sequence[Asked]) -> list
     return standings
 
 
-def _carried(connection: redis.Redis, keys: Keys, workers: Mapping[str, bytes | None]) -> set[str]:
-    """Those of the jobs, given with the worker that had it last, that wait or are a worker's."""
-    if not workers:
+def _waiting(connection: redis.Redis, keys: Keys, jobs: Sequence[str]) -> set[str]:
+    """Those of the jobs that wait for a worker."""
+    if not jobs:
         return set()
     with connection.pipeline(transaction=False) as pipeline:
-        for job, worker in workers.items():
+        for job in jobs:
             pipeline.lpos(keys.rq_queue, job)
             pipeline.lpos(keys.alone, job)
-            pipeline.lpos(keys.claims(worker.decode() if worker else ""), job)
         replies = pipeline.execute()
-    places = zip(replies[0::3], replies[1::3], replies[2::3], strict=True)
-    return {job for job, found in zip(workers, places, strict=True) if any(place is not None for place in found)}
+    places = zip(jobs, replies[0::2], replies[1::2], strict=True)
+    return {job for job, *found in places if any(place is not None for place in found)}
 
 
 def _reason(compressed: bytes | None) -> str:

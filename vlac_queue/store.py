@@ -85,11 +85,13 @@ return 'ok'
 # Pushes batches and registers queries, for each episode the one, the other or both; and enqueues the jobs that
 # carry the queries, if any was registered. Sending it again, after a connection broke, changes nothing.
 # KEYS open sizes rq_queue rq_queues, each job's key, and for each episode: meta frames queries reference users;
-# ARGV ttl max_bytes number_of_jobs, for each job: id, number_of_fields, field value ..., and for each episode: id,
-# batch_index, payload (or ""), query_id (or ""), kind. Reply for each episode: {status} or {status, number}.
+# ARGV ttl max_bytes number_of_jobs pushes, for each job: id, number_of_fields, field value ..., and for each
+# episode: id, batch_index, payload (or ""), query_id (or ""), kind. Reply for each: {status} or {status, number}.
+# Where nothing is pushed (pushes is 0), it goes on when Redis is full (see _ANSWER).
 _STEP = (
     _PURGE
     + f"""
+if ARGV[4] == '0' then redis.call('HDEL', KEYS[2], '') end
 purge(KEYS[1], KEYS[2])
 local ttl, limit, jobs, expires = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), now() + ARGV[1]
 local function push(frames, id, index, payload)
@@ -102,7 +104,7 @@ local function push(frames, id, index, payload)
   redis.call('HINCRBY', KEYS[2], id, #payload)
   redis.call('HINCRBY', KEYS[2], '{TOTAL_FIELD}', #payload)
 end
-local a, first_job = 4, 4
+local a, first_job = 5, 5
 for j = 1, jobs do a = a + 2 + ARGV[a + 1] end
 local replies, asked = {{}}, false
 for i = 1, (#KEYS - 4 - jobs) / 5 do
@@ -192,7 +194,7 @@ return replies
 # episode's queries; ARGV ttl kept, and for each: query_id answer. Reply: 1 or 0 for each. A script that has
 # written may go on when Redis is full: answers must get through, since closing episodes is what frees memory.
 _ANSWER = """
-redis.call('XTRIM', KEYS[1], 'MAXLEN', '~', ARGV[2])
+redis.call('EXPIRE', KEYS[1], ARGV[1])
 local written, news = {}, {}
 for i = 1, #KEYS - 1 do
   local id, answer = ARGV[2 * i + 1], ARGV[2 * i + 2]
@@ -413,7 +415,7 @@ class EpisodeStore:
     def _step_command(self, steps: Sequence[Step], jobs: Sequence[NewJob], max_bytes: int) -> tuple[Any, ...]:
         keys = [self.keys.open, self.keys.sizes, self.keys.rq_queue, self.keys.rq_queues]
         keys += [self.keys.rq_job(job.id) for job in jobs]
-        arguments: list[Any] = [self.ttl_s, max_bytes, len(jobs)]
+        arguments: list[Any] = [self.ttl_s, max_bytes, len(jobs), int(any(step.payload for step in steps))]
         for job in jobs:
             arguments += (job.id, len(job.fields), *job.fields)
         for step in steps:
@@ -473,6 +475,16 @@ class EpisodeStore:
     def read_episodes(self, wanted: Sequence[Wanted]) -> list[EpisodeRead]:
         """Meta, open queries and encoded batches of episodes; one round trip for some 256 batches."""
         return [read for part in _parts(wanted) for read in self._read_part(part)]
+
+    def still_open(self, queries: Sequence[Query]) -> set[str]:
+        """Ids of those of `queries` that wait for an answer, and whose client is there; one round trip."""
+        with self.connection.pipeline(transaction=False) as pipeline:
+            for query in queries:
+                pipeline.hget(self.keys.episode(query.episode).queries, query.id)
+                pipeline.exists(self.keys.client(query.client))
+            replies = pipeline.execute()
+        states = zip(queries, replies[0::2], replies[1::2], strict=True)
+        return {query.id for query, kind, there in states if kind in (b"done", b"value") and there}
 
     def read_reference(self, reference: str) -> list[bytes]:
         """The encoded batches of reference frames; empty where they are gone."""
@@ -546,7 +558,7 @@ def _step_error(step: Step, reply: list[Any], max_bytes: int) -> VlacQueueError 
             f"open episodes hold {reply[1]} bytes of frames and max_pending_bytes is {max_bytes}; nothing was "
             "stored. Close finished episodes, start more workers, or raise max_pending_bytes."
         )
-    if status == b"gone":
+    if status == b"gone" or (status == b"order" and reply[1] < step.index):
         return episode_lost(step.episode)
     return ProtocolError(
         f"episode {step.episode!r} has {reply[1]} batches on Redis where {step.index} were pushed from here; "

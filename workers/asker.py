@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, TypeVar
 
 from vlac_queue.connection import RedisClock
@@ -15,6 +16,7 @@ from vlac_queue.messages import Answer, DoneVerdict, Failure, ValueVerdict, enco
 from workers.batcher import Batcher
 from workers.critics import Critic, CriticQuery
 from workers.intake import Prepared
+from workers.watchdog import Watchdog
 
 Order = Literal["sleep", "wake"]
 Result = TypeVar("Result")
@@ -34,7 +36,8 @@ class Answered:
     ended: float
 
 
-_TOO_LATE = Failure("no worker came to this query before its deadline; start more workers or raise timeout_s.")
+#: Seconds after which a query that waited is looked at again before the critic is: its episode may be closed.
+_STALE_S = 1.0
 
 
 @dataclass
@@ -60,6 +63,8 @@ class Asker:
         clock: tells whether a query's deadline has passed.
         idle_offload_s: seconds without work until the critic is put to sleep; 0: never.
         deliver: takes each batch's answers.
+        still_open: those of some queries that still wait for an answer.
+        watchdog: told when the critic begins and ends to work.
         stats: counts batches and the time they take.
         log: tells what the user should know.
     """
@@ -72,6 +77,8 @@ class Asker:
         *,
         idle_offload_s: float,
         deliver: Callable[[Answered], None],
+        still_open: Callable[[Sequence[Prepared]], set[str]],
+        watchdog: Watchdog,
         stats: WorkerStats,
         log: logging.Logger,
     ) -> None:
@@ -80,6 +87,8 @@ class Asker:
         self._clock = clock
         self._idle_s = idle_offload_s or None
         self._deliver = deliver
+        self._still_open = still_open
+        self._watchdog = watchdog
         self._stats = stats
         self._log = log
         self._order: Order | None = None
@@ -100,7 +109,8 @@ class Asker:
             batch = self._batcher.take(0 if more_ahead else None if self.asleep else self._idle_s)
             if batch:
                 began, busy_s = self._clock.now(), self._stats.busy_s
-                answers = self._timed(lambda batch=batch: self._answers(batch))  # type: ignore[misc]
+                left_s = max(each.query.deadline for each in batch) - began
+                answers = self._timed(partial(self._answers, batch), left_s)
                 self._batcher.pace.serve(sum(each.images for each in batch), self._stats.busy_s - busy_s)
                 self._stats.batches += 1
                 self._deliver(Answered(answers, began, self._clock.now()))
@@ -117,11 +127,21 @@ class Asker:
                 self._log.info("idle for %.0f s", self._idle_s)
                 self._sleep()
 
-    def _answers(self, batch: Sequence[Prepared]) -> list[tuple[Prepared, Answer]]:
-        now = self._clock.now()
-        late = [each for each in batch if each.query.deadline < now]
+    def _answers(self, batch: Sequence[Prepared]) -> list[tuple[Prepared, Answer | None]]:
+        wanted = self._wanted(batch)
+        ids = {each.query.id for each in wanted}
+        unwanted = [each for each in batch if each.query.id not in ids]
+        return [*((each, None) for each in unwanted), *zip(wanted, self.ask(wanted), strict=True)]
+
+    def _wanted(self, batch: Sequence[Prepared]) -> list[Prepared]:
+        """Those that somebody still waits for: their deadline has not passed, their episode is not closed."""
+        now, waited_since = self._clock.now(), time.monotonic() - _STALE_S
         timely = [each for each in batch if each.query.deadline >= now]
-        return [*((each, _TOO_LATE) for each in late), *zip(timely, self.ask(timely), strict=True)]
+        stale = [each for each in timely if each.prepared_at < waited_since]
+        if not stale:
+            return timely
+        still_open = self._still_open(stale)
+        return [each for each in timely if each.prepared_at >= waited_since or each.query.id in still_open]
 
     def ask(self, batch: Sequence[Prepared]) -> list[Answer]:
         """One answer for each query; where the critic fails on a batch, each query is asked on its own."""
@@ -142,11 +162,14 @@ class Asker:
             return [answer for each in batch for answer in self.ask([each])]
         return [_checked(each, answer) for each, answer in zip(batch, answers, strict=True)]
 
-    def _timed(self, work: Callable[[], Result]) -> Result:
+    def _timed(self, work: Callable[[], Result], left_s: float = 0.0) -> Result:
+        """Does `work`, for queries that are waited for that much longer."""
         started = time.monotonic()
+        self._watchdog.begin(left_s)
         try:
             return work()
         finally:
+            self._watchdog.end()
             self._stats.busy_s += time.monotonic() - started
 
     def _sleep(self) -> None:

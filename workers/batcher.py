@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from workers.pace import Pace
@@ -87,6 +87,16 @@ class Batcher(Generic[Item]):
         with self._changed:
             self._poked = True
             self._changed.notify_all()
+
+    def remove(self, unwanted: Callable[[Item], bool]) -> int:
+        """Takes items out that wait; how many."""
+        with self._changed:
+            kept = [each for each in self._items if not unwanted(each[0])]
+            removed = len(self._items) - len(kept)
+            self._items = deque(kept)
+            self._bytes = sum(size for _, size, _ in kept)
+            self._changed.notify_all()
+            return removed
 
     def close(self) -> None:
         """Ends taking: `take` returns nothing from now on, and what waits is dropped."""

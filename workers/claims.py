@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import Any
 
 import redis
+from redis.client import Pipeline
 
 from vlac_queue.keys import Keys
 from vlac_queue.messages import MAX_JOB_BYTES
+from vlac_queue.metrics import first_line
+
+#: Seconds between two looks at the queue while Redis is full and refuses to be waited on.
+_FULL_PAUSE_S = 0.1
 
 # What a job's key holds. RQ's ids are letters, digits, "_" and "-": any other is a stranger's, and no key is made
-# of it. Reply: {id, "ok", data}, or {id, "gone" | "large" | "unfit"}.
+# of it. Reply: {id, "ok", data, retries_left, deaths, trying}, or {id, "gone" | "large" | "unfit"}.
 _JOB = """
 local function job(id, most)
   if #id == 0 or #id > 200 or string.find(id, '[^%w_-]') then return {string.sub(id, 1, 200), 'unfit'} end
@@ -19,17 +27,22 @@ local function job(id, most)
   if type(size) ~= 'number' then return {id, 'unfit'} end
   if size == 0 then return {id, 'gone'} end
   if size > tonumber(most) then return {id, 'large'} end
-  return {id, 'ok', redis.call('HGET', 'rq:job:' .. id, 'data')}
+  local fields = redis.call('HMGET', 'rq:job:' .. id, 'data', 'retries_left', 'deaths', 'trying')
+  local function short(text) return string.sub(text or '', 1, 2000) end
+  return {id, 'ok', fields[1], short(fields[2]), short(fields[3]), short(fields[4])}
 end
 """
 
-# Takes up to n jobs and reads them; what is unfit is dropped. KEYS queue claims; ARGV first_id n max_bytes
-# worker_name. Reply: as _JOB for each.
+# Takes up to n jobs and reads them; what is unfit is dropped. KEYS queue claims; ARGV first_id ("": take that one
+# too) n max_bytes worker_name. Reply: as _JOB for each. The first command lets it go on when Redis is full (see
+# store.py): taking jobs is what empties it.
 _TAKE = (
     _JOB
     + """
-local ids = {ARGV[1]}
-for i = 2, tonumber(ARGV[2]) do
+redis.call('LREM', KEYS[2], 0, '')
+local ids = {}
+if ARGV[1] ~= '' then ids[1] = ARGV[1] end
+for i = #ids + 1, tonumber(ARGV[2]) do
   local id = redis.call('LMOVE', KEYS[1], KEYS[2], 'LEFT', 'RIGHT')
   if not id then break end
   ids[i] = id
@@ -44,45 +57,62 @@ return jobs
 """
 )
 
-# Puts a stopping worker's jobs back to the front of the queue, in their order. KEYS queue claims.
+# Puts jobs back to the front of the queue, in their order; those on their last try wait to be tried alone.
+# KEYS queue claims alone; ARGV ids, or none for all. Reply: how many.
 _GIVE_BACK = (
     _JOB
     + """
-local count = 0
-while true do
-  local id = redis.call('RPOP', KEYS[2])
-  if not id then return count end
+local ids, count = ARGV, 0
+if #ids == 0 then ids = redis.call('LRANGE', KEYS[2], 0, -1) end
+for i = #ids, 1, -1 do
+  local id = ids[i]
+  local key = 'rq:job:' .. id
   -- Any data is "large" beside 0 bytes: so it is there, and not read.
-  if job(id, 0)[2] == 'large' then
-    redis.call('HSET', 'rq:job:' .. id, 'status', 'queued')
-    redis.call('LPUSH', KEYS[1], id)
+  if redis.call('LREM', KEYS[2], 1, id) == 1 and job(id, 0)[2] == 'large' then
+    redis.call('HSET', key, 'status', 'queued')
+    local left, deaths = unpack(redis.call('HMGET', key, 'retries_left', 'deaths'))
+    left = tonumber(left)
+    if deaths and left and left <= 0 then
+      if left == 0 then redis.call('HDEL', key, 'trying') end
+      redis.call('RPUSH', KEYS[3], id)
+    else
+      redis.call('LPUSH', KEYS[1], id)
+    end
     count = count + 1
   end
 end
+return count
 """
 )
 
-# The same for a dead worker, at the cost of one retry for each job. Jobs without retries left may be what
-# killed it: they go to the claims of the finder, who fails their queries. KEYS queue claims_of_dead workers
-# worker_key claims_of_finder; ARGV name_of_dead max_bytes. Reply: {number given back, spent jobs as _JOB}.
+# The same for a dead worker, at the cost of one retry for each job, and noted in its history. Before its last try
+# a job waits to be tried alone. Jobs without retries left go to the claims of the finder, who fails their queries.
+# KEYS queue claims_of_dead workers worker_key claims_of_finder alone; ARGV name_of_dead max_bytes name_of_finder.
+# Reply: {number given back, spent jobs as _JOB}.
 _RECOVER = (
     _JOB
     + """
 if redis.call('EXISTS', KEYS[4]) == 1 then return {0, {}} end
-local count, spent = 0, {}
-while true do
-  local id = redis.call('RPOP', KEYS[2])
-  if not id then break end
-  local found = job(id, ARGV[2])
-  if found[2] == 'ok' or found[2] == 'large' then
-    local left = redis.pcall('HINCRBY', 'rq:job:' .. id, 'retries_left', -1)
-    if type(left) == 'number' and left >= 0 then
-      redis.call('HSET', 'rq:job:' .. id, 'status', 'queued')
+local count, spent, now = 0, {}, redis.call('TIME')[1]
+local ids = redis.call('LRANGE', KEYS[2], 0, -1)
+redis.call('DEL', KEYS[2])
+for i = #ids, 1, -1 do
+  local id = ids[i]
+  local key = 'rq:job:' .. id
+  if job(id, 0)[2] == 'large' then
+    local left = redis.pcall('HINCRBY', key, 'retries_left', -1)
+    local deaths = string.sub((redis.call('HGET', key, 'deaths') or '') .. ARGV[1] .. '@' .. now .. ' ', 1, 2000)
+    redis.call('HSET', key, 'status', 'queued', 'deaths', deaths)
+    if type(left) == 'number' and left > 0 then
       redis.call('LPUSH', KEYS[1], id)
       count = count + 1
+    elseif left == 0 then
+      redis.call('RPUSH', KEYS[6], id)
+      count = count + 1
     else
+      redis.call('HSET', key, 'status', 'started', 'worker_name', ARGV[3])
       redis.call('RPUSH', KEYS[5], id)
-      spent[#spent + 1] = found
+      spent[#spent + 1] = job(id, ARGV[2])
     end
   end
 end
@@ -100,11 +130,17 @@ class TakenJob:
         id: the RQ job's id.
         data: its envelope, not unpacked; b"" where the job is gone, None where it exceeds MAX_JOB_BYTES.
         unfit: whether it is no job at all (an id that RQ does not make, a key of a wrong type); dropped already.
+        spent: whether workers died with it more often than it may be tried again.
+        deaths: the workers that died with it, and when (seconds since 1970 on Redis' clock).
+        trying: id of the query that was tried alone last, or "".
     """
 
     id: str
     data: bytes | None
     unfit: bool = False
+    spent: bool = False
+    deaths: tuple[tuple[str, float], ...] = ()
+    trying: str = ""
 
 
 class Claims:
@@ -119,27 +155,40 @@ class Claims:
 
     def take(self, count: int, *, block_s: float) -> list[TakenJob]:
         """Claims and reads up to `count` jobs, waiting up to `block_s` seconds for the first (0: not at all)."""
-        first: Any
+        first: Any = ""
         if block_s:
-            first = self._connection.execute_command(
-                "BLMOVE", self._keys.rq_queue, self.key, "LEFT", "RIGHT", block_s
-            )
-        else:
-            first = self._connection.lmove(self._keys.rq_queue, self.key, "LEFT", "RIGHT")
-        if first is None:
-            return []
-        taken: Any = self._connection.eval(
-            _TAKE, 2, self._keys.rq_queue, self.key, first, count, MAX_JOB_BYTES, self._worker
-        )
-        return [_taken(entry) for entry in taken]
+            queues = (self._keys.rq_queue, self.key)
+            try:
+                first = self._connection.execute_command("BLMOVE", *queues, "LEFT", "RIGHT", block_s)
+            except redis.exceptions.OutOfMemoryError:
+                time.sleep(_FULL_PAUSE_S)
+            if first is None:
+                return []
+        return self._take(self._keys.rq_queue, first, count)
+
+    def take_alone(self) -> list[TakenJob]:
+        """Claims and reads one of the jobs that are tried alone, without waiting."""
+        return self._take(self._keys.alone, "", 1)
+
+    def trying(self, job_id: str, query_id: str) -> None:
+        """Notes which query of a job is tried now: the one to blame, should this worker die."""
+        self._connection.hset(self._keys.rq_job(job_id), "trying", query_id)
+
+    def spare(self, job_id: str, pipeline: Pipeline) -> None:
+        """Adds to `pipeline` what lets a spent job's other queries be tried alone, now that one was blamed."""
+        pipeline.lrem(self.key, 0, job_id)
+        pipeline.hset(self._keys.rq_job(job_id), mapping={"retries_left": 0, "status": "queued"})
+        pipeline.hdel(self._keys.rq_job(job_id), "trying")
+        pipeline.rpush(self._keys.alone, job_id)
 
     def add(self, job_id: str) -> None:
         """Claims a job that came by another way."""
         self._connection.rpush(self.key, job_id)
 
-    def give_back(self) -> int:
-        """Puts all claimed jobs back to the front of the queue; how many."""
-        return int(self._connection.eval(_GIVE_BACK, 2, self._keys.rq_queue, self.key))
+    def give_back(self, job_ids: Collection[str] = ()) -> int:
+        """Puts claimed jobs (none given: all) back to the front of the queue; how many."""
+        keys = (self._keys.rq_queue, self.key, self._keys.alone)
+        return int(self._connection.eval(_GIVE_BACK, len(keys), *keys, *job_ids))
 
     def recover(self, worker: str) -> tuple[int, list[TakenJob]]:
         """Puts the jobs of a dead worker back, each at the cost of a retry.
@@ -149,12 +198,34 @@ class Claims:
             worker that lives after all keeps its jobs.
         """
         keys = self._keys
-        names = (keys.rq_queue, keys.claims(worker), keys.workers, keys.worker(worker), self.key)
-        reply: Any = self._connection.eval(_RECOVER, len(names), *names, worker, MAX_JOB_BYTES)
+        names = (keys.rq_queue, keys.claims(worker), keys.workers, keys.worker(worker), self.key, keys.alone)
+        reply: Any = self._connection.eval(_RECOVER, len(names), *names, worker, MAX_JOB_BYTES, self._worker)
         return reply[0], [_taken(entry) for entry in reply[1]]
 
+    def _take(self, queue: str, first: Any, count: int) -> list[TakenJob]:
+        taken: Any = self._connection.eval(_TAKE, 2, queue, self.key, first, count, MAX_JOB_BYTES, self._worker)
+        return [_taken(entry) for entry in taken]
 
-def _taken(entry: list[bytes]) -> TakenJob:
-    job_id, state = entry[0].decode(errors="replace"), entry[1]
-    data = {b"ok": entry[-1], b"gone": b"", b"large": None, b"unfit": b""}[state]
-    return TakenJob(job_id, data, unfit=state == b"unfit")
+
+def history(deaths: Sequence[tuple[str, float]]) -> str:
+    """The workers that died with a job, and when, for people."""
+    return ", ".join(
+        f"{first_line(name)} at {datetime.fromtimestamp(when, timezone.utc):%H:%M:%S} UTC" for name, when in deaths
+    )
+
+
+def _taken(entry: list[Any]) -> TakenJob:
+    job_id, state, *fields = entry
+    name = job_id.decode(errors="replace")
+    if state != b"ok":
+        return TakenJob(name, None if state == b"large" else b"", unfit=state == b"unfit")
+    data, left, deaths, trying = fields
+    died = [_death(text) for text in deaths.decode(errors="replace").split()]
+    # What is no number was counted down no further: it is spent at the first death.
+    spent = bool(died) and not (left.isdigit())
+    return TakenJob(name, data, spent=spent, deaths=tuple(died), trying=trying.decode(errors="replace"))
+
+
+def _death(text: str) -> tuple[str, float]:
+    name, _, when = text.rpartition("@")
+    return name, float(when) if when.isdigit() and len(when) < 12 else 0.0

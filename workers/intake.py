@@ -6,7 +6,7 @@ import time
 import traceback
 from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from vlac_queue.errors import FrameError, ProtocolError
@@ -36,6 +36,7 @@ class Prepared:
             the answer any more (answered already, closed).
         ttl_s: seconds for which the answer is kept.
         decoding_s: seconds that reading and decoding took, for all that was prepared with it.
+        prepared_at: when that was, seconds on time.monotonic.
     """
 
     job: str
@@ -43,6 +44,7 @@ class Prepared:
     ask: CriticQuery | Failure | None
     ttl_s: int | None = None
     decoding_s: float = 0.0
+    prepared_at: float = field(default_factory=time.monotonic)
 
     @property
     def nbytes(self) -> int:
@@ -85,6 +87,10 @@ class _Cache(Generic[Entry]):
             self._bytes -= freed
 
 
+class _FramesLost(Exception):
+    """Redis has lost frames that a query is about, or its reference."""
+
+
 class Intake:
     """Turns queries into what a critic takes. One thread calls it; its round trips do not grow with the batch.
 
@@ -102,7 +108,8 @@ class Intake:
     def prepare(self, queries: Sequence[tuple[str, Query]]) -> list[Prepared]:
         """Reads and decodes the frames of queries.
 
-        A query whose frames are missing or damaged becomes a failure of its own; errors of Redis are raised.
+        A query whose frames are damaged becomes a failure of its own; errors of Redis are raised. One whose frames
+        are missing is dropped: its client notices, pushes them again and asks again.
 
         Args:
             queries: (job id, query).
@@ -130,6 +137,8 @@ class Intake:
             if isinstance(read.meta, ProtocolError):
                 raise read.meta
             return self._critic_query(query, read.meta, first, read.batches)
+        except _FramesLost:
+            return None
         except (FrameError, ProtocolError) as error:
             return Failure(str(error), traceback.format_exc())
 
@@ -148,10 +157,7 @@ class Intake:
     def _critic_query(self, query: Query, meta: EpisodeMeta, first: int, batches: Sequence[bytes]) -> CriticQuery:
         wanted = batches[: query.batch + 1 - first]
         if len(wanted) != query.batch + 1 - first:
-            raise FrameError(
-                f"batch {query.batch} of episode {query.episode!r} is not on Redis (evicted?); "
-                "set maxmemory-policy noeviction, and push the episode again."
-            )
+            raise _FramesLost
         frames = self._frames(query, first, wanted)
         return CriticQuery(
             kind=query.kind,
@@ -199,7 +205,7 @@ class Intake:
             return kept
         batches = self._store.read_reference(reference)
         if not batches:
-            raise FrameError(f"the reference {reference[:12]} is not on Redis (evicted?); open the episode again.")
+            raise _FramesLost
         frames = decode_episode(batches, limit=MAX_QUERY_BYTES)
         self._references.keep(reference, frames, frames.nbytes)
         return frames

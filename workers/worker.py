@@ -40,9 +40,9 @@ from rq.worker import DequeueStrategy, WorkerStatus
 from rq.worker_registration import clean_worker_registry
 
 from vlac_queue.config import VlacConfig
-from vlac_queue.connection import RedisClock, reconnect
+from vlac_queue.connection import AWAY, RedisClock, reconnect
 from vlac_queue.errors import ConfigError, CriticFailed, ProtocolError
-from vlac_queue.keys import WORKER_TTL_MS, Keys
+from vlac_queue.keys import CLIENT_TTL_S, WORKER_TTL_MS, Keys
 from vlac_queue.messages import (
     MAX_JOB_BYTES,
     PROTOCOL_VERSION,
@@ -56,11 +56,13 @@ from vlac_queue.metrics import PHASES, Histogram, first_line, publish_event
 from vlac_queue.store import EpisodeStore
 from workers.asker import Answered, Asker, WorkerStats
 from workers.batcher import Batcher
-from workers.claims import Claims, TakenJob
+from workers.claims import Claims, TakenJob, history
 from workers.critics import Critic, CriticQuery, make_critic
 from workers.envelope import DataOnlySerializer, read_envelope
 from workers.intake import Intake, Prepared
 from workers.log import make_logs_safe
+from workers.restart import may_restart, restart
+from workers.watchdog import Watchdog
 
 #: Seconds between two beats, and so between two looks for dead workers.
 BEAT_S = 1.0
@@ -83,8 +85,6 @@ _EVENTS_A_BEAT = 10
 _MOST_NAME_CHARS = 512
 #: Seconds for which a stopping worker goes on trying to write its last answers.
 _LAST_ANSWERS_S = 10.0
-
-_CONNECTION_ERRORS = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
 
 
 @dataclass(frozen=True)
@@ -136,18 +136,29 @@ class CriticWorker(SimpleWorker):
         self._intake = Intake(self._store, done_history=getattr(self.critic, "done_history", False))
         self._clock = RedisClock(self.connection)
         self._batcher: Batcher[Prepared] = Batcher(self.config.max_batch, self.config.max_wait_ms / 1000)
+        self._watchdog = Watchdog(self.config.timeout_s, self.config.batch_limit_s)
         self._asker = Asker(
             self.critic,
             self._batcher,
             self._clock,
             idle_offload_s=self.config.idle_offload_s,
             deliver=self._deliver,
+            still_open=self._still_open,
+            watchdog=self._watchdog,
             stats=self.stats,
             log=self.log,
         )
         self._replies: queue.Queue[Answered | None] = queue.Queue(_REPLIES_WAITING)
         self._open_queries: dict[str, int] = {}
         self._open_lock = threading.Lock()
+        #: Jobs taken whose queries are not open yet, and claims that nobody here knew of at the last beat.
+        self._at_hand: frozenset[str] = frozenset()
+        self._unknown: frozenset[str] = frozenset()
+        #: Whether jobs wait to be tried alone.
+        self._alone_waits = False
+        self._beats = 0
+        #: Whether this process may begin anew where the critic hangs or has lost its accelerator.
+        self._restarts = False
         self._halt = threading.Event()
         self._suspended = False
         #: Queries in a job, of late.
@@ -211,6 +222,7 @@ class CriticWorker(SimpleWorker):
         Raises:
             CriticFailed: the critic could not be loaded, or its thread died.
         """
+        self._restarts = may_restart() and self._parent is None
         self._check_server()
         self._clock.sync()
         self.bootstrap(logging_level, date_format, log_format)
@@ -223,6 +235,8 @@ class CriticWorker(SimpleWorker):
             if with_scheduler:
                 self._start_scheduler(burst, logging_level, date_format, log_format)
             self._install_signal_handlers()
+            # What a predecessor of this name has left.
+            self._recover([self.name])
             self._beat()
             beat.start()
             self._load()
@@ -238,11 +252,12 @@ class CriticWorker(SimpleWorker):
                 beat.join()
             if self._fatal is None:
                 self._leave()
-            # Else its jobs stay claimed until others find it dead: what ended it may come from one of them,
-            # and so costs it a retry.
+            else:
+                self._die()
             self.critic.close()
             self.teardown()
         if self._fatal is not None:
+            self._restart_if_possible(burst)
             raise CriticFailed(f"the worker stopped: {self._fatal}") from self._fatal
         return self.stats.jobs > 0
 
@@ -321,16 +336,22 @@ class CriticWorker(SimpleWorker):
                 if time.monotonic() - last_maintenance > _MAINTENANCE_S:
                     last_maintenance = time.monotonic()
                     self.run_maintenance_tasks()
+                if self._alone_waits and not self._suspended:
+                    idle_since = time.monotonic()
+                    # What else is open here must not be harmed.
+                    self._idle.wait(_LOOK_S) if self._open_queries else self._serve_alone()
+                    continue
                 room = self._batcher.wait_for_room(_TAKE_S)
                 if self._suspended:
                     self._halt.wait(BEAT_S)
                 elif not unread and room:
                     unread = self._take(room, burst)
+                self._at_hand = frozenset(job.id for job in unread)
                 jobs = self._readable(unread)
                 if jobs:
                     self._accept(jobs)
-                unread = []
-            except _CONNECTION_ERRORS as error:
+                unread, self._at_hand = [], frozenset()
+            except AWAY as error:
                 # The jobs at hand are kept and read again.
                 self.log.error("Worker %s: Redis is away (%s); trying again", self.name, type(error).__name__)
                 self._halt.wait(_REDIS_PAUSE_S)
@@ -379,7 +400,7 @@ class CriticWorker(SimpleWorker):
                     jobs.append((job.id, read_envelope(job.data)))
                 else:  # expired or deleted while it waited
                     self.connection.lrem(self._claims.key, 1, job.id)
-            except _CONNECTION_ERRORS:
+            except AWAY:
                 raise
             except Exception as error:  # whatever a stranger's job provokes must not end the worker
                 self._reject(job.id, error)
@@ -394,7 +415,12 @@ class CriticWorker(SimpleWorker):
             except ProtocolError as error:
                 self._reject(job_id, error)
         self._queries_per_job = max(1.0, (self._queries_per_job + len(queries) / len(jobs)) / 2)
-        prepared = self._intake.prepare(queries)
+        self._prepare(queries)
+
+    def _prepare(self, queries: Sequence[tuple[str, Query]]) -> None:
+        prepared = self._intake.prepare(self._of_living_clients(queries))
+        unwanted = {query.id for _, query in queries} - {each.query.id for each in prepared}
+        prepared += [Prepared(job_id, query, None) for job_id, query in queries if query.id in unwanted]
         with self._open_lock:
             self._idle.clear()
             for each in prepared:
@@ -406,6 +432,66 @@ class CriticWorker(SimpleWorker):
         if settled:
             now = self._clock.now()
             self._replies.put(Answered(settled, now, now))
+
+    def _of_living_clients(self, queries: Sequence[tuple[str, Query]]) -> list[tuple[str, Query]]:
+        """Leaves out what waited for longer than its client, which is gone."""
+        since = self._clock.now() - CLIENT_TTL_S
+        waited = [query for _, query in queries if query.asked < since]
+        dropped = {query.id for query in waited} - (self._store.still_open(waited) if waited else set())
+        return [(job_id, query) for job_id, query in queries if query.id not in dropped]
+
+    def _serve_alone(self) -> None:
+        """Tries a job that was there when workers died: one query at a time, and nothing else at hand."""
+        taken = self._claims.take_alone()
+        self._alone_waits = bool(taken)
+        for job in taken:
+            for job_id, text in self._readable([job]):
+                if job.spent:
+                    self._bury(job, text)
+                elif self._try_alone(job_id, text):
+                    with self.connection.pipeline(transaction=False) as pipeline:
+                        self._finish_jobs([job_id], pipeline)
+                        pipeline.execute()
+
+    def _try_alone(self, job_id: str, text: str) -> bool:
+        """Answers a job's queries one after another; whether all were tried."""
+        try:
+            queries = decode_job(text)
+        except ProtocolError as error:
+            self._reject(job_id, error)
+            return False
+        with self._open_lock:
+            self._open_queries[job_id] = 1  # until all were tried
+        try:
+            for query in queries:
+                self._claims.trying(job_id, query.id)
+                self._prepare([(job_id, query)])
+                while self._open_queries.get(job_id, 0) > 1:
+                    if self._stop_requested or self._fatal:
+                        return False
+                    self._halt.wait(_LOOK_S)
+            return True
+        finally:
+            with self._open_lock:
+                self._open_queries.pop(job_id, None)
+
+    def _bury(self, job: TakenJob, text: str) -> None:
+        """Fails the query that was tried when the last worker died, or all of them where none was tried alone."""
+        queries = decode_job(text)
+        blamed = [query for query in queries if query.id == job.trying] or queries
+        failure = Failure(
+            f"{len(job.deaths)} workers died while they had this query: {history(job.deaths)}; it is not tried "
+            "again. See their logs."
+        )
+        self.log.error("Worker %s: %d queries fail: %s", self.name, len(blamed), failure.message)
+        with self.connection.pipeline(transaction=False) as pipeline:
+            answers = [(query, encode_answer(query.id, failure, self._identity)) for query in blamed]
+            self._store.answer(answers, pipeline)
+            if len(blamed) < len(queries):
+                self._claims.spare(job.id, pipeline)
+            else:
+                self._finish_jobs([job.id], pipeline)
+            pipeline.execute()
 
     def _reject(self, job_id: str, error: Exception) -> None:
         """Fails a job that is not ours, where `rq info` shows it."""
@@ -451,6 +537,12 @@ class CriticWorker(SimpleWorker):
             "Worker %s: critic %s loaded in %.1f s", self.name, self.config.critic, time.monotonic() - started
         )
 
+    def _still_open(self, batch: Sequence[Prepared]) -> set[str]:
+        try:
+            return self._store.still_open([each.query for each in batch])
+        except AWAY:
+            return {each.query.id for each in batch}
+
     # The replies' thread.
 
     def _deliver(self, answered: Answered) -> None:
@@ -463,7 +555,7 @@ class CriticWorker(SimpleWorker):
                 try:
                     self._reply(answered)
                     break
-                except _CONNECTION_ERRORS as error:
+                except AWAY as error:
                     if self._batcher.closed:
                         gives_up = gives_up or time.monotonic() + _LAST_ANSWERS_S
                         if time.monotonic() > gives_up:
@@ -482,6 +574,8 @@ class CriticWorker(SimpleWorker):
             if answer is not None:
                 texts.append((prepared.query, encode_answer(prepared.query.id, answer, self._identity)))
                 ttl_s = max(ttl_s or 0, prepared.ttl_s or 0) or None
+            if prepared.job not in left:  # others have it: they thought this worker dead
+                continue
             left[prepared.job] -= 1
             if left[prepared.job] == 0:
                 finished.append(prepared.job)
@@ -490,7 +584,7 @@ class CriticWorker(SimpleWorker):
             self._finish_jobs(finished, pipeline)
             self._publish_failures(answered, pipeline)
             for reply in pipeline.execute(raise_on_error=False):
-                if isinstance(reply, _CONNECTION_ERRORS):
+                if isinstance(reply, AWAY):
                     raise reply
                 if isinstance(reply, Exception):
                     # A client's keys of a wrong type: the answers of others are written all the same.
@@ -498,6 +592,8 @@ class CriticWorker(SimpleWorker):
         self._measure(answered)
         with self._open_lock:
             for prepared, _ in answered.answers:
+                if prepared.job not in self._open_queries:
+                    continue
                 self._open_queries[prepared.job] -= 1
                 # Not simply the finished ones: a copy of the job may have come meanwhile.
                 if self._open_queries[prepared.job] == 0:
@@ -566,10 +662,12 @@ class CriticWorker(SimpleWorker):
     def _beat_loop(self) -> None:
         away = False
         while not self._halt.wait(BEAT_S):
+            if where := self._watchdog.look(BEAT_S):
+                self._end_hung(where)
             try:
                 self._beat()
                 away = False
-            except _CONNECTION_ERRORS as error:
+            except AWAY as error:
                 if not away:
                     self.log.error("Worker %s: no heartbeat, Redis is away (%s)", self.name, type(error).__name__)
                 away = True
@@ -588,9 +686,14 @@ class CriticWorker(SimpleWorker):
         self._events_left = _EVENTS_A_BEAT
         self._state = (WorkerStatus.BUSY if self._open_queries else WorkerStatus.IDLE).value
         worker_key = self._keys.worker(self.name)
+        with self._open_lock:
+            mine = frozenset(self._open_queries) | self._at_hand
         with self.connection.pipeline(transaction=False) as pipeline:
             pipeline.smembers(self._keys.workers)
             pipeline.exists(WORKERS_SUSPENDED)
+            pipeline.exists(worker_key)
+            pipeline.lrange(self._claims.key, 0, -1)
+            pipeline.llen(self._keys.alone)
             parent = self._parent.name if self._parent else ""
             pipeline.hget(f"{self.redis_worker_namespace_prefix}{parent}", "shutdown_requested_date")
             pipeline.hset(self.key, mapping={**self.serialize(), "state": self._state})
@@ -600,14 +703,70 @@ class CriticWorker(SimpleWorker):
             pipeline.sadd(self._keys.workers, self.name)
             pipeline.hset(worker_key, mapping=self._description())
             pipeline.pexpire(worker_key, WORKER_TTL_MS)
-            names, suspended, parent_stops = pipeline.execute()[:3]
+            names, suspended, was_there, claimed, alone, parent_stops = pipeline.execute()[:6]
         self._suspended = bool(suspended)
+        self._alone_waits = bool(alone)
+        self._check_claims(
+            mine,
+            frozenset(job.decode(errors="replace") for job in claimed),
+            lapsed=self._beats > 0 and not was_there,
+        )
+        self._beats += 1
         if self._parent and not self._stop_requested and (parent_stops or self._orphaned()):
             self.log.info("Worker %s: its parent %s stops, stopping too", self.name, self._parent.name)
             self._request_stop()
         others = sorted(self._known(names) - {self.name})
         self._has_company = bool(others)
         self._recover(others)
+
+    def _check_claims(self, mine: frozenset[str], claimed: frozenset[str], *, lapsed: bool) -> None:
+        """Makes claims and what is at hand agree, after a reply was lost or this worker was thought dead.
+
+        Args:
+            mine: jobs at hand before `claimed` was read.
+            claimed: this worker's claims.
+            lapsed: whether others may have taken its jobs over since the last beat.
+        """
+        with self._open_lock:
+            unknown = claimed - mine - frozenset(self._open_queries) - self._at_hand
+        # A job may be just on its way from the claims to here: only what is unknown twice is lost.
+        lost, self._unknown = unknown & self._unknown, unknown
+        if lost:
+            self.log.warning("Worker %s: %d jobs were taken and lost on the way", self.name, len(lost))
+            self._claims.give_back(lost)
+        if lapsed and (gone := mine - claimed):
+            self._batcher.remove(lambda each: each.job in gone)
+            with self._open_lock:
+                for job_id in gone:
+                    self._open_queries.pop(job_id, None)
+                if not self._open_queries:
+                    self._idle.set()
+            self.log.warning("Worker %s: was thought dead; %d of its jobs went to others", self.name, len(gone))
+
+    def _end_hung(self, where: str) -> None:
+        """Ends this process: its critic hangs in a batch."""
+        self.log.critical(
+            "Worker %s: the critic has worked on a batch for more than %.0f s (batch_limit_s); it hangs here:\n%s",
+            self.name, self._watchdog.limit_s, where,
+        )  # fmt: skip
+        self._die()
+        if self.scheduler:
+            self.stop_scheduler()
+        self._restart_if_possible(False)
+        os._exit(1)
+
+    def _die(self) -> None:
+        """Has others take its jobs over at once, at the cost of a retry: one of them may be what is wrong."""
+        try:
+            self.connection.delete(self._keys.worker(self.name), self.key)
+        except AWAY as error:
+            self.log.error("Worker %s: Redis is away (%s); others find its jobs later", self.name, error)
+
+    def _restart_if_possible(self, burst: bool) -> None:
+        if burst or not self._restarts:
+            return
+        self.log.warning("Worker %s: starts anew", self.name)
+        restart()
 
     def _known(self, names: Collection[bytes]) -> set[str]:
         """Names of workers, as text; what can be none is taken off the list."""
@@ -667,12 +826,9 @@ class CriticWorker(SimpleWorker):
                     "Worker %s: worker %s died; %d of its jobs go to others, %d have no retries left",
                     self.name, name, given_back, len(spent),
                 )  # fmt: skip
-            for job_id, text in self._readable(spent):
-                self._fail_job(
-                    job_id,
-                    text,
-                    Failure("every worker that took this query died; see their logs, or raise retries."),
-                )
+            for job in spent:
+                for _, text in self._readable([job]):
+                    self._bury(job, text)
 
     # The end.
 
@@ -704,7 +860,7 @@ class CriticWorker(SimpleWorker):
                 pipeline.execute()
             if given_back:
                 self.log.info("Worker %s: gave %d jobs back to the queue", self.name, given_back)
-        except _CONNECTION_ERRORS as error:
+        except AWAY as error:
             self.log.error(
                 "Worker %s: Redis is away (%s); others will find its jobs", self.name, type(error).__name__
             )
@@ -712,7 +868,7 @@ class CriticWorker(SimpleWorker):
     def teardown(self) -> None:
         try:
             super().teardown()
-        except _CONNECTION_ERRORS as error:
+        except AWAY as error:
             self.log.error("Worker %s: Redis is away (%s) at the end", self.name, type(error).__name__)
 
     def _failed_registry(self) -> FailedJobRegistry:

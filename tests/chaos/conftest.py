@@ -10,34 +10,44 @@ from typing import Any
 import pytest
 import redis
 
-from tests.chaos.load import Load, Row, check
+from tests.chaos.load import Account, Load, Row, check
 from tests.conftest import Workers
-from vlac_queue.client import Pending
 
 _ROWS = pytest.StashKey[list[Row]]()
+_DAY = pytest.StashKey[list[str]]()
 
 
-def harm(short: int, full: int, timeout: int = 240) -> Any:
-    """Runs a test with `times` = `short` among all tests, and = `full` in `make test-chaos`."""
+_DAY_HEAD = (
+    "| queries so far | queries/s | answered after, median | p99 | client | worker | Redis |",
+    "|---:|---:|---:|---:|---:|---:|---:|",
+)
+
+
+def harm(full: int, short: int = 0, timeout: int = 240) -> Any:
+    """Runs a test with `times` = `full` in `make test-chaos`, and = `short`, if that is not 0, among all tests."""
     marks = [pytest.mark.chaos, pytest.mark.timeout(timeout)]
-    return pytest.mark.parametrize(
-        "times", [pytest.param(short, id="short"), pytest.param(full, id="full", marks=marks)]
-    )
+    runs = [pytest.param(short, id="short")] if short else []
+    return pytest.mark.parametrize("times", [*runs, pytest.param(full, id="full", marks=marks)])
 
 
 class Table:
     """Collects a row for each fault; printed at the end of the run."""
 
-    def __init__(self, rows: list[Row]) -> None:
+    def __init__(self, rows: list[Row], day: list[str]) -> None:
         self._rows = rows
+        self._day = day
 
     def add(
-        self, fault: str, times: int, loads: Load | Sequence[Load], recover_s: list[float], *, wire: bool = True
+        self, fault: str, times: int, load: Load | list[Account], recover_s: list[float], *, wire: bool = True
     ) -> None:
         """Checks the invariant, then notes the row."""
-        queries, lost, doubled = check(loads, wire=wire)
+        queries, lost, doubled = check([load.account] if isinstance(load, Load) else load, wire=wire)
         assert all(seconds < float("inf") for seconds in recover_s)
         self._rows.append(Row(fault, times, queries, lost, doubled, recover_s))
+
+    def say(self, line: str) -> None:
+        """Adds a line to the figures of the day's queries."""
+        self._day.append(line)
 
     def note(self, fault: str, times: int, queries: int, recover_s: list[float]) -> None:
         """Notes a row whose queries the test has checked one by one."""
@@ -45,19 +55,23 @@ class Table:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_ROWS] = []
+    config.stash[_ROWS], config.stash[_DAY] = [], []
 
 
 @pytest.fixture
 def table(request: pytest.FixtureRequest) -> Table:
-    return Table(request.config.stash[_ROWS])
+    return Table(request.config.stash[_ROWS], request.config.stash[_DAY])
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    rows = config.stash.get(_ROWS, [])
+    rows, day = config.stash.get(_ROWS, []), config.stash.get(_DAY, [])
     if rows:
         terminalreporter.write_line("")
         for line in markdown(rows):
+            terminalreporter.write_line(line)
+    if day:
+        terminalreporter.write_line("")
+        for line in (*_DAY_HEAD, *day):
             terminalreporter.write_line(line)
 
 
@@ -76,18 +90,6 @@ def markdown(rows: Sequence[Row]) -> list[str]:
         cells = [row.fault, str(row.times), f"{row.queries:,}", str(row.lost), str(row.doubled), *times]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
-
-
-@pytest.fixture(autouse=True)
-def _count_resolutions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each Pending counts how often an answer was taken in for it."""
-    resolve: Callable[..., None] = Pending._resolve
-
-    def counting(self: Any, *args: Any, **kwargs: Any) -> None:
-        self.resolutions = getattr(self, "resolutions", 0) + 1
-        resolve(self, *args, **kwargs)
-
-    monkeypatch.setattr(Pending, "_resolve", counting)
 
 
 @pytest.fixture

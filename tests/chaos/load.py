@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +16,7 @@ from tests.conftest import until
 from vlac_queue import CriticClient, Outcome, RolloutGate, VlacConfig
 from vlac_queue.client import Pending
 from vlac_queue.frames import Frames
+from vlac_queue.messages import Failure
 
 #: Side of the pictures, in pixels.
 SIDE = 16
@@ -93,6 +93,48 @@ class WatchedClient(CriticClient):
         return news
 
 
+def _counting(resolve: Callable[..., None]) -> Callable[..., None]:
+    """Has each Pending count how often an answer was taken in for it."""
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> None:
+        self.resolutions = getattr(self, "resolutions", 0) + 1
+        resolve(self, *args, **kwargs)
+
+    return counted
+
+
+Pending._resolve = _counting(Pending._resolve)  # type: ignore[method-assign]
+
+
+@dataclass
+class Account:
+    """What became of the queries of some rollouts.
+
+    Attributes:
+        queries, lost: asked, and not answered.
+        doubled, doubled_on_wire: answers that came twice: to a caller, and over the wire.
+        rounds: rounds that have ended.
+        times: (asked, answered) of each query, seconds on time.monotonic; answered is inf where it was lost.
+        wrong: outcomes that are not those of an undisturbed run.
+        errors: what ended a rollout early.
+    """
+
+    queries: int = 0
+    lost: int = 0
+    doubled: int = 0
+    doubled_on_wire: int = 0
+    rounds: int = 0
+    times: list[tuple[float, float]] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    def recovered_s(self, since: float) -> float:
+        """Seconds from `since` until the queries open then, or else the first asked afterwards, were answered."""
+        open_then = [end for begin, end in self.times if begin <= since < end]
+        later = [end for begin, end in sorted(self.times) if begin > since]
+        return max(open_then or later[:1], default=float("inf")) - since
+
+
 class Load:
     """Rollouts in threads of their own, round after round, each with a client of its own.
 
@@ -101,7 +143,6 @@ class Load:
         rollouts, episodes, steps: how many threads, episodes in each round, and steps of each.
         rounds: how many; None goes on until `finish`.
         pause_s: seconds that the policy and the simulator take for a step.
-        inside: entered in each thread, e.g. a network namespace.
         settings: further settings of the clients.
     """
 
@@ -114,28 +155,17 @@ class Load:
         steps: int = 6,
         rounds: int | None = None,
         pause_s: float = 0.02,
-        inside: Callable[[], AbstractContextManager[Any]] = nullcontext,
         **settings: Any,
     ) -> None:
         self.config = VlacConfig(**{"redis_url": url, "timeout_s": 60.0, **settings})
-        self.rollouts, self.episodes, self.steps, self.rounds, self.pause_s = (
-            rollouts,
-            episodes,
-            steps,
-            rounds,
-            pause_s,
-        )
-        #: What was asked, answered and lost; answers that came twice, over the wire and to a caller.
-        self.queries = self.lost = self.doubled_on_wire = self.doubled = 0
-        self.finished_rounds = 0
-        #: (asked, answered) of each query, seconds on time.monotonic; answered is inf where it was lost.
-        self.times: list[tuple[float, float]] = []
-        #: Outcomes that are not those of an undisturbed run: (what came, what must come).
-        self.wrong: list[tuple[Any, Any]] = []
-        self.errors: list[BaseException] = []
-        self._inside = inside
+        self.rollouts, self.episodes, self.steps, self.rounds = rollouts, episodes, steps, rounds
+        self.pause_s = pause_s
+        self.account = Account()
+        #: Ids of the clients.
+        self.clients: set[str] = set()
         self._stop = threading.Event()
         self._lock = threading.Lock()
+        self._begun: set[int] = set()
         self._open: dict[int, list[Pending[Any]]] = {}
         self._threads = [threading.Thread(target=self._run, args=(i,), daemon=True) for i in range(rollouts)]
 
@@ -155,7 +185,7 @@ class Load:
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         if any(thread.is_alive() for thread in self._threads):
-            self.errors.append(TimeoutError(f"rollouts did not end within {seconds} s"))
+            self.account.errors.append(f"rollouts did not end within {seconds} s")
         return self
 
     def open_queries(self) -> int:
@@ -164,34 +194,32 @@ class Load:
 
     def rounds_pass(self, seconds: float = 90) -> None:
         """Returns once each rollout has ended a round that it began after now."""
-        before = self.finished_rounds
-        until(lambda: self.errors or self.finished_rounds >= before + 2 * self.rollouts, seconds)
-        assert not self.errors, self.errors
+        before = self.account.rounds
+        self._until(lambda: self.account.rounds >= before + 2 * self.rollouts, seconds)
 
     def asks(self) -> None:
-        """Returns once a query waits for its answer."""
-        until(lambda: self.errors or self.open_queries())
-        assert not self.errors, self.errors
+        """Returns once each rollout has ended a round, and a query waits for its answer."""
+        self._until(lambda: len(self._begun) == self.rollouts and self.open_queries())
 
     def recovered_s(self, since: float) -> float:
-        """Seconds from `since` until the queries open then, or else the first asked afterwards, were answered."""
-        open_then = [end for begin, end in self.times if begin <= since < end]
-        later = [end for begin, end in self.times if begin > since]
-        return max(open_then or later[:1], default=float("inf")) - since
+        return self.account.recovered_s(since)
+
+    def _until(self, condition: Callable[[], Any], seconds: float = 20) -> None:
+        until(lambda: self.account.errors or condition(), seconds)
+        assert not self.account.errors, self.account.errors
 
     def _run(self, rollout: int) -> None:
-        with self._inside(), WatchedClient(self.config) as client:
-            self._open[rollout] = client.asked
-            number = 0
-            while not self._stop.is_set() and (self.rounds is None or number < self.rounds):
-                try:
+        try:
+            with WatchedClient(self.config) as client:
+                self.clients.add(client.id)
+                self._open[rollout] = client.asked
+                number = 0
+                while not self._stop.is_set() and (self.rounds is None or number < self.rounds):
                     self._round(client, [Script((rollout, number, i), self.steps) for i in range(self.episodes)])
-                    self.finished_rounds += 1
-                except BaseException as error:
-                    self.errors.append(error)
-                    self._account(client)
-                    return
-                number += 1
+                    self._begun.add(rollout)
+                    number += 1
+        except Exception:
+            self.account.errors.append(traceback.format_exc())
 
     def _round(self, client: WatchedClient, scripts: Sequence[Script]) -> None:
         with RolloutGate(client, [f"task {i}" for i in range(len(scripts))]) as gate:
@@ -203,23 +231,21 @@ class Load:
                     self._stop.wait(self.pause_s) if not self._stop.is_set() else time.sleep(self.pause_s)
             outcomes = gate.settle()
             client.wait(client.asked)
-        self._account(client)
+        asked, client.asked[:] = list(client.asked), []
+        account = self.account
         with self._lock:
+            account.rounds += 1
+            account.queries += len(asked)
+            for each in asked:
+                good = each.answered and not isinstance(each._answer, Exception | Failure)
+                account.lost += not good
+                account.doubled += getattr(each, "resolutions", 0) > 1
+                account.times.append((each._asked, each._asked + each.latency_s if good else float("inf")))
+            account.doubled_on_wire += sum(len(entries) > 1 for entries in client.on_wire.values())
+            client.on_wire.clear()
             for outcome, script in zip(outcomes, scripts, strict=True):
                 if ending(outcome) != script.outcome():
-                    self.wrong.append((outcome, script.outcome()))
-
-    def _account(self, client: WatchedClient) -> None:
-        asked, client.asked[:] = list(client.asked), []
-        with self._lock:
-            self.queries += len(asked)
-            for each in asked:
-                good = each.answered and not isinstance(each._answer, Exception)
-                self.lost += not good
-                self.doubled += getattr(each, "resolutions", 1) > 1
-                self.times.append((each._asked, each._asked + each.latency_s if good else float("inf")))
-            self.doubled_on_wire += sum(len(entries) > 1 for entries in client.on_wire.values())
-            client.on_wire.clear()
+                    account.wrong.append(f"{ending(outcome)} instead of {script.outcome()}")
 
 
 @dataclass
@@ -234,7 +260,7 @@ class Row:
     recover_s: list[float]
 
 
-def check(loads: Load | Iterable[Load], *, wire: bool = True) -> tuple[int, int, int]:
+def check(accounts: Sequence[Account], *, wire: bool = True) -> tuple[int, int, int]:
     """Asserts the invariant: nothing lost, nothing twice, outcomes those of an undisturbed run.
 
     Args:
@@ -243,15 +269,12 @@ def check(loads: Load | Iterable[Load], *, wire: bool = True) -> tuple[int, int,
     Returns:
         Queries, lost, doubled.
     """
-    loads = [loads] if isinstance(loads, Load) else list(loads)
-    for load in loads:
-        assert not load.errors, load.errors
-        assert not load.wrong, load.wrong[:3]
-        assert load.finished_rounds > 0
-        assert (load.lost, load.doubled) == (0, 0)
-        assert not wire or load.doubled_on_wire == 0
-    sums: Counter[str] = Counter()
-    for load in loads:
-        sums.update(queries=load.queries, lost=load.lost, doubled=load.doubled)
-    assert sums["queries"] > 0
-    return sums["queries"], sums["lost"], sums["doubled"]
+    for account in accounts:
+        assert not account.errors, account.errors
+        assert not account.wrong, account.wrong[:3]
+        assert account.rounds > 0
+        assert (account.lost, account.doubled) == (0, 0)
+        assert not wire or account.doubled_on_wire == 0
+    queries = sum(account.queries for account in accounts)
+    assert queries > 0
+    return queries, sum(each.lost for each in accounts), sum(each.doubled for each in accounts)

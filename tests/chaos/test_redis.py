@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import pytest
 import redis
 
@@ -16,11 +18,13 @@ from tests.chaos.load import Load
 from tests.chaos.proxy import Proxy
 from tests.chaos.servers import Sentinels, Server
 from tests.conftest import Workers, until
+from tests.workers.critics import frame
+from vlac_queue import CriticClient, QueueFull, VlacConfig
 
 Fleets = Callable[[str, redis.Redis], Workers]
 
 
-@harm(short=1, full=5)
+@harm(5)
 def test_redis_restarted_with_its_data(tmp_path: Path, fleets: Fleets, table: Table, times: int) -> None:
     with Server(tmp_path / "redis", "--appendonly", "yes") as server:
         workers = fleets(server.url, server.connection())
@@ -38,7 +42,7 @@ def test_redis_restarted_with_its_data(tmp_path: Path, fleets: Fleets, table: Ta
         table.add("Redis killed, restarted with its data (AOF)", times, load, [load.recovered_s(t) for t in back])
 
 
-@harm(short=1, full=5)
+@harm(5)
 def test_redis_restarted_without_its_data(tmp_path: Path, fleets: Fleets, table: Table, times: int) -> None:
     with Server(tmp_path / "redis") as server:
         workers = fleets(server.url, server.connection())
@@ -56,14 +60,9 @@ def test_redis_restarted_without_its_data(tmp_path: Path, fleets: Fleets, table:
         table.add("Redis killed, all data lost", times, load, [load.recovered_s(t) for t in back])
 
 
-@pytest.mark.parametrize(
-    ("times", "seconds"),
-    [
-        pytest.param(1, 3, id="short"),
-        pytest.param(1, 30, id="full", marks=[pytest.mark.chaos, pytest.mark.timeout(240)]),
-    ],
-)
-def test_redis_unreachable(tmp_path: Path, fleets: Fleets, table: Table, times: int, seconds: float) -> None:
+@harm(1)
+def test_redis_unreachable(tmp_path: Path, fleets: Fleets, table: Table, times: int) -> None:
+    seconds = 30
     with Server(tmp_path / "redis") as server, Proxy((server.host, server.port)) as proxy:
         workers = fleets(proxy.url, server.connection())
         for _ in range(2):
@@ -79,10 +78,10 @@ def test_redis_unreachable(tmp_path: Path, fleets: Fleets, table: Table, times: 
             load.rounds_pass()
         load.finish()
         recovered = [load.recovered_s(t) for t in back]
-        table.add(f"Redis unreachable for {seconds:.0f} s: refused, then silent", 2, load, recovered)
+        table.add(f"Redis unreachable for {seconds} s: refused, then silent", 2, load, recovered)
 
 
-@harm(short=1, full=5)
+@harm(5)
 def test_replies_cut_in_the_middle(tmp_path: Path, fleets: Fleets, table: Table, times: int) -> None:
     with Server(tmp_path / "redis") as server, Proxy((server.host, server.port)) as proxy:
         workers = fleets(proxy.url, server.connection())
@@ -98,7 +97,7 @@ def test_replies_cut_in_the_middle(tmp_path: Path, fleets: Fleets, table: Table,
         table.add("connection reset in the middle of a reply", proxy.cuts, load, [load.recovered_s(over)])
 
 
-@harm(short=1, full=3)
+@harm(3)
 def test_a_replica_promoted(tmp_path: Path, fleets: Fleets, table: Table, times: int) -> None:
     """The address moves: clients keep their URL, and find the promoted server behind it."""
     with ExitStack() as stack:
@@ -130,7 +129,7 @@ def test_a_replica_promoted(tmp_path: Path, fleets: Fleets, table: Table, times:
         table.add("master killed, replica promoted", times, load, [load.recovered_s(t) for t in back], wire=False)
 
 
-@harm(short=1, full=2)
+@harm(2, short=1)
 def test_sentinel_fails_over(tmp_path: Path, fleets: Fleets, table: Table, times: int) -> None:
     with ExitStack() as stack:
         servers = [stack.enter_context(Server(tmp_path / "0"))]
@@ -156,3 +155,82 @@ def test_sentinel_fails_over(tmp_path: Path, fleets: Fleets, table: Table, times
         table.add(
             "master killed, Sentinel fails over", times, load, [load.recovered_s(t) for t in killed], wire=False
         )
+
+
+@harm(5)
+def test_redis_full(tmp_path: Path, fleets: Fleets, table: Table, times: int) -> None:
+    """noeviction: pushes wait for room, everything else goes on, and what waits too long is told why."""
+    with Server(tmp_path / "redis", "--maxmemory-policy", "noeviction") as server:
+        workers = fleets(server.url, server.connection())
+        for _ in range(2):
+            workers.start(CHAOS, CHAOS_BATCH_S="0.02")
+        load = Load(server.url, rollouts=2).start()
+        control = server.connection()
+        room = []
+        for _ in range(times):
+            load.asks()
+            control.config_set("maxmemory", control.info("memory")["used_memory"] - 1000)
+            with CriticClient(VlacConfig(redis_url=server.url, patience_s=1)) as client:
+                client.ping()
+                with pytest.raises(QueueFull, match="maxmemory"):
+                    client.episode("task")
+            control.config_set("maxmemory", 0)
+            room.append(time.monotonic())
+            load.rounds_pass()
+        load.finish()
+        assert all(process.poll() is None for process in workers.processes)
+        table.add("Redis full (noeviction)", times, load, [load.recovered_s(t) for t in room])
+
+
+@harm(5)
+def test_keys_evicted(tmp_path: Path, fleets: Fleets, table: Table, times: int) -> None:
+    """allkeys-lru: whatever is evicted is noticed, pushed and asked again; never a wrong answer."""
+    with Server(tmp_path / "redis", "--maxmemory-policy", "allkeys-lru") as server:
+        workers = fleets(server.url, server.connection())
+        for _ in range(2):
+            workers.start(CHAOS, CHAOS_BATCH_S="0.02")
+        load = Load(server.url, rollouts=2).start()
+        control = server.connection()
+        room = []
+        for _ in range(times):
+            load.asks()
+            evicted = control.info("stats")["evicted_keys"]
+            # What no server needs: for a moment, it must evict almost all that it has.
+            control.config_set("maxmemory", control.info("memory")["used_memory_overhead"])
+            until(lambda before=evicted: control.info("stats")["evicted_keys"] > before + 20)
+            control.config_set("maxmemory", 0)
+            room.append(time.monotonic())
+            load.rounds_pass()
+        load.finish()
+        table.add("keys evicted (allkeys-lru)", times, load, [load.recovered_s(t) for t in room], wire=False)
+
+
+@harm(3)
+def test_each_evicted_key_is_noticed(tmp_path: Path, fleets: Fleets, table: Table, times: int) -> None:
+    """Frames, meta, queries, reference, job: each gone alone, while its query waits."""
+    with Server(tmp_path / "redis") as server:
+        connection = server.connection()
+        workers = fleets(server.url, connection)
+        worker = workers.start(CHAOS)
+        reference = np.stack([frame(0), frame(255)])
+        queries, recovered = 0, []
+        with CriticClient(VlacConfig(redis_url=server.url, timeout_s=30)) as client:
+            for _ in range(times):
+                for gone in ("", ":frames", ":queries", "reference", "job"):
+                    with client.episode("task", reference) as episode:
+                        episode.push(frame(0))
+                        episode.push(frame(102))
+                        worker.send_signal(signal.SIGSTOP)  # it has seen none of this
+                        pending = episode.ask_done()
+                        key = {
+                            "job": f"rq:job:{pending._job}",
+                            "reference": f"vlac:vlac:reference:{episode._reference}",
+                        }.get(gone, f"vlac:vlac:episode:{episode.id}{gone}")
+                        assert connection.delete(key) == 1
+                        began = time.monotonic()
+                        worker.send_signal(signal.SIGCONT)
+                        assert pending.result().score == 0.4
+                        assert episode.ask_value().result().values[-1] == pytest.approx(40.0)
+                        recovered.append(time.monotonic() - began)
+                        queries += 2
+        table.note("one key of an episode evicted", len(recovered), queries, recovered)

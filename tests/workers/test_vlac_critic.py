@@ -149,16 +149,10 @@ def test_done_queries_need_no_earlier_frames_by_default() -> None:
     assert not critic(lambda row: "1")[0].done_history
 
 
-def test_a_worker_that_lost_its_accelerator_ends_and_another_answers(
-    workers: Any, client: CriticClient, connection: Any
-) -> None:
-    first = workers.start(LOST_ONCE)
+def test_a_worker_that_lost_its_accelerator_begins_anew(workers: Any, client: CriticClient) -> None:
+    worker = workers.start(LOST_ONCE)
     with client.episode(task="lift") as episode:
         episode.push(np.zeros((4, 4, 3), np.uint8))
-        pending = episode.ask_done()
-        assert first.wait(timeout=20) != 0
-        assert "illegal memory access" in workers.log.read_text()
-        # Still claimed: finding it costs a retry, so that a job which ruins every GPU does not go round for ever.
-        assert len(connection.keys("vlac:vlac:claims:*")) == 1
-        workers.start(LOST_ONCE)
-        assert pending.result().done
+        assert episode.ask_done().result().done
+    assert "illegal memory access" in workers.log.read_text()
+    assert worker.poll() is None
