@@ -104,7 +104,7 @@ def test_programs_show_it_nowhere(environ: dict[str, str], tmp_path: Path) -> No
         finally:
             worker.terminate()
             worker.wait(30)
-    assert "critics" in said[0] and "reference" in said[1], said
+    assert '"reference"' in said[0] and "reference" in said[1], said
     for text in (*said, log.read_text(), *lines.seen):
         hidden(text)
     assert any("rq.cli worker" in line for line in lines.seen)
