@@ -63,9 +63,9 @@ audit: setup
 	@$(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement $(LOCK) || \
 		{ echo "make audit: a version has a known vulnerability, or the advisory service can't be reached: see above"; exit 1; }
 
+# BENCH holds options, e.g. make bench BENCH='--only peers --rounds 1'; --help lists them.
 bench: setup
-	$(BIN)/python -m benchmarks.queue
-	$(BIN)/python -m benchmarks.busy
+	$(BIN)/vlac-queue bench $(BENCH)
 
 clean:
 	rm -rf $(VENV) demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
