@@ -4,10 +4,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 FUZZ_EXAMPLES ?= 20000
+# What CI installs: exact versions with their hashes.
+LOCK := requirements-ci.txt
 
-.PHONY: setup demo test test-chaos test-day fuzz lint bench clean
+.PHONY: setup demo test test-chaos test-day fuzz lint lock audit bench clean
 
+# LOCKED=1 installs the versions in requirements-ci.txt, whose hashes are checked, instead of the newest.
 setup: $(READY)
 
 $(READY): pyproject.toml
@@ -15,7 +19,12 @@ $(READY): pyproject.toml
 		{ echo "Python 3.10 or newer is needed: make setup PYTHON=python3.11"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || \
 		{ echo "Python's venv module is incomplete: apt-get install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+ifdef LOCKED
+	$(PIP) --require-hashes --requirement $(LOCK)
+	$(PIP) --no-deps --no-build-isolation --editable .
+else
+	$(PIP) --editable '.[dev]'
+endif
 	@touch $@
 
 demo: setup
@@ -42,9 +51,21 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The newest versions that pyproject.toml allows go to the lock file.
+lock: setup
+	$(PIP) uv
+	printf 'hatchling\neditables\n' | $(BIN)/uv pip compile pyproject.toml - --extra dev --universal --upgrade --quiet \
+		--generate-hashes --no-annotate --custom-compile-command 'make lock' --output-file $(LOCK)
+
+# Asks the Python Packaging Advisory Database about the versions in the lock file; not part of CI, which may be offline.
+audit: setup
+	$(PIP) pip-audit
+	@$(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement $(LOCK) || \
+		{ echo "make audit: a version has a known vulnerability, or the advisory service can't be reached: see above"; exit 1; }
+
+# BENCH holds options, e.g. make bench BENCH='--only peers --rounds 1'; --help lists them.
 bench: setup
-	$(BIN)/python -m benchmarks.queue
-	$(BIN)/python -m benchmarks.busy
+	$(BIN)/vlac-queue bench $(BENCH)
 
 clean:
 	rm -rf $(VENV) demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis

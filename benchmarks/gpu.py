@@ -17,10 +17,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.queue import EPISODES, machine, step_frames, worker
+from benchmarks.load import full_queue
+from benchmarks.processes import machine, worker
+from benchmarks.workloads import simulator
 from vlac_queue.client import CriticClient, Pending, live_workers
 from vlac_queue.config import VlacConfig
 from vlac_queue.errors import ConfigError, CriticTimeout
@@ -45,6 +48,8 @@ from workers.critics.vlac.installation import check_versions, installed_versions
 
 #: What the queue must keep of the direct rate.
 TARGET = 0.95
+#: Largest batch.
+_MOST = 64
 _TASK = "open the drawer"
 _SCRIPT = Path(__file__).parents[1] / "scripts" / "make_tiny_vlac.py"
 #: Batches asked and not answered: one at the critic, one waiting in the worker, the others on the queue.
@@ -159,7 +164,7 @@ def measure_direct(batch: int, seconds: float) -> Direct:
     while asked < _LEAST_BATCHES + 2 or now - started < seconds:
         if asked == 2:
             started = time.monotonic()
-        frames = step_frames(asked)[:batch]
+        frames = simulator().step(asked, batch)
         answers = _critic.answer([CriticQuery("done", _TASK, frame[None], asked) for frame in frames])
         now = time.monotonic()
         failed += sum(not isinstance(answer, DoneVerdict) for answer in answers)
@@ -182,7 +187,7 @@ def measure_queued(environ: Mapping[str, str], batch: int, seconds: float) -> Qu
     variables = {**environ, "VLAC_MAX_BATCH": str(batch)}
     with (
         RedisServer() as server,
-        worker(server.url, "vlac", "workers.CriticWorker", **variables) as process,
+        worker(server.url, "vlac", "workers.CriticWorker", variables) as process,
         CriticClient(VlacConfig(redis_url=server.url, max_batch=batch, timeout_s=_TIMEOUT_S)) as client,
         redis.Redis.from_url(server.url) as connection,
     ):
@@ -214,25 +219,15 @@ def keep_full(
     Raises:
         ClickException: the worker ended.
     """
-    groups = deque([client.episode(_TASK) for _ in range(batch)] for _ in range(_OPEN))
-    questions: deque[list[Pending[DoneVerdict]]] = deque()
     answered: list[float] = []
-    started, step = 0.0, 0
-    while len(answered) < _LEAST_BATCHES + 1 or answered[-1] - answered[0] < seconds:
-        if len(questions) == _OPEN:
-            _wait(client, process, questions.popleft())
-            answered.append(time.monotonic())
-        group = groups[0]
-        groups.rotate(-1)
-        client.push_many(list(zip(group, step_frames(step)[:batch], strict=True)))
-        questions.append(client.ask_done_many(group))
-        started = started or time.monotonic()
-        step += 1
-    for question in questions:
-        _wait(client, process, question)
-    took = time.monotonic() - started
-    client.close_many([episode for group in groups for episode in group])
-    return answered, took
+    started = time.monotonic()
+    wait = partial(_wait, client, process)
+    with closing(full_queue(client, batch=batch, open_batches=_OPEN, wait=wait)) as times:
+        for now in times:
+            answered.append(now)
+            if len(answered) > _LEAST_BATCHES and now - answered[0] >= seconds:
+                break
+    return answered, time.monotonic() - started
 
 
 def _wait(client: CriticClient, process: psutil.Process, question: Sequence[Pending[DoneVerdict]]) -> None:
@@ -347,8 +342,8 @@ def _batches(context: click.Context, parameter: click.Parameter, text: str) -> l
         batches = [int(part) for part in text.split(",")]
     except ValueError:
         batches = []
-    if not batches or not all(1 <= batch <= EPISODES for batch in batches):
-        raise click.BadParameter(f"give numbers within 1..{EPISODES} with commas between them, such as 1,8,64")
+    if not batches or not all(1 <= batch <= _MOST for batch in batches):
+        raise click.BadParameter(f"give numbers within 1..{_MOST} with commas between them, such as 1,8,64")
     return batches
 
 

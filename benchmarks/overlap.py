@@ -4,7 +4,7 @@
 150 ms a chunk, the critic 60 ms a batch of up to 16; all of these sleep. Two workers serve all ranks. Frames are
 recorded ones, 256x256x3. No episode is ever done, so that after the last chunk all 64 want a value list at once,
 and the workers decode each of their frames: on few cores that, not the waiting, is most of what remains. The HTTP
-service keeps no frames, and is spared it. Needs `pip install fastapi uvicorn` for the row it is compared with.
+service keeps no frames, and is spared it; its row is there where FastAPI is installed (`make bench-peers`).
 """
 
 from __future__ import annotations
@@ -12,21 +12,20 @@ from __future__ import annotations
 import http.client
 import json
 import multiprocessing
-import os
-import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Protocol
 
 import click
-import numpy as np
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.critics import InstantCritic
-from benchmarks.http_peer import serve
-from benchmarks.queue import wait_for_worker, worker
+from benchmarks.figures import ratio
+from benchmarks.peers import PEERS
+from benchmarks.peers.http_service import body_of, wait_for_port
+from benchmarks.processes import machine, process, wait_for_workers, worker
 from verl_adapter.environments import Chunk
 from verl_adapter.watch import RolloutWatch
 from vlac_queue import CriticClient, VlacConfig
@@ -35,15 +34,11 @@ from vlac_queue.frames import Frames
 from vlac_queue.server import RedisServer, free_port
 
 RANKS, EPISODES, WORKERS = 8, 8, 2
-POLICY_S, SIMULATOR_S, CRITIC_S = 0.200, 0.150, 0.060
+POLICY_S, SIMULATOR_S = 0.200, 0.150
+#: Of benchmarks.critics:RolloutCritic, a batch of up to 16.
+CRITIC_S, BATCH = 0.060, 16
 #: Environment steps in a chunk.
 CHUNK = 8
-
-
-class Steady60Critic(InstantCritic):
-    """Takes 60 ms a batch. `VLAC_CRITIC=benchmarks.overlap:Steady60Critic`"""
-
-    batch_s = CRITIC_S
 
 
 class Service(Protocol):
@@ -101,7 +96,7 @@ class OverHttp:
 
     def seen(self, step: int, frames: list[Frames]) -> None:
         if step:
-            assert self._post("/done", np.stack(frames).tobytes()) == [False] * EPISODES
+            assert self._post("/done", body_of(frames)) == [False] * EPISODES
 
     def acted(self) -> None:
         pass
@@ -132,28 +127,77 @@ def rank(make: Callable[..., Service], arguments: dict[str, Any], chunks: int, s
     walls.put((time.perf_counter() - started, time.perf_counter() - last))
 
 
-def wall(make: Callable[..., Service], each: list[dict[str, Any]], chunks: int) -> tuple[float, float]:
+def wall(make: Callable[..., Service], arguments: list[dict[str, Any]], chunks: int) -> tuple[float, float]:
     """Seconds until the slowest rank is through, and those of them after its last chunk.
 
     Args:
         make: makes the ranks' service.
-        each: its arguments for each rank.
+        arguments: its arguments for each rank.
         chunks: action chunks of an episode.
     """
     context = multiprocessing.get_context("spawn")
     start, walls = context.Barrier(RANKS), context.Queue()
-    ranks = [context.Process(target=rank, args=(make, given, chunks, start, walls)) for given in each]
-    for process in ranks:
-        process.start()
+    ranks = [context.Process(target=rank, args=(make, given, chunks, start, walls)) for given in arguments]
+    for each in ranks:
+        each.start()
     slowest: tuple[float, float] = max(walls.get(timeout=600) for _ in ranks)
-    for process in ranks:
-        process.join()
+    for each in ranks:
+        each.join()
     return slowest
 
 
-def median(measured: list[tuple[float, float]]) -> tuple[float, float]:
-    """The round that took the median time."""
-    return sorted(measured)[len(measured) // 2]
+#: Seconds until a rollout is through, and those of them after its last chunk.
+Wall = tuple[float, float]
+
+
+def measure(*, chunks: int, rounds: int, http: bool, advance: Callable[[], None]) -> dict[str, list[Wall]]:
+    """Every row once a round: what else the machine does falls on all alike.
+
+    Args:
+        chunks: action chunks of an episode.
+        rounds: how many rounds.
+        http: whether to measure the HTTP service too, which needs FastAPI.
+        advance: called after each measurement.
+    """
+    ways: dict[str, tuple[Callable[..., Service], list[dict[str, Any]]]] = {"no critic": (Nobody, [{}] * RANKS)}
+    measured: dict[str, list[Wall]] = {}
+    with ExitStack() as stack:
+        url = stack.enter_context(RedisServer()).url
+        settings = {"VLAC_CRITIC": "benchmarks.critics:RolloutCritic", "VLAC_MAX_BATCH": str(BATCH)}
+        for _ in range(WORKERS):
+            stack.enter_context(worker(url, "vlac", "workers.CriticWorker", settings))
+        for name, overlap in (("overlapped", True), ("blocking", False)):
+            ways[name] = ThroughQueue, [{"url": url, "overlap": overlap}] * RANKS
+        if http:
+            ports = [free_port() for _ in range(WORKERS)]
+            for port in ports:
+                arguments = [str(port), "--most", str(BATCH), "--batch-seconds", str(CRITIC_S)]
+                stack.enter_context(process(["-m", "benchmarks.peers.http_app", *arguments]))
+                wait_for_port(port)
+            given = [{"port": ports[index % WORKERS]} for index in range(RANKS)]
+            ways["HTTP, synchronous"] = OverHttp, given
+        with CriticClient(VlacConfig(redis_url=url)) as client:
+            wait_for_workers(client, WORKERS)
+        for _ in range(rounds):
+            for name, (make, each) in ways.items():
+                measured.setdefault(name, []).append(wall(make, each, chunks))
+                advance()
+    return measured
+
+
+def table(measured: Mapping[str, Sequence[Wall]], chunks: int) -> Table:
+    """Wall times, and how they compare with no critic."""
+    made = Table(
+        title=f"{RANKS} ranks x {EPISODES} episodes x {chunks} chunks: policy {POLICY_S * 1000:.0f} ms, "
+        f"simulators {SIMULATOR_S * 1000:.0f} ms, critic {CRITIC_S * 1000:.0f} ms a batch, {WORKERS} workers",
+    )
+    for column in ("", "seconds", "over no critic", "of them for values"):
+        made.add_column(column, justify="right" if column else "left")
+    for name, walls in measured.items():
+        whole, after = sorted(walls)[len(walls) // 2]
+        over = ratio([each for each, _ in walls], [each for each, _ in measured["no critic"]])
+        made.add_row(name, f"{whole:.2f}", f"{over.median:.3f}", f"{after:.2f}")
+    return made
 
 
 @click.command()
@@ -162,47 +206,14 @@ def median(measured: list[tuple[float, float]]) -> tuple[float, float]:
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Write the figures to this file too.")
 def main(chunks: int, rounds: int, json_file: str | None) -> None:
     """Measures rollouts, and prints a table of ratios."""
-    rows = ("no critic", "overlapped", "blocking", "HTTP, synchronous")
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in rows}
-    with ExitStack() as stack:
-        url = stack.enter_context(RedisServer()).url
-        for _ in range(WORKERS):
-            critic = "benchmarks.overlap:Steady60Critic"
-            stack.enter_context(worker(url, "vlac", "workers.CriticWorker", VLAC_CRITIC=critic))
-        ports = [free_port() for _ in range(WORKERS)]
-        for port in ports:
-            service = multiprocessing.get_context("spawn").Process(target=serve, args=(port, CRITIC_S))
-            service.start()
-            stack.callback(service.join)
-            stack.callback(service.terminate)
-        with CriticClient(VlacConfig(redis_url=url)) as client:
-            wait_for_worker(client)
-            while len(client.ping()) < WORKERS:
-                time.sleep(0.05)
-        # Interleaved rounds: what else the machine does falls on all alike.
-        for _ in range(rounds):
-            seconds["no critic"].append(wall(Nobody, [{}] * RANKS, chunks))
-            for name, overlap in (("overlapped", True), ("blocking", False)):
-                given = [{"url": url, "overlap": overlap}] * RANKS
-                seconds[name].append(wall(ThroughQueue, given, chunks))
-            given = [{"port": ports[index % WORKERS]} for index in range(RANKS)]
-            seconds["HTTP, synchronous"].append(wall(OverHttp, given, chunks))
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    table = Table(
-        title=f"{RANKS} ranks x {EPISODES} episodes x {chunks} chunks: policy {POLICY_S * 1000:.0f} ms, "
-        f"simulators {SIMULATOR_S * 1000:.0f} ms, critic {CRITIC_S * 1000:.0f} ms a batch, {WORKERS} workers",
-        caption=f"{machine}; median of {rounds}",
-    )
-    for column in ("", "seconds", "over no critic", "of them for values"):
-        table.add_column(column, justify="right" if column else "left")
-    alone, _ = median(seconds["no critic"])
-    for name, measured in seconds.items():
-        whole, after = median(measured)
-        table.add_row(name, f"{whole:.2f}", f"{whole / alone:.3f}", f"{after:.2f}")
-    Console().print(table)
+    http = PEERS["fastapi"].versions() is not None
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("rollouts", total=rounds * (4 if http else 3))
+        measured = measure(chunks=chunks, rounds=rounds, http=http, advance=lambda: progress.advance(task))
+    Console().print(table(measured, chunks), machine())
     if json_file:
         with open(json_file, "w") as file:
-            json.dump({"machine": machine, "chunks": chunks, "seconds": seconds}, file, indent=2)
+            json.dump({"machine": machine(), "chunks": chunks, "seconds": measured}, file, indent=2)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ from vlac_queue.errors import ConfigError
 
 #: Seconds between the two looks of --once and --json: rates are differences, and workers report every second.
 _TWO_LOOKS_S = 2.0
+#: Seconds that the last look may take at the end.
+_LAST_LOOK_S = 1.0
 #: Seconds between two looks at the terminal's size.
 _RESIZE_S = 0.25
 
@@ -109,7 +111,7 @@ def main(
                 feed = Feed(looks, stop, takers)
             stack.enter_context(closing(feed))
             if record == "-":
-                feed.join()
+                feed.drain()
             elif console.is_terminal and not console.is_dumb_terminal:
                 with Screen(console) as screen:
                     show(feed, screen, view, shown, keep_open=bool(replay))
@@ -213,13 +215,15 @@ class Feed(threading.Thread):
             return []
         return [self.next() for _ in range(count)]
 
-    def join(self, timeout: float | None = None) -> None:
+    def drain(self) -> None:
+        """Takes all looks that come."""
         while self.next() is not None:
             pass
 
     def close(self) -> None:
-        """Ends the looks; one that Redis keeps waiting is left behind."""
+        """Ends the looks, after the one at hand; one that Redis keeps waiting is left behind."""
         self._stop_looking.set()
+        self.join(_LAST_LOOK_S)
 
     def _give(self, given: Judged | Exception | None) -> None:
         self._given.put(given)

@@ -89,11 +89,8 @@ def _summary(run: Run) -> Iterator[str]:
     for name in ("p50", "p95", "p99"):
         times = run.known(f"total_{name}")
         typical = latency(statistics.median(times)) if times else "-"
-        yield row(
-            f"Latency {name}",
-            typical,
-            f"{latency(max(times, default=None))}, in the worst minute; the median one",
-        )
+        worst = latency(max(times, default=None))
+        yield row(f"Latency {name}", typical, f"in the median minute, {worst} in the worst")
     yield row("Workers", f"{most['workers'] or 0:.0f} at most", f"{len(run.workers)} different ones")
     yield row("Busy", percent(statistics.mean(busy)) if busy else "-", "mean over time and workers")
     if last is not None:
@@ -131,7 +128,7 @@ def _verdicts(run: Run) -> Iterator[str]:
         share = percent(seconds / run.seconds) if run.seconds else "-"
         yield (
             f'<tr><td><b class="{severity}">{severity}</b></td><th>{escape(kind)}</th>'
-            f"<td>{escape(duration(seconds))}, {share}</td><td>{escape(sentence)}</td></tr>"
+            f"<td>{escape(duration(seconds))}</td><td>{share}</td><td>{escape(sentence)}</td></tr>"
         )
 
 

@@ -18,6 +18,8 @@ _ORDER = ("bad", "warning", "ok")
 _NEAR, _FULL = 0.8, 0.9
 #: Busy part of the time from which on critics are what all wait for, and below which they wait for rollouts.
 _BUSY, _IDLE = 0.9, 0.5
+#: The former where jobs wait: load comes in bursts.
+_BUSY_IN_BURSTS = 0.75
 #: Share of failed answers from which on training suffers.
 _FAILING = 0.1
 #: Seconds without any answer, while jobs wait, after which the queue counts as stuck: with idle workers, and
@@ -165,7 +167,7 @@ def _flow(snapshot: Snapshot) -> Verdict | None:
         plain = many(len(snapshot.plain), "plain worker")
         return Verdict("ok", "no-critic", f"{plain}, no critic yet: the first query loads it; {jobs} waiting")
     busy = f"workers {percent(rates.busy)} busy"
-    if rates.busy >= _BUSY:
+    if rates.busy >= (_BUSY_IN_BURSTS if queue.waiting and waits_s > _WAITS_S else _BUSY):
         advice = f": add {many(missing_workers(snapshot), 'worker')}" if missing_workers(snapshot) else ""
         return Verdict("warning", "critic-bound", f"critic-bound: {busy}{oldest}{advice}")
     if queue.waiting and waits_s > _WAITS_S:

@@ -74,6 +74,22 @@ def worker(redis_url: str, queue: str, critic: str | None, arguments: tuple[str,
     os.execv(command[0], command)
 
 
+@main.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def bench(arguments: tuple[str, ...]) -> None:
+    """Measures the queue against what one would use instead (in a checkout)."""
+    try:
+        from benchmarks.command import bench as command
+    except ModuleNotFoundError as error:
+        # A stranger's package of that name is none of ours either.
+        if error.name not in ("benchmarks", "benchmarks.command"):
+            raise
+        raise click.ClickException(
+            "the benchmark is not part of the installed package; run it in a checkout: make bench"
+        ) from None
+    command.main(list(arguments), prog_name="vlac-queue bench")
+
+
 main.add_command(demo)
 main.add_command(workers)
 main.add_command(doctor)

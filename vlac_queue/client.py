@@ -581,9 +581,7 @@ class CriticClient:
         for pending, error in self._send(parts):
             assert pending is not None, "each part has a kind"
             if isinstance(error, EpisodeLost):
-                pending._resolve(error)
-                if self._log:
-                    self._log.answered(pending._episode, pending)
+                self._fail(pending, error)
             elif error:
                 raise error
             pendings.append(pending)
@@ -738,7 +736,11 @@ class CriticClient:
     def _fail(self, pending: Pending[Any], error: VlacQueueError) -> None:
         with self._lock:
             self._open.pop(pending.query.id, None)
-        pending._resolve(error)
+            if pending.answered:
+                return  # by another thread meanwhile
+            pending._resolve(error)
+            if self._log:
+                self._log.answered(pending._episode, pending)
 
     def _take_in(self, texts: Iterable[str], written: float | None) -> None:
         for text in texts:

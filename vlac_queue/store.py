@@ -16,7 +16,7 @@ from typing import Any
 import redis
 from redis.client import Pipeline
 
-from vlac_queue.connection import exchange
+from vlac_queue.connection import AWAY, exchange
 from vlac_queue.errors import EpisodeLost, ProtocolError, QueueFull, VlacQueueError
 from vlac_queue.jobs import NewJob
 from vlac_queue.keys import LIMIT_FIELD, TOTAL_FIELD, Keys
@@ -482,7 +482,11 @@ class EpisodeStore:
             for query in queries:
                 pipeline.hget(self.keys.episode(query.episode).queries, query.id)
                 pipeline.exists(self.keys.client(query.client))
-            replies = pipeline.execute()
+            # Keys of a wrong type, which no client of ours makes, hold nothing that is open.
+            replies = pipeline.execute(raise_on_error=False)
+        for reply in replies:
+            if isinstance(reply, AWAY):
+                raise reply
         states = zip(queries, replies[0::2], replies[1::2], strict=True)
         return {query.id for query, kind, there in states if kind in (b"done", b"value") and there}
 

@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import signal
 import socket
-import sys
 import threading
 import time
 import traceback
@@ -26,7 +24,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import psutil
 import redis
 from redis.client import Pipeline
 from rq import SimpleWorker
@@ -45,22 +42,21 @@ from vlac_queue.errors import ConfigError, CriticFailed, ProtocolError
 from vlac_queue.keys import CLIENT_TTL_S, WORKER_TTL_MS, Keys
 from vlac_queue.messages import (
     MAX_JOB_BYTES,
-    PROTOCOL_VERSION,
     CriticIdentity,
     Failure,
     Query,
     decode_job,
-    encode_answer,
 )
-from vlac_queue.metrics import PHASES, Histogram, first_line, publish_event
 from vlac_queue.store import EpisodeStore
 from workers.asker import Answered, Asker, WorkerStats
 from workers.batcher import Batcher
 from workers.claims import Claims, TakenJob, history
 from workers.critics import Critic, CriticQuery, make_critic
+from workers.description import describe
 from workers.envelope import DataOnlySerializer, read_envelope
 from workers.intake import Intake, Prepared
 from workers.log import make_logs_safe
+from workers.replies import OpenJobs, Replies
 from workers.restart import may_restart, restart
 from workers.watchdog import Watchdog
 
@@ -73,18 +69,12 @@ _TAKE_S = 1.0
 _LOOK_S = 0.004
 #: Seconds between two rounds of maintenance.
 _MAINTENANCE_S = 60.0
-#: Batches of answers that may wait for Redis before the critic does.
-_REPLIES_WAITING = 8
 #: Seconds that a rejected job stays on Redis for `rq info` to show.
 _FAILURE_TTL_S = 3600
 #: Seconds to wait after a failed connection.
 _REDIS_PAUSE_S = 0.5
-#: Failures published as events between two beats; what is more is counted only.
-_EVENTS_A_BEAT = 10
 #: Most characters of a worker's name.
 _MOST_NAME_CHARS = 512
-#: Seconds for which a stopping worker goes on trying to write its last answers.
-_LAST_ANSWERS_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -142,15 +132,26 @@ class CriticWorker(SimpleWorker):
             self._batcher,
             self._clock,
             idle_offload_s=self.config.idle_offload_s,
-            deliver=self._deliver,
+            deliver=lambda answered: self._replies.deliver_from_critic(answered),
             still_open=self._still_open,
             watchdog=self._watchdog,
             stats=self.stats,
             log=self.log,
         )
-        self._replies: queue.Queue[Answered | None] = queue.Queue(_REPLIES_WAITING)
-        self._open_queries: dict[str, int] = {}
-        self._open_lock = threading.Lock()
+        self._jobs = OpenJobs()
+        self._replies = Replies(
+            self.connection,
+            self._keys,
+            self._store,
+            self._clock,
+            worker=self.name,
+            jobs=self._jobs,
+            stats=self.stats,
+            log=self.log,
+            finish=self._finish_jobs,
+            lacks_work=self._batcher.empty,
+        )
+        self._replies.critic = CriticIdentity(self.config.critic, self.config.model_path)
         #: Jobs taken whose queries are not open yet, and claims that nobody here knew of at the last beat.
         self._at_hand: frozenset[str] = frozenset()
         self._unknown: frozenset[str] = frozenset()
@@ -166,13 +167,7 @@ class CriticWorker(SimpleWorker):
         #: Whether other critic workers serve the queue.
         self._has_company = False
         self._loading = False
-        self._idle = threading.Event()
         self._fatal: BaseException | None = None
-        self._identity = CriticIdentity(self.config.critic, self.config.model_path)
-        self._latency = {phase: Histogram() for phase in PHASES}
-        self._last_error = ("", 0.0)
-        # Failures that may still be published until the next beat.
-        self._events_left = _EVENTS_A_BEAT
         self._parent: _Parent | None = None
         self._adopted: tuple[str, str] | None = None
         self._started = time.monotonic()
@@ -228,7 +223,7 @@ class CriticWorker(SimpleWorker):
         self.bootstrap(logging_level, date_format, log_format)
         threads = [
             threading.Thread(target=self._guarded, args=(loop,), name=loop.__name__, daemon=True)
-            for loop in (self._asker.run, self._reply_loop)
+            for loop in (self._asker.run, self._replies.run)
         ]
         beat = threading.Thread(target=self._beat_loop, name="beat", daemon=True)
         try:
@@ -280,6 +275,7 @@ class CriticWorker(SimpleWorker):
         """Stops taking jobs, and ends the critic's thread after the batch at hand."""
         self._stop_requested = True
         self._batcher.close()
+        self._replies.hurry()
 
     def subscribe(self) -> None:
         """As RQ's, and to the channel with orders for the critic."""
@@ -339,7 +335,7 @@ class CriticWorker(SimpleWorker):
                 if self._alone_waits and not self._suspended:
                     idle_since = time.monotonic()
                     # What else is open here must not be harmed.
-                    self._idle.wait(_LOOK_S) if self._open_queries else self._serve_alone()
+                    self._jobs.none.wait(_LOOK_S) if self._jobs else self._serve_alone()
                     continue
                 room = self._batcher.wait_for_room(_TAKE_S)
                 if self._suspended:
@@ -356,7 +352,7 @@ class CriticWorker(SimpleWorker):
                 self.log.error("Worker %s: Redis is away (%s); trying again", self.name, type(error).__name__)
                 self._halt.wait(_REDIS_PAUSE_S)
                 continue
-            busy = bool(self._open_queries)
+            busy = bool(self._jobs)
             if jobs or busy:
                 idle_since = time.monotonic()
             elif burst and not self._suspended:
@@ -367,10 +363,10 @@ class CriticWorker(SimpleWorker):
 
     def _take(self, room: int, burst: bool) -> list[TakenJob]:
         """The next jobs, for about `room` queries; waits for them only while no query is open here."""
-        busy = bool(self._open_queries)
+        busy = bool(self._jobs)
         if busy and self._has_company and self.connection.llen(self._keys.rq_queue):
             # An idle worker may be just between two waits on the queue: it goes first.
-            self._idle.wait(_LOOK_S)
+            self._jobs.none.wait(_LOOK_S)
         # Room is for queries, and a job may hold many: what is too much here is for others.
         jobs_wanted = max(1, round(room / self._queries_per_job))
         leaves_it_to_others = busy and self._has_company
@@ -382,7 +378,7 @@ class CriticWorker(SimpleWorker):
             self._halt.wait(_REDIS_PAUSE_S)
             return []
         if not taken and busy:
-            self._idle.wait(_LOOK_S)
+            self._jobs.none.wait(_LOOK_S)
         return taken
 
     def _readable(self, taken: Sequence[TakenJob]) -> list[tuple[str, str]]:
@@ -421,17 +417,14 @@ class CriticWorker(SimpleWorker):
         prepared = self._intake.prepare(self._of_living_clients(queries))
         unwanted = {query.id for _, query in queries} - {each.query.id for each in prepared}
         prepared += [Prepared(job_id, query, None) for job_id, query in queries if query.id in unwanted]
-        with self._open_lock:
-            self._idle.clear()
-            for each in prepared:
-                self._open_queries[each.job] = self._open_queries.get(each.job, 0) + 1
+        self._jobs.add(each.job for each in prepared)
         ready = [(each, each.nbytes) for each in prepared if isinstance(each.ask, CriticQuery)]
         settled = [(each, each.ask) for each in prepared if not isinstance(each.ask, CriticQuery)]
         if ready:
             self._batcher.put(ready)
         if settled:
             now = self._clock.now()
-            self._replies.put(Answered(settled, now, now))
+            self._replies.deliver(Answered(settled, now, now))
 
     def _of_living_clients(self, queries: Sequence[tuple[str, Query]]) -> list[tuple[str, Query]]:
         """Leaves out what waited for longer than its client, which is gone."""
@@ -460,20 +453,18 @@ class CriticWorker(SimpleWorker):
         except ProtocolError as error:
             self._reject(job_id, error)
             return False
-        with self._open_lock:
-            self._open_queries[job_id] = 1  # until all were tried
+        self._jobs.add([job_id])  # until all were tried
         try:
             for query in queries:
                 self._claims.trying(job_id, query.id)
                 self._prepare([(job_id, query)])
-                while self._open_queries.get(job_id, 0) > 1:
+                while self._jobs.left(job_id) > 1:
                     if self._stop_requested or self._fatal:
                         return False
                     self._halt.wait(_LOOK_S)
             return True
         finally:
-            with self._open_lock:
-                self._open_queries.pop(job_id, None)
+            self._jobs.drop([job_id])
 
     def _bury(self, job: TakenJob, text: str) -> None:
         """Fails the query that was tried when the last worker died, or all of them where none was tried alone."""
@@ -485,8 +476,7 @@ class CriticWorker(SimpleWorker):
         )
         self.log.error("Worker %s: %d queries fail: %s", self.name, len(blamed), failure.message)
         with self.connection.pipeline(transaction=False) as pipeline:
-            answers = [(query, encode_answer(query.id, failure, self._identity)) for query in blamed]
-            self._store.answer(answers, pipeline)
+            self._replies.fail(blamed, failure, pipeline)
             if len(blamed) < len(queries):
                 self._claims.spare(job.id, pipeline)
             else:
@@ -532,7 +522,7 @@ class CriticWorker(SimpleWorker):
         finally:
             self._loading = False
         self.stats.loads += 1
-        self._identity = replace(self._identity, prompt=getattr(self.critic, "prompt_hash", ""))
+        self._replies.critic = replace(self._replies.critic, prompt=getattr(self.critic, "prompt_hash", ""))
         self.log.info(
             "Worker %s: critic %s loaded in %.1f s", self.name, self.config.critic, time.monotonic() - started
         )
@@ -542,102 +532,6 @@ class CriticWorker(SimpleWorker):
             return self._store.still_open([each.query for each in batch])
         except AWAY:
             return {each.query.id for each in batch}
-
-    # The replies' thread.
-
-    def _deliver(self, answered: Answered) -> None:
-        self._replies.put(answered)
-
-    def _reply_loop(self) -> None:
-        while (answered := self._replies.get()) is not None:
-            gives_up = None
-            while True:
-                try:
-                    self._reply(answered)
-                    break
-                except AWAY as error:
-                    if self._batcher.closed:
-                        gives_up = gives_up or time.monotonic() + _LAST_ANSWERS_S
-                        if time.monotonic() > gives_up:
-                            raise
-                    self.log.error("Worker %s: Redis is away (%s); answers wait", self.name, type(error).__name__)
-                    time.sleep(_REDIS_PAUSE_S)
-
-    def _reply(self, answered: Answered) -> None:
-        """Writes answers, and finishes the jobs whose last ones they are; doing it again changes nothing."""
-        with self._open_lock:
-            left = dict(self._open_queries)
-        texts: list[tuple[Query, str]] = []
-        finished: list[str] = []
-        ttl_s = None
-        for prepared, answer in answered.answers:
-            if answer is not None:
-                texts.append((prepared.query, encode_answer(prepared.query.id, answer, self._identity)))
-                ttl_s = max(ttl_s or 0, prepared.ttl_s or 0) or None
-            if prepared.job not in left:  # others have it: they thought this worker dead
-                continue
-            left[prepared.job] -= 1
-            if left[prepared.job] == 0:
-                finished.append(prepared.job)
-        with self.connection.pipeline(transaction=False) as pipeline:
-            self._store.answer(texts, pipeline, ttl_s=ttl_s)
-            self._finish_jobs(finished, pipeline)
-            self._publish_failures(answered, pipeline)
-            for reply in pipeline.execute(raise_on_error=False):
-                if isinstance(reply, AWAY):
-                    raise reply
-                if isinstance(reply, Exception):
-                    # A client's keys of a wrong type: the answers of others are written all the same.
-                    self.log.error("Worker %s: answers could not be written: %s", self.name, reply)
-        self._measure(answered)
-        with self._open_lock:
-            for prepared, _ in answered.answers:
-                if prepared.job not in self._open_queries:
-                    continue
-                self._open_queries[prepared.job] -= 1
-                # Not simply the finished ones: a copy of the job may have come meanwhile.
-                if self._open_queries[prepared.job] == 0:
-                    del self._open_queries[prepared.job]
-            if not self._open_queries:
-                self._idle.set()
-        self.stats.jobs += len(finished)
-        self.stats.queries += len(texts)
-        self.stats.failures += sum(isinstance(answer, Failure) for _, answer in answered.answers)
-
-    def _measure(self, answered: Answered) -> None:
-        """Where the time of queries went, now that their answers are written."""
-        written = self._clock.now()
-        count = 0
-        for prepared, answer in answered.answers:
-            if answer is not None:
-                count += 1
-                since_asked = answered.began - prepared.query.asked
-                self._latency["waiting"].observe(since_asked - prepared.decoding_s)
-                self._latency["decoding"].observe(prepared.decoding_s)
-                self._latency["total"].observe(written - prepared.query.asked)
-        if count:
-            self._latency["critic"].observe(answered.ended - answered.began, count)
-            self._latency["answering"].observe(written - answered.ended, count)
-
-    def _publish_failures(self, answered: Answered, pipeline: Pipeline) -> None:
-        for prepared, answer in answered.answers:
-            if isinstance(answer, Failure):
-                error = first_line(answer.message)
-                self._last_error = (error, self._clock.now())
-                if self._events_left > 0:
-                    self._events_left -= 1
-                    query = prepared.query
-                    self.log.warning("Worker %s: query %s failed: %s", self.name, query.id, error)
-                    event = {
-                        "kind": "failure",
-                        "worker": self.name,
-                        "episode": query.episode,
-                        "task": prepared.ask.task if isinstance(prepared.ask, CriticQuery) else "",
-                        "query": query.kind,
-                        "frame": query.frame,
-                        "error": error,
-                    }
-                    publish_event(self._keys, event, pipeline)
 
     def _finish_jobs(self, job_ids: Sequence[str], pipeline: Pipeline) -> None:
         # The job that this worker lives in is its parent's to delete, once it ends.
@@ -652,8 +546,7 @@ class CriticWorker(SimpleWorker):
     def _fail_job(self, job_id: str, text: str, failure: Failure) -> None:
         """Answers every query of a job with `failure`."""
         with self.connection.pipeline(transaction=False) as pipeline:
-            answers = [(query, encode_answer(query.id, failure, self._identity)) for query in decode_job(text)]
-            self._store.answer(answers, pipeline)
+            self._replies.fail(decode_job(text), failure, pipeline)
             self._finish_jobs([job_id], pipeline)
             pipeline.execute()
 
@@ -683,11 +576,10 @@ class CriticWorker(SimpleWorker):
 
     def _beat(self) -> None:
         """Says that this worker lives, learns what it should know, and finds dead workers."""
-        self._events_left = _EVENTS_A_BEAT
-        self._state = (WorkerStatus.BUSY if self._open_queries else WorkerStatus.IDLE).value
+        self._replies.new_beat()
+        self._state = (WorkerStatus.BUSY if self._jobs else WorkerStatus.IDLE).value
         worker_key = self._keys.worker(self.name)
-        with self._open_lock:
-            mine = frozenset(self._open_queries) | self._at_hand
+        mine = self._jobs.ids | self._at_hand
         with self.connection.pipeline(transaction=False) as pipeline:
             pipeline.smembers(self._keys.workers)
             pipeline.exists(WORKERS_SUSPENDED)
@@ -727,8 +619,7 @@ class CriticWorker(SimpleWorker):
             claimed: this worker's claims.
             lapsed: whether others may have taken its jobs over since the last beat.
         """
-        with self._open_lock:
-            unknown = claimed - mine - frozenset(self._open_queries) - self._at_hand
+        unknown = claimed - mine - self._jobs.ids - self._at_hand
         # A job may be just on its way from the claims to here: only what is unknown twice is lost.
         lost, self._unknown = unknown & self._unknown, unknown
         if lost:
@@ -736,11 +627,7 @@ class CriticWorker(SimpleWorker):
             self._claims.give_back(lost)
         if lapsed and (gone := mine - claimed):
             self._batcher.remove(lambda each: each.job in gone)
-            with self._open_lock:
-                for job_id in gone:
-                    self._open_queries.pop(job_id, None)
-                if not self._open_queries:
-                    self._idle.set()
+            self._jobs.drop(gone)
             self.log.warning("Worker %s: was thought dead; %d of its jobs went to others", self.name, len(gone))
 
     def _end_hung(self, where: str) -> None:
@@ -781,31 +668,15 @@ class CriticWorker(SimpleWorker):
         return known
 
     def _description(self) -> Any:
-        """What `vlac:<queue>:worker:<name>` holds; read by dashboards (docs/protocol.md)."""
-        device, reserved, limit = _accelerator(self.config.gpu_memory_fraction)
-        error, error_at = self._last_error
-        return {
-            **vars(self.stats),
-            "host": self.hostname,
-            "pid": os.getpid(),
-            "protocol": PROTOCOL_VERSION,
-            "critic": self._identity.name,
-            "model": self._identity.model,
-            "prompt": self._identity.prompt,
-            "engine": self.config.engine if self.config.critic == "vlac" else "",
-            "device": device,
-            "state": "loading" if self._loading else "asleep" if self._asker.asleep else self._state,
+        state = "loading" if self._loading else "asleep" if self._asker.asleep else str(self._state)
+        own = {
+            "host": self.hostname or "",
+            "state": state,
             "parent": self._parent.name if self._parent else "",
             "uptime_s": round(time.monotonic() - self._started, 1),
-            "max_batch": self.config.max_batch,
-            "rss_bytes": psutil.Process().memory_info().rss,
-            "accelerator_bytes": reserved,
-            "accelerator_limit_bytes": limit,
-            "last_error": error,
-            "last_error_at": error_at,
-            **{f"latency_{phase}": histogram.encode() for phase, histogram in self._latency.items()},
             "time": self._clock.now(),
         }
+        return {**own, **describe(self.config, self.stats, self._replies)}
 
     def _orphaned(self) -> bool:
         return self._parent is not None and not self._parent.same_process and os.getppid() != self._parent.pid
@@ -847,7 +718,7 @@ class CriticWorker(SimpleWorker):
         if asking.ident is not None:
             asking.join()
         if replying.is_alive():
-            self._replies.put(None)
+            self._replies.close()
             replying.join()
 
     def _leave(self) -> None:
@@ -885,14 +756,3 @@ class CriticWorker(SimpleWorker):
 def _shown(data: bytes) -> str:
     """Bytes from Redis, fit for a log."""
     return repr(data[:100])
-
-
-def _accelerator(fraction: float) -> tuple[str, int, int]:
-    """The device in use, the bytes of its memory that this process has reserved, and how many it may."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
-        return "cpu", 0, 0
-    reserved = {device: int(torch.cuda.memory_reserved(device)) for device in range(torch.cuda.device_count())}
-    device = max(reserved, key=lambda each: reserved[each])
-    total = torch.cuda.get_device_properties(device).total_memory
-    return f"cuda:{device}", sum(reserved.values()), int(fraction * total)

@@ -46,6 +46,12 @@ def test_critics_that_can_not_keep_up() -> None:
     )  # fmt: skip
 
 
+def test_load_that_comes_in_bursts() -> None:
+    bursts = changed(CRITIC_BOUND, rates={"busy": 0.8})
+    assert first(bursts)[1] == "critic-bound"
+    assert first(changed(bursts, queue={"oldest_s": 0.5}))[1] == "balanced"
+
+
 def test_critics_that_wait_for_rollouts() -> None:
     assert first(ROLLOUT_BOUND) == (
         "ok", "rollout-bound", "rollout-bound: workers 12 % busy, critics wait for rollouts",

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from tests.conftest import ROOT, Workers, until
 from tests.security.conftest import Guarded
-from vlac_queue import CriticClient, Outcome, RolloutGate, VlacConfig
+from vlac_queue import CriticClient, Outcome, QueueFull, RolloutGate, VlacConfig
 from vlac_queue.cli import main
 
 _STEPS = 4
@@ -69,6 +69,15 @@ def test_a_training_needs_no_more_than_its_users_may(
     assert denied(admin) == []
     assert "NOPERM" not in guarded_workers.log.read_text()
     assert not [key for key in admin.keys("vlac:vlac:episode:*")]
+
+
+def test_a_full_queue_and_an_audit_need_no_more(guarded: Guarded, admin: redis.Redis) -> None:
+    config = VlacConfig.from_env(guarded.environ("vlac-rollout"), max_pending_bytes=1000, patience_s=0.0)
+    with CriticClient(config) as client, client.episode("a task") as episode:
+        with pytest.raises(QueueFull):
+            episode.push(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+        client.publish_audit({"agreement": 0.5})
+    assert denied(admin) == []
 
 
 def test_the_dashboard_user_sees_what_the_dashboard_shows(

@@ -143,7 +143,7 @@ def test_client_worker_and_dashboard_speak_tls(worker_class: str | None, tls: Tl
                 )
                 for command in (("dashboards.live", "--once"), ("vlac_queue.cli", "doctor", "--host", "rollout"))
             ]  # fmt: skip
-            assert json.loads(shown[0].stdout)["critics"][0]["critic"] == "reference", shown[0].stderr
+            assert json.loads(shown[0].stdout)["snapshot"]["workers"][0]["critic"] == "reference", shown[0].stderr
             assert not json.loads(shown[1].stdout)["broken"], shown[1].stdout
             assert not any("hush" in ran.stdout + ran.stderr for ran in shown)
         finally:

@@ -112,18 +112,37 @@ def test_failures_are_logged_and_so_is_what_stayed_unanswered(
         episode.observe(frame(1))
         until((tmp_path / "go.begun").exists)
     (tmp_path / "go").touch()
-    with logging.episode("lift", id="lost") as episode:
-        episode.push(frame(1))
-        connection.delete("vlac:vlac:episode:lost")
-        with pytest.raises(RedisUnavailable):
-            episode.ask_done().result()
+    with CriticClient(replace(logging.config, keep_frames_bytes=0)) as forgetful:
+        for asking, id in ((False, "lost"), (True, "lost-while-asking")):
+            with forgetful.episode(f"hold {tmp_path / 'never'}", id=id) as episode:
+                pending = episode.observe(frame(1)) if asking else episode.push(frame(1))
+                for key in connection.keys(f"vlac:vlac:episode:{id}*"):  # type: ignore[union-attr]
+                    connection.delete(key)
+                with pytest.raises(RedisUnavailable):
+                    (pending or episode.ask_done()).result()
+    (tmp_path / "never").touch()
     records = {record.id: record for record in read(tmp_path / "log")[0]}
     (failed,) = records["refused"].asked
     assert isinstance(failed.answer, Failure) and "banana" in failed.answer.message and failed.kind == "done"
     (held,) = records["held"].asked
     assert (held.answer, held.frame, records["held"].pending) == (None, 0, 1)
-    (lost,) = records["lost"].asked
-    assert isinstance(lost.answer, Failure) and "are gone" in lost.answer.message and lost.critic is None
+    for id in ("lost", "lost-while-asking"):
+        (lost,) = records[id].asked
+        assert isinstance(lost.answer, Failure) and "are gone" in lost.answer.message and lost.critic is None
+
+
+def test_what_redis_lost_and_got_again_is_logged_once(
+    logging: CriticClient, workers: Workers, connection: redis.Redis, tmp_path: Path
+) -> None:
+    workers.start(NAME)
+    with logging.episode("lift", id="e-1") as episode:
+        episode.observe(frame(1)).result()
+        for key in connection.keys("vlac:vlac:episode:e-1*"):  # type: ignore[union-attr]
+            connection.delete(key)
+        episode.observe(frame(255)).result()
+    ((record,), notes) = read(tmp_path / "log")
+    assert notes == [] and [verdict.done for verdict in record.done_verdicts.values()] == [False, True]
+    np.testing.assert_array_equal(frames_of(record), np.stack([frame(1), frame(255)]))
 
 
 def test_ranks_share_a_folder(logging: CriticClient, workers: Workers, tmp_path: Path) -> None:

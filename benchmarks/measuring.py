@@ -1,0 +1,177 @@
+"""`python -m benchmarks.measuring PEER`: one round of one peer in a process of its own; prints figures as JSON.
+
+A process of its own is the client alone, so that its CPU time is the client's, and nothing that another peer
+started (threads, daemons) is there while it is measured.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import click
+import lz4.block
+import psutil
+import redis
+
+from benchmarks.costs import Meter
+from benchmarks.figures import quantile
+from benchmarks.peers import PEERS, Asker, Peer
+from benchmarks.processes import ROOT, end
+from benchmarks.workloads import WORKLOADS, Workload
+from vlac_queue.server import RedisServer
+
+#: Seconds that a peer may take to come up and go away, beyond what it is measured.
+_PATIENCE_S = 120.0
+_LEAST_STEPS = 3
+_LEAST_SINGLES = 20
+
+
+class ApartError(Exception):
+    """A measurement in a process of its own failed, or did not end; the message holds what it printed."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round of one peer gave.
+
+    Attributes:
+        queries_per_s: while full steps were asked, one after the other.
+        step_p50_s, step_p99_s: seconds of a full step: all frames asked, all answers here.
+        single_p50_s, single_p99_s: seconds of a query asked alone.
+        client_s, redis_s, workers_s, wire_bytes: of one query of a full step; wire_bytes None where no byte goes
+            through a socket that can be counted.
+        lz4_s: CPU seconds of compressing one of the frames once with lz4, in the same process.
+        queries: how many were measured in full steps.
+    """
+
+    queries_per_s: float
+    step_p50_s: float
+    step_p99_s: float
+    single_p50_s: float
+    single_p99_s: float
+    client_s: float
+    redis_s: float
+    workers_s: float
+    wire_bytes: float | None
+    lz4_s: float
+    queries: int
+
+
+def measure(peer: Peer, workload: Workload, episodes: int, seconds: float) -> Round:
+    """Brings a peer up with a Redis of its own, and asks it.
+
+    Full steps for `seconds`, then single queries for half of that.
+    """
+    with ExitStack() as stack:
+        server = stack.enter_context(RedisServer())
+        connection = stack.enter_context(redis.Redis.from_url(server.url))
+        asker = stack.enter_context(peer.start()(server.url, episodes))
+        for index in range(2):
+            _ask(asker, workload, index, episodes)
+        meter = Meter(connection, asker.wire_bytes)
+        before, started = meter.read(), time.perf_counter()
+        steps = _timed(asker, workload, episodes, seconds, _LEAST_STEPS)
+        took = time.perf_counter() - started
+        costs = meter.read() - before
+        for index in range(5):
+            _ask(asker, workload, index, 1)
+        singles = _timed(asker, workload, 1, seconds / 2, _LEAST_SINGLES)
+    queries = len(steps) * episodes
+    return Round(
+        queries_per_s=queries / took,
+        step_p50_s=quantile(steps, 0.5),
+        step_p99_s=quantile(steps, 0.99),
+        single_p50_s=quantile(singles, 0.5),
+        single_p99_s=quantile(singles, 0.99),
+        lz4_s=lz4_s(workload, episodes),
+        queries=queries,
+        **costs.per_query(queries),  # type: ignore[arg-type]
+    )
+
+
+def lz4_s(workload: Workload, episodes: int) -> float:
+    """CPU seconds of compressing one of the frames of a step once."""
+    frames = workload.step(1, episodes)
+    started, count = time.process_time(), 0
+    while count == 0 or time.process_time() - started < 0.2:
+        for frame in frames:
+            lz4.block.compress(frame)
+        count += len(frames)
+    return (time.process_time() - started) / count
+
+
+def _timed(asker: Asker, workload: Workload, episodes: int, seconds: float, least: int) -> list[float]:
+    """Seconds of each step, over about `seconds`."""
+    took: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(took) < least or time.perf_counter() < end:
+        started = time.perf_counter()
+        _ask(asker, workload, len(took), episodes)
+        took.append(time.perf_counter() - started)
+    return took
+
+
+def _ask(asker: Asker, workload: Workload, step: int, episodes: int) -> None:
+    answers = asker.ask(workload.step(step, episodes))
+    if list(answers) != [False] * episodes:
+        raise RuntimeError(f"{episodes} frames were asked about, and the answers were {list(answers)!r}")
+
+
+def measure_apart(peer: str, workload: str, episodes: int, seconds: float) -> Round:
+    """`measure` in a process of its own; whatever it leaves behind is ended.
+
+    Raises:
+        ApartError: it failed, or did not end.
+    """
+    return Round(
+        **run_apart(
+            "benchmarks.measuring", peer, "--workload", workload, "--episodes", episodes, "--seconds", seconds
+        )
+    )
+
+
+def run_apart(module: str, *arguments: object) -> dict[str, Any]:
+    """Runs a module that prints JSON as its last line, in a process of its own.
+
+    Raises:
+        ApartError: it failed, or did not end.
+    """
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    shown = " ".join(command[1:])
+    # A session of its own: Ctrl-C reaches the program around it, which then ends it in order.
+    started = psutil.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        out, err = started.communicate(timeout=_PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        raise ApartError(f"{shown} did not end in time") from None
+    finally:
+        end([started])
+    if started.returncode:
+        raise ApartError(f"{shown} failed:\n{err or out}")
+    figures: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return figures
+
+
+@click.command()
+@click.argument("peer", type=click.Choice(list(PEERS)))
+@click.option("--workload", type=click.Choice(list(WORKLOADS)), default="simulator", show_default=True)
+@click.option("--episodes", default=64, show_default=True, help="Episodes that ask at once.")
+@click.option("--seconds", default=3.0, show_default=True, help="Time to measure.")
+def main(peer: str, workload: str, episodes: int, seconds: float) -> None:
+    """Measures one round of one peer."""
+    # Ended from outside, it ends what it started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    print(json.dumps(asdict(measure(PEERS[peer], WORKLOADS[workload](), episodes, seconds))))
+
+
+if __name__ == "__main__":
+    main()

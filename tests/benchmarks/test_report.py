@@ -1,0 +1,88 @@
+"""Tables and pictures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import goals, plots, report
+from benchmarks.episodes import Asked
+from benchmarks.peers import OURS
+from benchmarks.profile import summary
+from benchmarks.workers import CRITICS, Served
+from tests.benchmarks.test_goals import ROUND, TITLES
+
+MEASURED = {OURS: [ROUND, ROUND], "memory": [ROUND, ROUND]}
+ASKED = [Asked("simulator", 8, ROUND), Asked("simulator", 64, ROUND), Asked("photographs", 8, ROUND)]
+SERVED = [[Served(critic, count, 100.0 * count) for critic in CRITICS for count in (1, 2)]]
+
+
+def shown(*tables: Table) -> str:
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(*tables)
+    return console.export_text()
+
+
+def test_the_peers_tables_name_what_was_measured_and_what_was_not() -> None:
+    text = shown(*report.peers_tables(MEASURED, TITLES, {"Celery": "not installed"}, 64))
+    for expected in ("64 frames", "vlac-queue", "1,000", "64.0", "2.00", "0.30", "20.0", "shared memory"):
+        assert expected in text
+    assert any("Celery" in line and "not installed" in line for line in text.splitlines())
+
+
+def test_bytes_that_nothing_counts_are_a_dash() -> None:
+    text = shown(*report.peers_tables({OURS: [replace(ROUND, wire_bytes=None)]}, TITLES, {}, 64))
+    assert [line.split("│")[-2].strip() for line in text.splitlines() if "vlac-queue" in line][-1] == "-"
+
+
+def test_the_episodes_table_shows_the_slope() -> None:
+    text = shown(report.episodes_table(ASKED))
+    assert "photographs" in text
+    assert "1.000 ms an episode" in text and "episodes ^ 1.00" in text
+
+
+def test_the_workers_table_shows_rates_over_one_worker() -> None:
+    text = shown(report.workers_table(SERVED))
+    assert "100 (1.00x)" in text and "200 (2.00x)" in text
+
+
+def test_goals_say_whether_they_are_met() -> None:
+    goal = goals.of_values("busy", [0.97, 0.99, 0.98], 0.98, at_least=True)
+    assert "0.98 (0.97..0.99)" in shown(report.goals_table([goal], 3))
+    assert report.goals_json([goal]) == [
+        {
+            "what": "busy",
+            "measured": {"median": 0.98, "least": 0.97, "most": 0.99},
+            "bound": 0.98,
+            "at_least": True,
+            "met": True,
+        }
+    ]
+
+
+def test_tables_are_written_as_markdown() -> None:
+    goal = goals.of_values("busy", [0.99], 0.98, at_least=True)
+    lines = report.markdown(report.goals_table([goal], 1)).splitlines()
+    assert lines[0] == "Goals" and lines[2:4] == ["| | measured | goal | met |", "|---|---:|---:|---:|"]
+    assert lines[4] == "| busy | 0.99 (0.99..0.99) | at least 0.98 | yes |"
+
+
+def test_pictures_are_drawn(tmp_path: Path) -> None:
+    plots.draw_peers(MEASURED, TITLES, tmp_path / "peers.png")
+    plots.draw_episodes(ASKED, tmp_path / "episodes.png")
+    plots.draw_workers(SERVED, tmp_path / "workers.png")
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in tmp_path.iterdir())
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_profile_counts_functions_once_a_stack() -> None:
+    ask = "ask (vlac_queue/client.py)"
+    stacks = [f"main;{ask};encode 30", f"main;{ask};{ask};send 10", "main;Condition.wait (threading.py) 60"]
+    text = summary("client", stacks)
+    assert "client: 40 samples at work, 60 waiting" in text
+    alone, within = text.split("with what it calls")
+    assert "75.0%  encode" in alone and "25.0%  send" in alone and "main" not in alone
+    assert f"100.0%  {ask}" in within and "main" not in within

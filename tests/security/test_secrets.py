@@ -1,0 +1,143 @@
+"""A password is used everywhere and seen nowhere: not in what is printed or logged, not in `ps`, not in errors."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from tests.conftest import ROOT, until
+from vlac_queue import CriticClient, RedisUnavailable, VlacConfig, VlacQueueError
+from vlac_queue.server import RedisServer
+
+#: With what a URL must quote, so that it is looked for in both spellings.
+_PASSWORD = "hush@secret/word"
+_SPELLINGS = (_PASSWORD, "hush%40secret%2Fword", "hush")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with RedisServer("--requirepass", _PASSWORD) as started:
+        yield started
+
+
+@pytest.fixture(params=["file", "URL"])
+def environ(request: pytest.FixtureRequest, server: RedisServer, tmp_path: Path) -> dict[str, str]:
+    """What gives programs the password, in each of the ways."""
+    file = tmp_path / "redis-password"
+    file.write_text(_PASSWORD)
+    file.chmod(0o600)
+    given = {"VLAC_REDIS_PASSWORD_FILE": str(file)} if request.param == "file" else {}
+    url = server.url.replace("://", f"://:{_SPELLINGS[1]}@") if request.param == "URL" else server.url
+    return {**os.environ, "PYTHONPATH": str(ROOT), "VLAC_REDIS_URL": url, "VLAC_CRITIC": "reference", **given}
+
+
+class CommandLines:
+    """All command lines of this process' descendants, as `ps` shows them to everybody."""
+
+    def __init__(self) -> None:
+        self.seen: set[str] = set()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> CommandLines:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._stop.wait(0.01):
+            for process in psutil.Process().children(recursive=True):
+                try:
+                    self.seen.add(" ".join(process.cmdline()))
+                except psutil.Error:
+                    continue
+
+
+def settings(environ: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environ.items() if name.startswith("VLAC_")}
+
+
+def hidden(text: str) -> None:
+    assert not any(spelling in text for spelling in _SPELLINGS), text
+
+
+def test_programs_show_it_nowhere(environ: dict[str, str], tmp_path: Path) -> None:
+    def ran(*command: str, **more: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", *command],
+            env={**environ, **more}, cwd=tmp_path, capture_output=True, text=True, timeout=100,
+        )  # fmt: skip
+        return done.stdout + done.stderr
+
+    away = f"redis://:{_SPELLINGS[1]}@127.0.0.1:1/0"
+    log = tmp_path / "worker.log"
+    with CommandLines() as lines:
+        with open(log, "wb") as out:
+            command = [sys.executable, "-m", "vlac_queue.cli", "worker", "--", "--logging_level", "DEBUG"]
+            worker = subprocess.Popen(command, env=environ, cwd=tmp_path, stdout=out, stderr=out)
+        try:
+            until(lambda: "loaded in" in log.read_text() or worker.poll() is not None)
+            said = [
+                ran("dashboards.live", "--once", "--json"),
+                ran("vlac_queue.cli", "workers", "list"),
+                ran("vlac_queue.cli", "doctor", "--host", "rollout"),
+                ran("rq.cli", "info", RQ_CONFIG="vlac_queue.rq_settings"),
+                # A server that is away.
+                ran("dashboards.live", "--once", VLAC_REDIS_URL=away),
+                ran("vlac_queue.cli", "doctor", VLAC_REDIS_URL=away),
+            ]
+            assert CriticClient(VlacConfig.from_env(settings(environ))).ping()
+        finally:
+            worker.terminate()
+            worker.wait(30)
+    assert '"reference"' in said[0] and "reference" in said[1], said
+    for text in (*said, log.read_text(), *lines.seen):
+        hidden(text)
+    assert any("rq.cli worker" in line for line in lines.seen)
+
+
+def test_the_demo_does_not_care_for_the_environments_password(tmp_path: Path) -> None:
+    """It has a server of its own, which asks for none."""
+    environ = {**os.environ, "VLAC_REDIS_PASSWORD": _PASSWORD, "VLAC_REDIS_USERNAME": "vlac-rollout"}
+    command = [sys.executable, "-m", "vlac_queue.cli", "demo"]
+    with CommandLines() as lines:
+        done = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr
+    for text in (done.stdout, done.stderr, *(path.read_text() for path in tmp_path.rglob("*.log")), *lines.seen):
+        hidden(text)
+
+
+def test_reprs_and_errors_show_none(environ: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    config = VlacConfig.from_env(settings(environ))
+    wrong = VlacConfig(redis_url=config.redis_url.replace(":hush", ":hushh"))
+    away = VlacConfig(redis_url=f"redis://:{_SPELLINGS[1]}@127.0.0.1:1/0")
+    shown = [repr(config), repr(wrong), f"{away}"]
+    with CriticClient(config) as client:
+        shown.append(repr(client))
+        with client.episode("a task") as episode:
+            episode.push(np.zeros((8, 8, 3), np.uint8))
+            shown += [repr(episode), repr(copy.copy(client))]
+            with pytest.raises(VlacQueueError) as nobody:
+                episode.ask_done()
+            shown.append("".join(traceback.format_exception(nobody.value)))
+    for each in (wrong, away):
+        with pytest.raises(RedisUnavailable) as refused:
+            CriticClient(each).ping()
+        shown.append("".join(traceback.format_exception(refused.value)))
+    for text in (*shown, caplog.text or "-"):
+        hidden(text)
