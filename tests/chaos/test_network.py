@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@harm(3, short=1)
+@harm(2, short=1)
 def test_hosts_with_delay_loss_and_a_partition(tmp_path: Path, table: Table, times: int) -> None:
     with Hosts("redis", "gpu1", "gpu2", "rollout") as hosts:
         with hosts.inside("redis"):
@@ -46,10 +46,10 @@ def test_hosts_with_delay_loss_and_a_partition(tmp_path: Path, table: Table, tim
                 for host in ("gpu1", "rollout") if times > 1 else ("gpu1",):
                     until(lambda: connection.llen("rq:queue:vlac") or connection.keys("vlac:vlac:claims:*"))
                     hosts.link(host, "down")
-                    time.sleep(3 if times == 1 else 8 + 4 * number)
+                    time.sleep(3 if times == 1 else 8 + 2 * number)
                     hosts.link(host, "up")
                     healed.append(time.monotonic())
-                    time.sleep(2 if times == 1 else 6)
+                    time.sleep(2 if times == 1 else 4)
             accounts = [told(process) for process in rollouts]
             until(lambda: len(workers.described()) == 2)
         finally:

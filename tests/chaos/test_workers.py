@@ -58,7 +58,7 @@ def test_the_only_worker_killed(server: RedisServer, workers: Workers, table: Ta
     table.add("the only worker killed (-9), another started", times, load, recovered)
 
 
-@harm(4)
+@harm(3)
 def test_a_worker_frozen(server: RedisServer, workers: Workers, table: Table, times: int) -> None:
     """SIGSTOP: others take its work over; when it wakes, its late answers do no harm."""
     processes = [workers.start(CHAOS, CHAOS_BATCH_S="0.1") for _ in range(2)]
@@ -142,7 +142,7 @@ def test_the_model_out_of_memory(server: RedisServer, workers: Workers, table: T
     table.add("model out of memory with a whole batch", times, load, [])
 
 
-@harm(2)
+@harm(1)
 def test_a_poison_query(server: RedisServer, workers: Workers, table: Table, times: int) -> None:
     """It kills three workers, fails with its history, and takes no neighbour with it."""
     for _ in range(3 * times + 1):
@@ -172,7 +172,7 @@ def test_a_poison_query(server: RedisServer, workers: Workers, table: Table, tim
     table.add("poison query: kills three workers, then fails alone", times, load, recovered)
 
 
-@harm(2)
+@harm(1)
 def test_rolling_restart(server: RedisServer, workers: Workers, table: Table, times: int) -> None:
     processes = [workers.start(CHAOS, CHAOS_BATCH_S="0.02") for _ in range(3)]
     load = Load(server.url, rollouts=2).start()
@@ -190,9 +190,9 @@ def test_rolling_restart(server: RedisServer, workers: Workers, table: Table, ti
     table.add("rolling restart of all workers", len(stopped), load, [load.recovered_s(t) for t in stopped])
 
 
-@harm(2)
+@harm(1)
 def test_from_one_worker_to_many_to_two(server: RedisServer, workers: Workers, table: Table, times: int) -> None:
-    most = 8 if times > 1 else 3
+    most = 8
     workers.start(CHAOS, CHAOS_BATCH_S="0.02")
     load = Load(server.url, rollouts=2).start()
     changed = []

@@ -15,6 +15,7 @@ from redis.retry import Retry
 
 from vlac_queue.client import load_frames
 from vlac_queue.config import VlacConfig, redact_url
+from vlac_queue.connection import connect
 from vlac_queue.doctor.finding import Finding, as_count
 from vlac_queue.doctor.gpu_checks import check_gpu
 from vlac_queue.doctor.package_checks import (
@@ -124,14 +125,14 @@ def examine(
 def _examine_redis(config: VlacConfig, host: Host) -> list[Finding]:
     queue_checks = _queue_checks(host)
     try:
-        connection = redis.Redis.from_url(
+        connection = connect(
             config.redis_url,
             socket_timeout=_TIMEOUT_S,
             socket_connect_timeout=_TIMEOUT_S,
             retry=Retry(NoBackoff(), 0),
         )
-    except ValueError as error:
-        unusable = Finding("broken", f"the URL can't be used: {clean(error)}", URL_REMEDY, check="Redis")
+    except ConfigError as error:
+        unusable = Finding("broken", clean(error), URL_REMEDY, check="Redis")
         return [unusable, *_not_made([*_SERVER_CHECKS, *queue_checks], "the URL can't be used")]
     with connection:
         reached = check_reachable(connection, config)

@@ -265,7 +265,9 @@ def _is_local(address: str) -> bool:
 def _redis_cli(config: VlacConfig) -> str:
     """The beginning of a redis-cli command for that server; it asks for the password itself."""
     url = urlsplit(config.redis_url)
-    if url.scheme == "unix":
+    if url.scheme.endswith("+sentinel"):
+        command = "redis-cli -h <the master's address>"
+    elif url.scheme == "unix":
         command = f"redis-cli -s {url.path}"
     else:
         command = "redis-cli" + ("" if url.hostname in ("localhost", "127.0.0.1", None) else f" -h {url.hostname}")
