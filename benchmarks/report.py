@@ -63,7 +63,7 @@ def _table(title: str, *columns: str) -> Table:
     made = Table(title=title)
     made.add_column("", no_wrap=True, min_width=12)
     for column in columns:
-        made.add_column(column, justify="right")
+        made.add_column(column, justify="right", min_width=max(map(len, column.split())))
     return made
 
 

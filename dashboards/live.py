@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 
 import click
 from rich.console import Console
+from rich.text import Text
 
 from dashboards.history import Series
 from dashboards.pages import Page, View, listed, page
@@ -269,6 +270,7 @@ def show(feed: Feed, screen: Screen, view: View, shown: Shown, *, keep_open: boo
         keep_open: whether the last picture stays when the looks end, and pausing holds the looks themselves.
     """
     note, latest, size = view.note, view, (0, 0)
+    _draw(screen, view, shown, note)
     while True:
         news = feed.news()
         for judged in news:
@@ -293,7 +295,8 @@ def show(feed: Feed, screen: Screen, view: View, shown: Shown, *, keep_open: boo
 
 
 def _draw(screen: Screen, view: View, shown: Shown, note: str) -> None:
-    if not view.verdicts:  # nothing was seen yet
+    if not view.verdicts:
+        screen.draw([Text(f"looking at queue {view.queue} at {view.url} ...")])
         return
     width, height = screen.size
     notes = ", ".join(filter(None, ("paused" if shown.paused else "", note)))

@@ -309,7 +309,7 @@ def _figure(value: bytes) -> float | None:
         number = float(value)
     except ValueError:
         return None
-    return number if math.isfinite(number) else None
+    return as_float(number) if math.isfinite(number) else None
 
 
 def _age_s(enqueued_at: bytes | None, now: float) -> float | None:

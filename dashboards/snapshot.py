@@ -19,6 +19,9 @@ RATE_S = 10.0
 #: Seconds over which latencies and failures are taken.
 WINDOW_S = 60.0
 
+#: Most that a number of a document may be: well above sums of what Redis counts.
+_MAX_NUMBER = 1e30
+
 Made = TypeVar("Made")
 
 
@@ -340,8 +343,8 @@ def _read(hint: Any, value: Any) -> Any:
         return from_json(hint, value)  # type: ignore[arg-type]
     if hint is str and isinstance(value, str):
         return clean(value)
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if hint in (int, bool) and type(value) is hint:
+    if hint is bool and type(value) is bool:
         return value
+    if type(value) in (int, hint) and hint in (int, float) and abs(value) <= _MAX_NUMBER:
+        return hint(value)
     raise ValueError(f"{getattr(hint, '__name__', hint)} expected, not {value!r:.80}")

@@ -7,6 +7,8 @@ from typing import Any
 
 #: Most characters kept of a text from Redis.
 MAX_TEXT = 200
+#: Numbers from Redis beyond this are cut to it, as Redis' own counters are: sums and shares of them stay numbers.
+MAX_NUMBER = 2**63 - 1
 
 
 def clean(value: object) -> str:
@@ -21,15 +23,16 @@ def as_float(value: Any) -> float:
         number = float(value)
     except (TypeError, ValueError):
         return 0.0
-    return number if math.isfinite(number) else 0.0
+    return max(-float(MAX_NUMBER), min(float(MAX_NUMBER), number)) if math.isfinite(number) else 0.0
 
 
 def as_int(value: Any) -> int:
     """The whole number, or 0; see `as_float`."""
     try:
-        return int(value)
+        number = int(value)
     except (TypeError, ValueError, OverflowError):
-        return int(as_float(value))
+        number = int(as_float(value))
+    return max(-MAX_NUMBER, min(MAX_NUMBER, number))
 
 
 def size(count: float) -> str:

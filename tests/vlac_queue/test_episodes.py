@@ -142,6 +142,27 @@ def test_what_can_not_be_drawn_is_one_sentence(
     assert result.exit_code == 1 and "choose another -o" in result.output
 
 
+def test_what_a_user_of_redis_may_not_read_is_one_sentence(
+    client: CriticClient, connection: redis.Redis, tmp_path: Path
+) -> None:
+    client.episode("lift the cup", id="e-1").push(frame(1))
+    commands = [f"+{name}" for name in ("info", "time", "zcard", "zrange", "hget", "hlen", "hmget", "llen")]
+    connection.acl_setuser(
+        "looker", enabled=True, passwords=["+pw"], keys=["*"], categories=["+@connection"], commands=commands
+    )
+    try:
+        url = client.config.redis_url.replace("redis://", "redis://looker:pw@")
+        arguments = ["--redis-url", url]
+        listed = CliRunner().invoke(main, ["episodes", "list", *arguments], catch_exceptions=False)
+        shown = CliRunner().invoke(
+            main, ["episodes", "show", "e-1", "-o", str(tmp_path / "x.png"), *arguments], catch_exceptions=False
+        )
+    finally:
+        connection.acl_deluser("looker")
+    assert listed.exit_code == 0 and "lift the cup" in listed.output, listed.output
+    assert shown.exit_code == 1 and "`episodes show` those of vlac-worker" in shown.output
+
+
 def test_a_missing_matplotlib_is_named(
     client: CriticClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

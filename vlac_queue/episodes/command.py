@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
+import redis
 
 from vlac_queue.connection import connect, redis_errors
 from vlac_queue.console import errors_as_messages, print_table, queue_option, redis_url_option, writing
@@ -18,6 +20,7 @@ from vlac_queue.credentials import with_credentials
 from vlac_queue.episodes import live, log
 from vlac_queue.episodes.record import EpisodeRecord
 from vlac_queue.episodes.sheet import write_episode
+from vlac_queue.errors import RedisUnavailable
 from vlac_queue.keys import Keys
 from vlac_queue.plot import figure_class
 from vlac_queue.texts import clean, duration, size
@@ -56,7 +59,7 @@ def list_episodes(folder: Path | None, limit: int, redis_url: str, queue: str, a
         if folder is not None:
             rows, count = _logged(folder, limit)
         else:
-            with redis_errors(redis_url), connect(with_credentials(redis_url)) as connection:
+            with _reading(redis_url) as connection:
                 found, count = live.open_episodes(connection, Keys(queue), limit)
             rows = [asdict(each) for each in found]
     if as_json:
@@ -94,10 +97,23 @@ def show(episode: str, out: Path, folder: Path | None, redis_url: str, queue: st
             shown, count = _draw(record, partial(log.read_batches, record, _note), out)
         else:
             keys = Keys(queue)
-            with redis_errors(redis_url), connect(with_credentials(redis_url)) as connection:
+            with _reading(redis_url) as connection:
                 record = live.read_episode(connection, keys, episode)
                 shown, count = _draw(record, partial(live.read_batches, connection, keys, episode), out)
     click.echo(f"Written: {out} ({shown} of {count} frames)")
+
+
+@contextmanager
+def _reading(redis_url: str) -> Iterator[redis.Redis]:
+    url = with_credentials(redis_url)
+    try:
+        with redis_errors(url), connect(url) as connection:
+            yield connection
+    except redis.exceptions.NoPermissionError as error:
+        raise RedisUnavailable(
+            f"this user of Redis may not read that ({error}); `episodes list` needs the rights of vlac-dashboard "
+            "(with Redis 7 or newer), `episodes show` those of vlac-worker."
+        ) from None
 
 
 def _draw(record: EpisodeRecord, batches: Callable[[], Any], out: Path) -> tuple[int, int]:

@@ -41,20 +41,20 @@ def open_episodes(connection: redis.Redis, keys: Keys, most: int) -> tuple[list[
     """Up to `most` open episodes, those touched last first, and how many there are; two round trips."""
     with connection.pipeline(transaction=False) as pipeline:
         pipeline.zcard(keys.open)
-        pipeline.zrange(keys.open, 0, most - 1, desc=True, withscores=True)
+        pipeline.zrange(keys.open, -most, -1, withscores=True)
         pipeline.time()
-        count, newest, (seconds, _) = pipeline.execute()
-    # RESP3 gives pairs as lists.
-    expiring = [(member.decode(), float(at)) for member, at in newest]
+        count, latest, (seconds, _) = pipeline.execute()
+    expiring = [(member.decode(), float(at)) for member, at in reversed(latest)]
     with connection.pipeline(transaction=False) as pipeline:
         for episode, _ in expiring:
-            pipeline.hget(keys.episode(episode).meta, "task")
+            # With HMGET, as the rights of the dashboards' user have it.
+            pipeline.hmget(keys.episode(episode).meta, "task")
             pipeline.llen(keys.episode(episode).frames)
             pipeline.hget(keys.sizes, episode)
             pipeline.hlen(keys.episode(episode).queries)
         replies = pipeline.execute()
     found = []
-    for (episode, at), task, batches, size, queries in zip(
+    for (episode, at), (task,), batches, size, queries in zip(
         expiring, replies[0::4], replies[1::4], replies[2::4], replies[3::4], strict=True
     ):
         if task is not None:  # closed meanwhile, or the keys of a crashed rollout have expired
