@@ -21,6 +21,8 @@ Entry = TypeVar("Entry")
 MAX_QUERY_BYTES = 2 << 30
 #: Bytes of last frames kept decoded, so that a new frame costs one XOR and not the whole episode.
 LAST_FRAMES_BYTES = 64 << 20
+#: Most episodes of which one is kept: small frames are cheap by their bytes, and dear by what surrounds them.
+LAST_FRAMES = 4096
 #: Bytes of reference frames kept decoded.
 REFERENCES_BYTES = 512 << 20
 
@@ -66,10 +68,11 @@ class _LastFrame:
 
 
 class _Cache(Generic[Entry]):
-    """Least recently kept first; holds at most `limit` bytes, but always the newest entry."""
+    """Least recently kept first; holds at most `limit` bytes and `most` entries, but always the newest entry."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, most: int) -> None:
         self._limit = limit
+        self._most = most
         self._bytes = 0
         self._entries: OrderedDict[str, tuple[Entry, int]] = OrderedDict()
 
@@ -82,7 +85,7 @@ class _Cache(Generic[Entry]):
             self._bytes -= old[1]
         self._entries[key] = (entry, nbytes)
         self._bytes += nbytes
-        while self._bytes > self._limit and len(self._entries) > 1:
+        while (self._bytes > self._limit or len(self._entries) > self._most) and len(self._entries) > 1:
             _, (_, freed) = self._entries.popitem(last=False)
             self._bytes -= freed
 
@@ -102,8 +105,8 @@ class Intake:
     def __init__(self, store: EpisodeStore, *, done_history: bool = False) -> None:
         self._store = store
         self._done_history = done_history
-        self._last: _Cache[_LastFrame] = _Cache(LAST_FRAMES_BYTES)
-        self._references: _Cache[Frames] = _Cache(REFERENCES_BYTES)
+        self._last: _Cache[_LastFrame] = _Cache(LAST_FRAMES_BYTES, LAST_FRAMES)
+        self._references: _Cache[Frames] = _Cache(REFERENCES_BYTES, LAST_FRAMES)
 
     def prepare(
         self, queries: Sequence[tuple[str, Query]], ahead: Mapping[str, ReadAhead] = NOTHING_AHEAD

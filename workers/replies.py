@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import redis
 from redis.client import Pipeline
+from redis.exceptions import OutOfMemoryError
 
 from vlac_queue.connection import AWAY, RedisClock
 from vlac_queue.keys import Keys
@@ -205,10 +206,12 @@ class Replies:
         finished = self._jobs.last(job_ids)
         with self._connection.pipeline(transaction=False) as pipeline:
             self._store.answer(texts, pipeline, ttl_s=ttl_s)
+            needed = len(pipeline)
             self._finish(finished, pipeline)
             self._publish_failures(answered, pipeline)
-            for reply in pipeline.execute(raise_on_error=False):
-                if isinstance(reply, AWAY):
+            for index, reply in enumerate(pipeline.execute(raise_on_error=False)):
+                # A full Redis takes answers (see store.py) and no counters, which nobody waits for.
+                if isinstance(reply, AWAY) and (index < needed or not isinstance(reply, OutOfMemoryError)):
                     raise reply
                 if isinstance(reply, Exception):
                     # A client's keys of a wrong type: the answers of others are written all the same.

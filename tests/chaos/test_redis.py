@@ -19,7 +19,7 @@ from tests.chaos.proxy import Proxy
 from tests.chaos.servers import Sentinels, Server
 from tests.conftest import Workers, until
 from tests.workers.critics import frame
-from vlac_queue import CriticClient, QueueFull, VlacConfig
+from vlac_queue import CriticClient, CriticFailed, QueueFull, VlacConfig
 
 Fleets = Callable[[str, redis.Redis], Workers]
 
@@ -179,6 +179,27 @@ def test_redis_full(tmp_path: Path, fleets: Fleets, table: Table, times: int) ->
         load.finish()
         assert all(process.poll() is None for process in workers.processes)
         table.add("Redis full (noeviction)", times, load, [load.recovered_s(t) for t in room])
+
+
+def test_a_full_redis_empties(tmp_path: Path, fleets: Fleets) -> None:
+    """Frames that are there are asked about, answered and closed, though nothing more fits."""
+    with Server(tmp_path / "redis", "--maxmemory-policy", "noeviction") as server:
+        control = server.connection()
+        workers = fleets(server.url, control)
+        workers.start(CHAOS, VLAC_MAX_BATCH="1")
+        until(workers.described)
+        with CriticClient(VlacConfig(redis_url=server.url, timeout_s=30)) as client:
+            episodes = [client.episode(task) for task in ("task", "refuse", "task")]
+            client.push_many([(episode, frame(51)) for episode in episodes])
+            control.config_set("maxmemory", 1)
+            pendings = [*client.ask_done_many(episodes), *client.ask_value_many(episodes)]
+            client.wait(pendings)
+            for pending in pendings[1::3]:
+                with pytest.raises(CriticFailed, match="banana"):
+                    pending.verdict()
+            assert all(pending.verdict() for pending in pendings if pending not in pendings[1::3])
+            client.close_many(episodes)
+        assert not control.keys("vlac:vlac:episode:*")
 
 
 @harm(5)
