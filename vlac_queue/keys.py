@@ -95,7 +95,7 @@ class Keys:
         return f"vlac:{self.queue}:worker:{name}"
 
     def claims(self, name: str) -> str:
-        """list: ids of the jobs that a worker has taken and not finished.
+        """list: ids of the jobs that a worker has taken and not finished; with ":next", the one it waited for.
 
         No expiry: these jobs would be lost with it. Given back when the worker stops or is found dead.
         """

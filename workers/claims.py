@@ -11,6 +11,7 @@ from typing import Any
 import redis
 from redis.client import Pipeline
 
+from vlac_queue.connection import exchange
 from vlac_queue.keys import Keys
 from vlac_queue.messages import MAX_JOB_BYTES
 from vlac_queue.metrics import first_line
@@ -34,12 +35,18 @@ local function job(id, most)
 end
 """
 
+# What a worker was waiting for goes to a list of its own first, and from there to its claims: so the script that
+# takes can stand right behind the command that waits, on the same connection. KEYS[2]: claims.
+_SETTLE = """
+while redis.call('LMOVE', KEYS[2] .. ':next', KEYS[2], 'LEFT', 'RIGHT') do end
+"""
+
 # Takes up to n jobs and reads them; what is unfit is dropped. With a job comes what its worker would ask for next:
 # the episodes of its done queries and the one batch that each is about (field "ahead" of the job, a JSON list of
 # episode, query id and batch index), so that a worker that knows the frame before needs no further round trip.
-# KEYS queue claims; ARGV first_id ("": take that one too) n max_bytes worker_name episode_prefix. Reply: as _JOB
-# for each, and a list of {episode, query id, batch index, meta, kind, batch}. The first command lets it go on when
-# Redis is full (see store.py): taking jobs is what empties it.
+# KEYS queue claims; ARGV n max_bytes worker_name episode_prefix. Reply: as _JOB for each, and a list of {episode,
+# query id, batch index, meta, kind, batch}. The first command lets it go on when Redis is full (see store.py):
+# taking jobs is what empties it.
 _TAKE = (
     _JOB
     + """
@@ -66,18 +73,18 @@ local function ahead(id, root)
 end
 redis.call('LREM', KEYS[2], 0, '')
 local ids = {}
-if ARGV[1] ~= '' then ids[1] = ARGV[1] end
-for i = #ids + 1, tonumber(ARGV[2]) do
-  local id = redis.call('LMOVE', KEYS[1], KEYS[2], 'LEFT', 'RIGHT')
+for i = 1, tonumber(ARGV[1]) do
+  local id = redis.call('LMOVE', KEYS[2] .. ':next', KEYS[2], 'LEFT', 'RIGHT')
+  if not id then id = redis.call('LMOVE', KEYS[1], KEYS[2], 'LEFT', 'RIGHT') end
   if not id then break end
   ids[i] = id
 end
 local jobs = {}
 for i, id in ipairs(ids) do
-  jobs[i] = job(id, ARGV[3])
+  jobs[i] = job(id, ARGV[2])
   if jobs[i][2] == 'ok' then
-    redis.call('HSET', 'rq:job:' .. id, 'status', 'started', 'worker_name', ARGV[4])
-    jobs[i][7] = ahead(id, ARGV[5])
+    redis.call('HSET', 'rq:job:' .. id, 'status', 'started', 'worker_name', ARGV[3])
+    jobs[i][7] = ahead(id, ARGV[4])
   elseif jobs[i][2] == 'unfit' then redis.call('LREM', KEYS[2], 1, id) end
 end
 return jobs
@@ -88,6 +95,7 @@ return jobs
 # KEYS queue claims alone; ARGV ids, or none for all. Reply: how many.
 _GIVE_BACK = (
     _JOB
+    + _SETTLE
     + """
 local ids, count = ARGV, 0
 if #ids == 0 then ids = redis.call('LRANGE', KEYS[2], 0, -1) end
@@ -120,6 +128,7 @@ _RECOVER = (
     _JOB
     + """
 if redis.call('EXISTS', KEYS[4]) == 1 then return {0, {}} end
+while redis.call('LMOVE', KEYS[2] .. ':next', KEYS[2], 'LEFT', 'RIGHT') do end
 local count, spent, now = 0, {}, redis.call('TIME')[1]
 local ids = redis.call('LRANGE', KEYS[2], 0, -1)
 redis.call('DEL', KEYS[2])
@@ -184,20 +193,22 @@ class Claims:
 
     def take(self, count: int, *, block_s: float) -> list[TakenJob]:
         """Claims and reads up to `count` jobs, waiting up to `block_s` seconds for the first (0: not at all)."""
-        first: Any = ""
-        if block_s:
-            queues = (self._keys.rq_queue, self.key)
-            try:
-                first = self._connection.execute_command("BLMOVE", *queues, "LEFT", "RIGHT", block_s)
-            except redis.exceptions.OutOfMemoryError:
+        take = self._take_command(self._keys.rq_queue, count)
+        if not block_s:
+            return [_taken(entry) for entry in _checked(exchange(self._connection, [take])[0])]
+        wait = ("BLMOVE", self._keys.rq_queue, f"{self.key}:next", "LEFT", "RIGHT", str(block_s))
+        waited, taken = exchange(self._connection, [wait, take])
+        if isinstance(waited, redis.exceptions.OutOfMemoryError):
+            if not taken:
                 time.sleep(_FULL_PAUSE_S)
-            if first is None:
-                return []
-        return self._take(self._keys.rq_queue, first, count)
+        else:
+            _checked(waited)
+        return [_taken(entry) for entry in _checked(taken)]
 
     def take_alone(self) -> list[TakenJob]:
         """Claims and reads one of the jobs that are tried alone, without waiting."""
-        return self._take(self._keys.alone, "", 1)
+        (taken,) = exchange(self._connection, [self._take_command(self._keys.alone, 1)])
+        return [_taken(entry) for entry in _checked(taken)]
 
     def trying(self, job_id: str, query_id: str) -> None:
         """Notes which query of a job is tried now: the one to blame, should this worker die."""
@@ -231,11 +242,9 @@ class Claims:
         reply: Any = self._connection.eval(_RECOVER, len(names), *names, worker, MAX_JOB_BYTES, self._worker)
         return reply[0], [_taken(entry) for entry in reply[1]]
 
-    def _take(self, queue: str, first: Any, count: int) -> list[TakenJob]:
+    def _take_command(self, queue: str, count: int) -> tuple[Any, ...]:
         prefix = self._keys.episode("").meta
-        arguments = (first, count, MAX_JOB_BYTES, self._worker, prefix)
-        taken: Any = self._connection.eval(_TAKE, 2, queue, self.key, *arguments)
-        return [_taken(entry) for entry in taken]
+        return ("EVAL", _TAKE, 2, queue, self.key, count, MAX_JOB_BYTES, self._worker, prefix)
 
 
 def history(deaths: Sequence[tuple[str, float]]) -> str:
@@ -243,6 +252,13 @@ def history(deaths: Sequence[tuple[str, float]]) -> str:
     return ", ".join(
         f"{first_line(name)} at {datetime.fromtimestamp(when, timezone.utc):%H:%M:%S} UTC" for name, when in deaths
     )
+
+
+def _checked(reply: Any) -> Any:
+    """A reply, unless it is an error."""
+    if isinstance(reply, redis.RedisError):
+        raise reply
+    return reply
 
 
 def _taken(entry: list[Any]) -> TakenJob:
