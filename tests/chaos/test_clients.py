@@ -49,6 +49,7 @@ def test_rollouts_killed(
         dying = multiprocessing.get_context("spawn").Process(target=_roll_until_killed, args=(server.url,))
         dying.start()
         strangers = until(lambda: _clients(connection) - load.clients)
+        until(lambda: int(connection.hget(keys.sizes, ":total") or 0) > 100_000)  # the load holds some 10,000
         assert dying.pid is not None
         os.kill(dying.pid, signal.SIGKILL)
         dying.join()
