@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import redis
+from hiredis import pack_command
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 from rq.connections import parse_connection
@@ -125,7 +126,8 @@ def exchange(connection: redis.Redis, commands: Iterable[tuple[Any, ...]]) -> li
         try:
             for command in left:
                 made.append(command)
-                link.send_command(*command)
+                # As redis-py packs it, without its look at each word.
+                link.send_packed_command([pack_command(command)])
             while len(replies) < len(made):
                 replies.append(_read_reply(link))
         except BaseException:

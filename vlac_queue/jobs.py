@@ -6,6 +6,7 @@ job to job is filled in here, so `rq info`, plain workers and RQ's clean-up see 
 
 from __future__ import annotations
 
+import json
 import pickle
 import uuid
 from collections.abc import Sequence
@@ -21,6 +22,9 @@ from rq.utils import utcformat
 from vlac_queue.config import VlacConfig
 from vlac_queue.keys import Keys
 from vlac_queue.messages import JOB_FUNCTION, Query, encode_job
+
+#: Most queries of a job whose frames are sent along when a worker takes it.
+_MOST_AHEAD = 64
 
 #: Seconds that a failed job stays for `rq info` to show.
 _FAILURE_TTL_S = 3600
@@ -73,5 +77,9 @@ class JobMaker:
             # RQ compresses it, and reads it as it is as well: it is short, and this is quicker on both sides.
             "data": pickle.dumps(envelope, protocol=pickle.HIGHEST_PROTOCOL),
         }
+        if len(queries) <= _MOST_AHEAD:
+            # What a worker asks for next, in plain sight of the script that takes the job.
+            ahead = [(query.episode, query.id, query.batch) for query in queries if query.kind == "done"]
+            fields["ahead"] = json.dumps(ahead, separators=(",", ":"))
         words = tuple(word for field in fields.items() for word in field)
         return NewJob(self._keys.job_id(uuid.uuid4().hex), words)

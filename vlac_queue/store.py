@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any
 
 import redis
@@ -324,6 +325,33 @@ class EpisodeRead:
     batches: list[bytes]
 
 
+@dataclass(frozen=True)
+class ReadAhead:
+    """What came along with a job for one of its queries: its episode with the one batch `index`."""
+
+    episode: str
+    index: int
+    read: EpisodeRead
+
+    def answers(self, wanted: Wanted) -> bool:
+        """Whether it is what a worker wants to know."""
+        only = (self.episode, self.index, self.index, 1)
+        return only == (wanted.episode, wanted.first, wanted.last, len(wanted.queries))
+
+
+NOTHING_AHEAD: Mapping[str, ReadAhead] = MappingProxyType({})
+
+
+def episode_read(fields: Sequence[bytes], still_open: Iterable[str], batches: list[bytes]) -> EpisodeRead:
+    """An episode from its meta hash (names and values in turn), its open queries and batches."""
+    meta: EpisodeMeta | ProtocolError | None
+    try:
+        meta = EpisodeMeta.from_hash(dict(zip(fields[::2], fields[1::2], strict=True))) if fields else None
+    except ProtocolError as error:
+        meta = error
+    return EpisodeRead(meta, frozenset(still_open), batches)
+
+
 class EpisodeStore:
     """The episodes of one queue. Threads may share it."""
 
@@ -518,18 +546,13 @@ class EpisodeStore:
             keys += (episode.meta, episode.frames, episode.queries)
             arguments += (each.first, each.last, len(each.queries), *each.queries)
         for each, reply in zip(wanted, self._eval(self.connection, _READ, keys, arguments), strict=True):
-            meta: EpisodeMeta | ProtocolError | None
             if not reply:
-                meta = ProtocolError(f"the keys of episode {each.episode!r} on Redis are of a wrong type.")
-                yield EpisodeRead(meta, frozenset(each.queries), [])
+                wrong = ProtocolError(f"the keys of episode {each.episode!r} on Redis are of a wrong type.")
+                yield EpisodeRead(wrong, frozenset(each.queries), [])
                 continue
             fields, kinds, batches = reply
-            try:
-                meta = EpisodeMeta.from_hash(dict(zip(fields[::2], fields[1::2], strict=True))) if fields else None
-            except ProtocolError as error:
-                meta = error
-            still_open = frozenset(query for query, kind in zip(each.queries, kinds, strict=True) if kind)
-            yield EpisodeRead(meta, still_open, batches)
+            still_open = [query for query, kind in zip(each.queries, kinds, strict=True) if kind]
+            yield episode_read(fields, still_open, batches)
 
     def _keys(self, episode: str, reference: str) -> tuple[str, str, str, str, str]:
         keys = self.keys.episode(episode)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
@@ -14,6 +14,7 @@ from redis.client import Pipeline
 from vlac_queue.keys import Keys
 from vlac_queue.messages import MAX_JOB_BYTES
 from vlac_queue.metrics import first_line
+from vlac_queue.store import ReadAhead, episode_read
 
 #: Seconds between two looks at the queue while Redis is full and refuses to be waited on.
 _FULL_PAUSE_S = 0.1
@@ -33,12 +34,36 @@ local function job(id, most)
 end
 """
 
-# Takes up to n jobs and reads them; what is unfit is dropped. KEYS queue claims; ARGV first_id ("": take that one
-# too) n max_bytes worker_name. Reply: as _JOB for each. The first command lets it go on when Redis is full (see
-# store.py): taking jobs is what empties it.
+# Takes up to n jobs and reads them; what is unfit is dropped. With a job comes what its worker would ask for next:
+# the episodes of its done queries and the one batch that each is about (field "ahead" of the job, a JSON list of
+# episode, query id and batch index), so that a worker that knows the frame before needs no further round trip.
+# KEYS queue claims; ARGV first_id ("": take that one too) n max_bytes worker_name episode_prefix. Reply: as _JOB
+# for each, and a list of {episode, query id, batch index, meta, kind, batch}. The first command lets it go on when
+# Redis is full (see store.py): taking jobs is what empties it.
 _TAKE = (
     _JOB
     + """
+local function look(root, query)
+  if type(query) ~= 'table' or type(query[1]) ~= 'string' or type(query[2]) ~= 'string' then return end
+  local index = query[3]
+  if type(index) ~= 'number' or not (index >= 0 and index < 4294967296) then return end
+  local kind = redis.pcall('HGET', root .. query[1] .. ':queries', query[2])
+  if kind ~= 'done' then return end
+  local meta = redis.pcall('HGETALL', root .. query[1])
+  local batch = redis.pcall('LINDEX', root .. query[1] .. ':frames', string.format('%d', index))
+  if meta.err or type(batch) ~= 'string' then return end
+  return {query[1], query[2], index, meta, kind, batch}
+end
+local function ahead(id, root)
+  local size = redis.call('HSTRLEN', 'rq:job:' .. id, 'ahead')
+  if size == 0 or size > 65536 then return {} end
+  local fits, queries = pcall(cjson.decode, redis.call('HGET', 'rq:job:' .. id, 'ahead'))
+  local found = {}
+  if fits and type(queries) == 'table' then
+    for i = 1, math.min(#queries, 64) do found[#found + 1] = look(root, queries[i]) end
+  end
+  return found
+end
 redis.call('LREM', KEYS[2], 0, '')
 local ids = {}
 if ARGV[1] ~= '' then ids[1] = ARGV[1] end
@@ -50,7 +75,9 @@ end
 local jobs = {}
 for i, id in ipairs(ids) do
   jobs[i] = job(id, ARGV[3])
-  if jobs[i][2] == 'ok' then redis.call('HSET', 'rq:job:' .. id, 'status', 'started', 'worker_name', ARGV[4])
+  if jobs[i][2] == 'ok' then
+    redis.call('HSET', 'rq:job:' .. id, 'status', 'started', 'worker_name', ARGV[4])
+    jobs[i][7] = ahead(id, ARGV[5])
   elseif jobs[i][2] == 'unfit' then redis.call('LREM', KEYS[2], 1, id) end
 end
 return jobs
@@ -133,6 +160,7 @@ class TakenJob:
         spent: whether workers died with it more often than it may be tried again.
         deaths: the workers that died with it, and when (seconds since 1970 on Redis' clock).
         trying: id of the query that was tried alone last, or "".
+        ahead: what was read along with the job, by query id.
     """
 
     id: str
@@ -141,6 +169,7 @@ class TakenJob:
     spent: bool = False
     deaths: tuple[tuple[str, float], ...] = ()
     trying: str = ""
+    ahead: Mapping[str, ReadAhead] = field(default_factory=dict, repr=False)
 
 
 class Claims:
@@ -203,7 +232,9 @@ class Claims:
         return reply[0], [_taken(entry) for entry in reply[1]]
 
     def _take(self, queue: str, first: Any, count: int) -> list[TakenJob]:
-        taken: Any = self._connection.eval(_TAKE, 2, queue, self.key, first, count, MAX_JOB_BYTES, self._worker)
+        prefix = self._keys.episode("").meta
+        arguments = (first, count, MAX_JOB_BYTES, self._worker, prefix)
+        taken: Any = self._connection.eval(_TAKE, 2, queue, self.key, *arguments)
         return [_taken(entry) for entry in taken]
 
 
@@ -219,11 +250,24 @@ def _taken(entry: list[Any]) -> TakenJob:
     name = job_id.decode(errors="replace")
     if state != b"ok":
         return TakenJob(name, None if state == b"large" else b"", unfit=state == b"unfit")
-    data, left, deaths, trying = fields
+    data, left, deaths, trying, *ahead = fields
     died = [_death(text) for text in deaths.decode(errors="replace").split()]
     # What is no number was counted down no further: it is spent at the first death.
     spent = bool(died) and not (left.isdigit())
-    return TakenJob(name, data, spent=spent, deaths=tuple(died), trying=trying.decode(errors="replace"))
+    return TakenJob(
+        name,
+        data,
+        spent=spent,
+        deaths=tuple(died),
+        trying=trying.decode(errors="replace"),
+        ahead=dict(map(_read_ahead, ahead[0] if ahead else ())),
+    )
+
+
+def _read_ahead(entry: list[Any]) -> tuple[str, ReadAhead]:
+    episode, query_id, index, meta, _, batch = entry
+    name = query_id.decode(errors="replace")
+    return name, ReadAhead(episode.decode(errors="replace"), index, episode_read(meta, [name], [batch]))
 
 
 def _death(text: str) -> tuple[str, float]:

@@ -20,7 +20,7 @@ import time
 import traceback
 import uuid
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,7 +47,7 @@ from vlac_queue.messages import (
     Query,
     decode_job,
 )
-from vlac_queue.store import EpisodeStore
+from vlac_queue.store import NOTHING_AHEAD, EpisodeStore, ReadAhead
 from workers.asker import Answered, Asker, WorkerStats
 from workers.batcher import Batcher
 from workers.claims import Claims, TakenJob, history
@@ -345,7 +345,7 @@ class CriticWorker(SimpleWorker):
                 self._at_hand = frozenset(job.id for job in unread)
                 jobs = self._readable(unread)
                 if jobs:
-                    self._accept(jobs)
+                    self._accept(jobs, {query: read for job in unread for query, read in job.ahead.items()})
                 unread, self._at_hand = [], frozenset()
             except AWAY as error:
                 # The jobs at hand are kept and read again.
@@ -402,7 +402,7 @@ class CriticWorker(SimpleWorker):
                 self._reject(job.id, error)
         return jobs
 
-    def _accept(self, jobs: Sequence[tuple[str, str]]) -> None:
+    def _accept(self, jobs: Sequence[tuple[str, str]], ahead: Mapping[str, ReadAhead] = NOTHING_AHEAD) -> None:
         """Prepares the queries of jobs and hands them to the critic's thread."""
         queries = []
         for job_id, text in jobs:
@@ -411,10 +411,12 @@ class CriticWorker(SimpleWorker):
             except ProtocolError as error:
                 self._reject(job_id, error)
         self._queries_per_job = max(1.0, (self._queries_per_job + len(queries) / len(jobs)) / 2)
-        self._prepare(queries)
+        self._prepare(queries, ahead)
 
-    def _prepare(self, queries: Sequence[tuple[str, Query]]) -> None:
-        prepared = self._intake.prepare(self._of_living_clients(queries))
+    def _prepare(
+        self, queries: Sequence[tuple[str, Query]], ahead: Mapping[str, ReadAhead] = NOTHING_AHEAD
+    ) -> None:
+        prepared = self._intake.prepare(self._of_living_clients(queries), ahead)
         unwanted = {query.id for _, query in queries} - {each.query.id for each in prepared}
         prepared += [Prepared(job_id, query, None) for job_id, query in queries if query.id in unwanted]
         self._jobs.add(each.job for each in prepared)
