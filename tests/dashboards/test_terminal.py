@@ -271,5 +271,7 @@ def test_terminals_without_colour_get_none(
         assert not re.search(r"\x1b\[[\d;]*(3[0-7]|4[0-7])m", text)
         if setting == "TERM=dumb":
             assert "\x1b" not in text
+        terminal.press("C-c")
+        terminal.shows("ended with")
     finally:
         terminal.close()
