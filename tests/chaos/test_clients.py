@@ -49,6 +49,7 @@ def test_rollouts_killed(
         dying = multiprocessing.get_context("spawn").Process(target=_roll_until_killed, args=(server.url,))
         dying.start()
         strangers = until(lambda: _clients(connection) - load.clients)
+        until(lambda: int(connection.hget(keys.sizes, ":total") or 0) > 100_000)  # the load holds some 10,000
         assert dying.pid is not None
         os.kill(dying.pid, signal.SIGKILL)
         dying.join()
@@ -112,6 +113,8 @@ def test_an_older_protocol_is_refused_with_its_reason(
     until(lambda: connection.hget(job.key, "status") == b"failed")
     assert "protocol version 1" in str(Job.fetch("old", connection=connection).latest_result().exc_string)
     workers.stop()
+    # Until Redis has noticed, it may give a job to the dead.
+    until(lambda: connection.info("clients")["blocked_clients"] == 0)  # type: ignore[index]
     connection.delete(*connection.keys("rq:worker*"))
 
     # An older worker: it refuses what it can't read, as ours does.
