@@ -20,7 +20,7 @@ Entry = TypeVar("Entry")
 #: Most pixel bytes that one query may need: 10,000 frames of 256x256, say.
 MAX_QUERY_BYTES = 2 << 30
 #: Bytes of last frames kept decoded, so that a new frame costs one XOR and not the whole episode.
-LAST_FRAMES_BYTES = 64 << 20
+LAST_FRAMES_BYTES = 256 << 20
 #: Most episodes of which one is kept: small frames are cheap by their bytes, and dear by what surrounds them.
 LAST_FRAMES = 4096
 #: Bytes of reference frames kept decoded.
