@@ -90,6 +90,10 @@ def main(
     """
     if replay and (record or export or port is not None or once or as_json):
         raise click.UsageError("--replay goes with --speed only")
+    if (once or as_json) and (record or export or port is not None):
+        raise click.UsageError(
+            "--once and --json look once; --record, --export and --port go on: give one or the other"
+        )
     # Ending in order gives the terminal back as it was.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     console = Console(highlight=False)

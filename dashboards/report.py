@@ -91,7 +91,7 @@ def _summary(run: Run) -> Iterator[str]:
         typical = latency(statistics.median(times)) if times else "-"
         worst = latency(max(times, default=None))
         yield row(f"Latency {name}", typical, f"in the median minute, {worst} in the worst")
-    yield row("Workers", f"{most['workers'] or 0:.0f} at most", f"{len(run.workers)} different ones")
+    yield row("Workers", f"{most['workers'] or 0:.0f} at most", f"{len(run.workers)} in all")
     yield row("Busy", percent(statistics.mean(busy)) if busy else "-", "mean over time and workers")
     if last is not None:
         training = last.training

@@ -113,6 +113,7 @@ def test_the_queue_is_a_choice(server: RedisServer, connection: redis.Redis) -> 
         (["--queue", "a:b"], "queue must be"),
         (["--interval", "0"], "--interval"),
         (["--replay", "x", "--record", "y"], "--replay goes with --speed only"),
+        (["--json", "--record", "y"], "--once and --json look once"),
     ],
 )
 def test_a_wrong_option_is_refused(arguments: list[str], part: str) -> None:
