@@ -84,6 +84,8 @@ class Pending(Generic[Verdict]):
         self._episode = episode
         # The job that carries the query.
         self._job = ""
+        # Looks at which that job was nowhere.
+        self._missed = 0
         self._answer: Answer | VlacQueueError | None = None
         self._asked = time.monotonic()
         self._latency_s = 0.0

@@ -32,6 +32,9 @@ _log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+#: Looks (2 s apart) at which a job is nowhere until it counts as lost: longer than a dead worker goes unnoticed.
+_LOOKS_MISSED = 5
+
 #: Seconds of the first pause before Redis is tried again; doubles up to the last.
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.05, 1.0
 #: Times that what Redis lost is restored for one call.
@@ -191,8 +194,13 @@ class Recovery:
                 lost.append(pending)
             elif standing.refused:
                 client._fail(pending, ProtocolError(f"a worker refused the job: {standing.refused}"))
-            elif not standing.carried:
-                dropped.append(pending)
+            elif standing.carried:
+                pending._missed = 0
+            else:
+                # It may be with a worker that was killed just now, whose jobs go back once it is known to be dead.
+                pending._missed += 1
+                if pending._missed >= _LOOKS_MISSED:
+                    dropped.append(pending)
         restored = self._restore([pending._episode for pending in lost]) if lost else set()
         for pending in lost:
             if pending.query.episode not in restored:
