@@ -128,7 +128,9 @@ _RECOVER = (
     _JOB
     + """
 if redis.call('EXISTS', KEYS[4]) == 1 then return {0, {}} end
-while redis.call('LMOVE', KEYS[2] .. ':next', KEYS[2], 'LEFT', 'RIGHT') do end
+"""
+    + _SETTLE
+    + """
 local count, spent, now = 0, {}, redis.call('TIME')[1]
 local ids = redis.call('LRANGE', KEYS[2], 0, -1)
 redis.call('DEL', KEYS[2])
