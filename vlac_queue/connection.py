@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Iterable, Iterator
@@ -105,13 +106,29 @@ def redis_errors(url: str) -> Iterator[None]:
         raise
 
 
+#: Where a connection broke before the reply.
+_MISSING = object()
+
+
+class Script(str):
+    """A Lua script. `exchange` sends its digest, and the whole of it only to a server that does not know it yet."""
+
+    digest: str
+
+    def __new__(cls, text: str) -> Script:
+        script = super().__new__(cls, text)
+        script.digest = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+        return script
+
+
 def exchange(connection: redis.Redis, commands: Iterable[tuple[Any, ...]]) -> list[Any]:
     """Sends commands as they are made, and reads all replies afterwards.
 
     Args:
         connection: sends on one of its connections.
-        commands: each command's words; sending one of them again must change nothing, since a connection that
-            breaks leaves open which were executed: those without a reply are sent again, one by one.
+        commands: each command's words, a script as ("EVAL", Script, ...); sending one of them again must change
+            nothing, since a connection that breaks leaves open which were executed: those without a reply are
+            sent again, one by one. So are scripts that the server did not know.
 
     Returns:
         Each command's reply; the server's errors as values, since others may have succeeded. Where the server
@@ -127,7 +144,7 @@ def exchange(connection: redis.Redis, commands: Iterable[tuple[Any, ...]]) -> li
             for command in left:
                 made.append(command)
                 # As redis-py packs it, without its look at each word.
-                link.send_packed_command([pack_command(command)])
+                link.send_packed_command([pack_command(_by_digest(command))])
             while len(replies) < len(made):
                 replies.append(_read_reply(link))
         except BaseException:
@@ -138,14 +155,30 @@ def exchange(connection: redis.Redis, commands: Iterable[tuple[Any, ...]]) -> li
             pool.release(link)
     except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError):
         made += left
-    for command in made[len(replies) :]:
-        try:
-            replies.append(connection.execute_command(*command))
-        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as error:
-            return [*replies, *[error] * (len(made) - len(replies))]
-        except redis.RedisError as error:
-            replies.append(error)
+    replies += [_MISSING] * (len(made) - len(replies))
+    away: Exception | None = None
+    for index, reply in enumerate(replies):
+        if reply is _MISSING or isinstance(reply, redis.exceptions.NoScriptError):
+            try:
+                replies[index] = away or connection.execute_command(*made[index])
+            except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as error:
+                replies[index] = away = error
+            except redis.RedisError as error:
+                replies[index] = error
     return replies
+
+
+def checked(reply: Any) -> Any:
+    """A reply that `exchange` gave, unless it is an error: that is raised."""
+    if isinstance(reply, redis.RedisError):
+        raise reply
+    return reply
+
+
+def _by_digest(command: tuple[Any, ...]) -> tuple[Any, ...]:
+    if isinstance(script := command[1] if len(command) > 1 else None, Script):
+        return ("EVALSHA", script.digest, *command[2:])
+    return command
 
 
 def _read_reply(link: Any) -> Any:

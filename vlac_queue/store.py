@@ -1,8 +1,7 @@
 """Episodes on Redis: every operation that a rollout or a worker does on an episode's keys.
 
-What has to be atomic is a short Lua script; scripts are sent whole (EVAL), so a restarted server needs
-nothing loaded. A script takes many episodes at once: what a step costs does not grow by a round trip an
-episode. All errors are Redis' own here; the client and the worker turn them into ours.
+What has to be atomic is a short Lua script, which takes many episodes at once: what a step costs does not grow
+by a round trip an episode. All errors are Redis' own here; the client and the worker turn them into ours.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any
 import redis
 from redis.client import Pipeline
 
-from vlac_queue.connection import AWAY, exchange
+from vlac_queue.connection import AWAY, Script, checked, exchange
 from vlac_queue.errors import EpisodeLost, ProtocolError, QueueFull, VlacQueueError
 from vlac_queue.jobs import NewJob
 from vlac_queue.keys import LIMIT_FIELD, TOTAL_FIELD, Keys
@@ -89,7 +88,7 @@ return 'ok'
 # ARGV ttl max_bytes number_of_jobs pushes, for each job: id, number_of_fields, field value ..., and for each
 # episode: id, batch_index, payload (or ""), query_id (or ""), kind. Reply for each: {status} or {status, number}.
 # Where nothing is pushed (pushes is 0), it goes on when Redis is full (see _ANSWER).
-_STEP = (
+_STEP = Script(
     _PURGE
     + f"""
 if ARGV[4] == '0' then redis.call('HDEL', KEYS[2], '') end
@@ -169,7 +168,7 @@ return count
 # batch, last batch, number of query ids, the ids. Reply for each: {meta, {kind or "" of each id}, {batch ...}};
 # no batches where nothing is pending. Keys of a wrong type, which no client of ours makes, spoil their episode
 # alone: the reply is {} then.
-_READ = """
+_READ = Script("""
 local function read(i, a)
   local meta = redis.call('HGETALL', KEYS[3 * i - 2])
   local kinds, open = {}, false
@@ -189,12 +188,12 @@ for i = 1, #KEYS / 3 do
   a = a + 3 + tonumber(ARGV[a + 2])
 end
 return replies
-"""
+""")
 
 # Writes answers of one client. Only what is pending is answered. KEYS client_stream, and for each answer its
 # episode's queries; ARGV ttl kept, and for each: query_id answer. Reply: 1 or 0 for each. A script that has
 # written may go on when Redis is full: answers must get through, since closing episodes is what frees memory.
-_ANSWER = """
+_ANSWER = Script("""
 redis.call('EXPIRE', KEYS[1], ARGV[1])
 local written, news = {}, {}
 for i = 1, #KEYS - 1 do
@@ -212,7 +211,7 @@ if #news > 0 then
   redis.call('EXPIRE', KEYS[1], ARGV[1])
 end
 return written
-"""
+""")
 
 # KEYS open sizes, and for each episode: meta frames queries reference users; ARGV id ...
 _CLOSE = (
@@ -524,9 +523,9 @@ class EpisodeStore:
         return batches
 
     def answer(
-        self, answers: Sequence[tuple[Query, str]], pipeline: Pipeline, *, ttl_s: int | None = None
-    ) -> None:
-        """Adds to `pipeline` answers (`messages.encode_answer`) to queries; what is not pending is left alone."""
+        self, answers: Sequence[tuple[Query, str]], *, ttl_s: int | None = None
+    ) -> Iterator[tuple[Any, ...]]:
+        """Commands that answer queries (`messages.encode_answer`); what is not pending is left alone."""
         by_client: dict[str, list[tuple[Query, str]]] = {}
         for each in answers:
             by_client.setdefault(each[0].client, []).append(each)
@@ -536,7 +535,7 @@ class EpisodeStore:
                 keys = [self.keys.client_answers(client)]
                 keys += [self.keys.episode(query.episode).queries for query, _ in part]
                 texts = [text for query, answer in part for text in (query.id, answer)]
-                self._eval(pipeline, _ANSWER, keys, (ttl_s or self.ttl_s, _ANSWERS_KEPT, *texts))
+                yield ("EVAL", _ANSWER, len(keys), *keys, ttl_s or self.ttl_s, _ANSWERS_KEPT, *texts)
 
     def _read_part(self, wanted: Sequence[Wanted]) -> Iterator[EpisodeRead]:
         keys: list[str] = []
@@ -545,7 +544,8 @@ class EpisodeStore:
             episode = self.keys.episode(each.episode)
             keys += (episode.meta, episode.frames, episode.queries)
             arguments += (each.first, each.last, len(each.queries), *each.queries)
-        for each, reply in zip(wanted, self._eval(self.connection, _READ, keys, arguments), strict=True):
+        (read,) = exchange(self.connection, [("EVAL", _READ, len(keys), *keys, *arguments)])
+        for each, reply in zip(wanted, checked(read), strict=True):
             if not reply:
                 wrong = ProtocolError(f"the keys of episode {each.episode!r} on Redis are of a wrong type.")
                 yield EpisodeRead(wrong, frozenset(each.queries), [])

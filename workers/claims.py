@@ -11,7 +11,7 @@ from typing import Any
 import redis
 from redis.client import Pipeline
 
-from vlac_queue.connection import exchange
+from vlac_queue.connection import Script, checked, exchange
 from vlac_queue.keys import Keys
 from vlac_queue.messages import MAX_JOB_BYTES
 from vlac_queue.metrics import first_line
@@ -47,7 +47,7 @@ while redis.call('LMOVE', KEYS[2] .. ':next', KEYS[2], 'LEFT', 'RIGHT') do end
 # KEYS queue claims; ARGV n max_bytes worker_name episode_prefix. Reply: as _JOB for each, and a list of {episode,
 # query id, batch index, meta, kind, batch}. The first command lets it go on when Redis is full (see store.py):
 # taking jobs is what empties it.
-_TAKE = (
+_TAKE = Script(
     _JOB
     + """
 local function look(root, query)
@@ -197,20 +197,20 @@ class Claims:
         """Claims and reads up to `count` jobs, waiting up to `block_s` seconds for the first (0: not at all)."""
         take = self._take_command(self._keys.rq_queue, count)
         if not block_s:
-            return [_taken(entry) for entry in _checked(exchange(self._connection, [take])[0])]
+            return [_taken(entry) for entry in checked(exchange(self._connection, [take])[0])]
         wait = ("BLMOVE", self._keys.rq_queue, f"{self.key}:next", "LEFT", "RIGHT", str(block_s))
         waited, taken = exchange(self._connection, [wait, take])
         if isinstance(waited, redis.exceptions.OutOfMemoryError):
             if not taken:
                 time.sleep(_FULL_PAUSE_S)
         else:
-            _checked(waited)
-        return [_taken(entry) for entry in _checked(taken)]
+            checked(waited)
+        return [_taken(entry) for entry in checked(taken)]
 
     def take_alone(self) -> list[TakenJob]:
         """Claims and reads one of the jobs that are tried alone, without waiting."""
         (taken,) = exchange(self._connection, [self._take_command(self._keys.alone, 1)])
-        return [_taken(entry) for entry in _checked(taken)]
+        return [_taken(entry) for entry in checked(taken)]
 
     def trying(self, job_id: str, query_id: str) -> None:
         """Notes which query of a job is tried now: the one to blame, should this worker die."""
@@ -254,13 +254,6 @@ def history(deaths: Sequence[tuple[str, float]]) -> str:
     return ", ".join(
         f"{first_line(name)} at {datetime.fromtimestamp(when, timezone.utc):%H:%M:%S} UTC" for name, when in deaths
     )
-
-
-def _checked(reply: Any) -> Any:
-    """A reply, unless it is an error."""
-    if isinstance(reply, redis.RedisError):
-        raise reply
-    return reply
 
 
 def _taken(entry: list[Any]) -> TakenJob:

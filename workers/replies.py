@@ -6,13 +6,14 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import redis
 from redis.client import Pipeline
 from redis.exceptions import OutOfMemoryError
 
-from vlac_queue.connection import AWAY, RedisClock
+from vlac_queue.connection import AWAY, RedisClock, exchange
 from vlac_queue.keys import Keys
 from vlac_queue.messages import CriticIdentity, Failure, Query, encode_answer
 from vlac_queue.metrics import PHASES, Histogram, first_line, publish_event
@@ -192,7 +193,9 @@ class Replies:
 
     def fail(self, queries: Sequence[Query], failure: Failure, pipeline: Pipeline) -> None:
         """Adds to `pipeline` the same failure as answer to queries."""
-        self._store.answer([(query, encode_answer(query.id, failure, self.critic)) for query in queries], pipeline)
+        answers = [(query, encode_answer(query.id, failure, self.critic)) for query in queries]
+        for command in self._store.answer(answers):
+            pipeline.execute_command(*command)
 
     def _write(self, answered: Answered) -> None:
         """Writes answers, and finishes the jobs whose last ones they are; doing it again changes nothing."""
@@ -204,18 +207,23 @@ class Replies:
                 ttl_s = max(ttl_s or 0, prepared.ttl_s or 0) or None
         job_ids = [prepared.job for prepared, _ in answered.answers]
         finished = self._jobs.last(job_ids)
-        with self._connection.pipeline(transaction=False) as pipeline:
-            self._store.answer(texts, pipeline, ttl_s=ttl_s)
-            needed = len(pipeline)
-            self._finish(finished, pipeline)
-            self._publish_failures(answered, pipeline)
-            for index, reply in enumerate(pipeline.execute(raise_on_error=False)):
-                # A full Redis takes answers (see store.py) and no counters, which nobody waits for.
-                if isinstance(reply, AWAY) and (index < needed or not isinstance(reply, OutOfMemoryError)):
-                    raise reply
-                if isinstance(reply, Exception):
-                    # A client's keys of a wrong type: the answers of others are written all the same.
-                    self._log.error("Worker %s: answers could not be written: %s", self._worker, reply)
+        answers = list(self._store.answer(texts, ttl_s=ttl_s))
+
+        def commands() -> Iterator[tuple[Any, ...]]:
+            yield from answers
+            # Made while the answers are on their way.
+            with self._connection.pipeline(transaction=False) as pipeline:
+                self._finish(finished, pipeline)
+                self._publish_failures(answered, pipeline)
+                yield from (words for words, _ in pipeline.command_stack)
+
+        for index, reply in enumerate(exchange(self._connection, commands())):
+            # A full Redis takes answers (see store.py) and no counters, which nobody waits for.
+            if isinstance(reply, AWAY) and (index < len(answers) or not isinstance(reply, OutOfMemoryError)):
+                raise reply
+            if isinstance(reply, Exception):
+                # A client's keys of a wrong type: the answers of others are written all the same.
+                self._log.error("Worker %s: answers could not be written: %s", self._worker, reply)
         self._measure(answered)
         self._jobs.answered(job_ids)
         self._stats.jobs += len(finished)
