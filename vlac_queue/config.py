@@ -132,6 +132,11 @@ class VlacConfig:
         "Most bytes of encoded frames of its open episodes that a rollout keeps, to push them again when Redis "
         "loses them; episodes beyond that fail then.",
     )
+    history_bytes: int = _setting(
+        1 << 30,
+        "Most bytes of decoded frames that a worker keeps in main memory, so that value lists (and done queries "
+        "with history) decode nothing twice; 0 keeps the last frame of each episode only.",
+    )
     decision_log: str = _setting(
         "", "Folder in which rollouts log verdicts and frames (docs/decision-log.md); empty: none."
     )
@@ -248,6 +253,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "episode_ttl_s": (lambda v: v >= 1, "1 or more seconds"),
     "max_pending_bytes": (lambda v: v >= 1, "1 or more bytes"),
     "keep_frames_bytes": (lambda v: v >= 0, "0 or more bytes"),
+    "history_bytes": (lambda v: v >= 0, "0 or more bytes"),
 }
 
 

@@ -111,7 +111,7 @@ _MISSING = object()
 
 
 class Script(str):
-    """A Lua script. `exchange` sends its digest, and the whole of it only to a server that does not know it yet."""
+    """A Lua script. `exchange` sends its digest, and all of it only to a server that does not know it yet."""
 
     digest: str
 

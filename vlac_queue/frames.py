@@ -56,7 +56,7 @@ _CRC = struct.Struct("<I")
 HEADER_BYTES = _HEADER.size + _CRC.size
 #: A sample of differences that packs this many times is taken at once: no camera picture packs as well by itself.
 _SURELY_BETTER = 8
-#: What lz4 leaves out to be quicker. Differences are mostly zeros: a quarter less time, for a twentieth more bytes.
+#: How hastily lz4 goes over differences, mostly zeros: a quarter less time for a twentieth more bytes.
 _XOR_ACCELERATION = 4
 #: An lz4 block never unpacks to more than 255 times its size: more was never encoded by lz4.
 _LZ4_MAX_RATIO = 255
@@ -109,8 +109,14 @@ class BatchInfo:
     encoded_bytes: int
 
 
-class _Header(NamedTuple):
-    """A header whose checksum is right, but for what only the wire needs."""
+class EncodedBatch(NamedTuple):
+    """An encoded batch whose checksum is right; made by `follow`.
+
+    Attributes:
+        shape: (T, H, W, 3).
+        checksum: its checksum.
+        others: for this module.
+    """
 
     shape: tuple[int, int, int, int]
     xor: bool
@@ -118,10 +124,71 @@ class _Header(NamedTuple):
     has_base: bool
     base_checksum: int
     checksum: int
+    block: memoryview
 
     @property
     def raw_bytes(self) -> int:
+        """T * H * W * 3."""
         return math.prod(self.shape)
+
+    def decode(self, base: Base | None, limit: int = MAX_BATCH_BYTES) -> Frames:
+        """The batch's frames, as `vlac_queue.frames.decode` gives them."""
+        delta = self._unpack(limit)
+        if not self.xor:
+            return delta
+        pixels = np.empty_like(delta)
+        self._unchain(delta, base, out=pixels)
+        pixels.setflags(write=False)
+        return pixels
+
+    def base(self, frames: Frames) -> Base:
+        """The base of what follows, given the batch's own frames, of which it keeps the last one alone."""
+        return Base(frames[-1] if len(frames) == 1 else frames[-1].copy(), self.checksum)
+
+    def write(self, out: Frames, base: Base | None) -> Base:
+        """Decodes to `out`, uint8 (T,H,W,3); returns the base of what follows, a view of its last frame.
+
+        Raises:
+            FrameError: as `decode`.
+        """
+        delta = self._unpack(MAX_BATCH_BYTES)
+        if self.xor:
+            self._unchain(delta, base, out=out)
+        else:
+            out[:] = delta
+        return Base(out[-1], self.checksum)
+
+    def _unpack(self, limit: int) -> Frames:
+        """What the block holds: pixels, or pixels XORed with those before; uint8 (T,H,W,3), read-only."""
+        raw_bytes, block = self.raw_bytes, self.block
+        # No encoder writes a larger batch, whatever the limit of an episode is.
+        limit = min(limit, MAX_BATCH_BYTES)
+        if raw_bytes > limit:
+            raise FrameError(
+                f"the batch declares {raw_bytes} bytes of pixels, above the limit of {limit}; refused."
+            )
+        if raw_bytes > _LZ4_MAX_RATIO * len(block):
+            raise FrameError(f"the batch declares {raw_bytes} bytes of pixels, but its block can't hold as many.")
+        try:
+            raw: bytes = lz4.block.decompress(block, uncompressed_size=raw_bytes)
+        except lz4.block.LZ4BlockError as error:
+            raise FrameError(f"the batch's lz4 block is corrupted ({error}); push the frames again.") from None
+        if len(raw) != raw_bytes:
+            raise FrameError(
+                f"the batch unpacks to {len(raw)} bytes instead of {raw_bytes}; push the frames again."
+            )
+        return np.frombuffer(raw, np.uint8).reshape(self.shape)
+
+    def _unchain(self, delta: Frames, base: Base | None, *, out: Frames) -> None:
+        """Writes the frames of an XOR batch to `out`, which does not overlap with `delta`."""
+        if not self.has_base:
+            out[0] = delta[0]
+        elif base is None or base.frame.shape != delta.shape[1:] or base.checksum != self.base_checksum:
+            raise FrameError("the batch is XORed with the frame before it, and the given base is not that frame.")
+        else:
+            np.bitwise_xor(delta[0], base.frame, out=out[0])
+        for index in range(1, len(delta)):
+            np.bitwise_xor(delta[index], out[index - 1], out=out[index])
 
 
 def as_batch(frames: Frames) -> Frames:
@@ -206,7 +273,7 @@ def read_header(payload: bytes) -> BatchInfo:
     Raises:
         FrameError: the payload is truncated, corrupted or of another version.
     """
-    header, _ = _checked(payload)
+    header = _checked(payload)
     return BatchInfo(
         shape=header.shape,
         first=header.first,
@@ -232,47 +299,7 @@ def decode(payload: bytes, *, base: Base | None = None, limit: int = MAX_BATCH_B
         FrameError: the payload is truncated, corrupted, of another version or larger than `limit`, or
             `base` is missing or not the batch that it was encoded after.
     """
-    return _decode(*_checked(payload), base, limit)
-
-
-def _decode(header: _Header, block: memoryview, base: Base | None, limit: int) -> Frames:
-    delta = _unpack(header, block, limit)
-    if not header.xor:
-        return delta
-    pixels = np.empty_like(delta)
-    _unchain(delta, header, base, out=pixels)
-    pixels.setflags(write=False)
-    return pixels
-
-
-def _unpack(header: _Header, block: memoryview, limit: int) -> Frames:
-    """What the block holds: pixels, or pixels XORed with those before; uint8 (T,H,W,3), read-only."""
-    raw_bytes = header.raw_bytes
-    # No encoder writes a larger batch, whatever the limit of an episode is.
-    limit = min(limit, MAX_BATCH_BYTES)
-    if raw_bytes > limit:
-        raise FrameError(f"the batch declares {raw_bytes} bytes of pixels, above the limit of {limit}; refused.")
-    if raw_bytes > _LZ4_MAX_RATIO * len(block):
-        raise FrameError(f"the batch declares {raw_bytes} bytes of pixels, but its block can't hold as many.")
-    try:
-        raw: bytes = lz4.block.decompress(block, uncompressed_size=raw_bytes)
-    except lz4.block.LZ4BlockError as error:
-        raise FrameError(f"the batch's lz4 block is corrupted ({error}); push the frames again.") from None
-    if len(raw) != raw_bytes:
-        raise FrameError(f"the batch unpacks to {len(raw)} bytes instead of {raw_bytes}; push the frames again.")
-    return np.frombuffer(raw, np.uint8).reshape(header.shape)
-
-
-def _unchain(delta: Frames, header: _Header, base: Base | None, *, out: Frames) -> None:
-    """Writes the frames of an XOR batch to `out`, which does not overlap with `delta`."""
-    if not header.has_base:
-        out[0] = delta[0]
-    elif base is None or base.frame.shape != delta.shape[1:] or base.checksum != header.base_checksum:
-        raise FrameError("the batch is XORed with the frame before it, and the given base is not that frame.")
-    else:
-        np.bitwise_xor(delta[0], base.frame, out=out[0])
-    for index in range(1, len(delta)):
-        np.bitwise_xor(delta[index], out[index - 1], out=out[index])
+    return _checked(payload).decode(base, limit)
 
 
 def decode_many(
@@ -294,10 +321,9 @@ def decode_many(
         FrameError: as `decode`, or the batches do not follow one another.
     """
     decoded = []
-    for header, block in _follow(payloads, first, limit):
-        batch = _decode(header, block, base, limit)
-        decoded.append(batch)
-        base = Base(batch[-1], header.checksum)
+    for batch in follow(payloads, first=first, limit=limit):
+        decoded.append(batch.decode(base, limit))
+        base = Base(decoded[-1][-1], batch.checksum)
     return decoded
 
 
@@ -314,33 +340,36 @@ def decode_episode(payloads: Sequence[bytes], *, limit: int = MAX_BATCH_BYTES) -
     Raises:
         FrameError: as `decode_many`, or the frames are of several sizes.
     """
-    batches = _follow(payloads, 0, limit)
-    if len({header.shape[1:] for header, _ in batches}) > 1:
+    batches = follow(payloads, limit=limit)
+    if len({batch.shape[1:] for batch in batches}) > 1:
         raise FrameError("the episode's frames are of several sizes; push one size only.")
-    frames = np.empty((sum(header.shape[0] for header, _ in batches), *batches[0][0].shape[1:]), np.uint8)
+    frames = np.empty((sum(batch.shape[0] for batch in batches), *batches[0].shape[1:]), np.uint8)
     end, base = 0, None
-    for header, block in batches:
-        out = frames[end : end + header.shape[0]]
-        delta = _unpack(header, block, limit)
-        if header.xor:
-            _unchain(delta, header, base, out=out)
-        else:
-            out[:] = delta
-        end += len(out)
-        base = Base(out[-1], header.checksum)
+    for batch in batches:
+        base = batch.write(frames[end : end + batch.shape[0]], base)
+        end += batch.shape[0]
     return frames
 
 
-def _follow(payloads: Sequence[bytes], first: int, limit: int) -> list[tuple[_Header, memoryview]]:
-    """Headers and blocks of batches, once they follow one another from frame `first` on and stay within `limit`."""
+def follow(payloads: Sequence[bytes], *, first: int = 0, limit: int = MAX_BATCH_BYTES) -> list[EncodedBatch]:
+    """Consecutive batches, read but not decoded.
+
+    Args:
+        payloads: encoded batches in the order they were pushed.
+        first: index of the first batch's first frame.
+        limit: most pixel bytes of all together.
+
+    Raises:
+        FrameError: one is damaged, they do not follow one another, or declare more than `limit`.
+    """
     batches = [_checked(payload) for payload in payloads]
-    for header, _ in batches:
-        if header.first != first:
+    for batch in batches:
+        if batch.first != first:
             raise FrameError(
-                f"a batch begins at frame {header.first}, but frame {first} comes next; a batch is missing."
+                f"a batch begins at frame {batch.first}, but frame {first} comes next; a batch is missing."
             )
-        first += header.shape[0]
-    total = sum(header.raw_bytes for header, _ in batches)
+        first += batch.shape[0]
+    total = sum(batch.raw_bytes for batch in batches)
     if total > limit:
         raise FrameError(
             f"the batches declare {total} bytes of pixels together, above the limit of {limit}; refused."
@@ -371,8 +400,8 @@ def _packs_better(delta: Frames, batch: Frames) -> bool:
     return delta_bytes < len(lz4.block.compress(np.ascontiguousarray(batch[-1, ::16])))
 
 
-def _checked(payload: bytes) -> tuple[_Header, memoryview]:
-    """The header and the block, once length, version and checksum are right."""
+def _checked(payload: bytes) -> EncodedBatch:
+    """The batch, once length, version and checksum are right."""
     if len(payload) < HEADER_BYTES:
         raise FrameError(
             f"an encoded batch has at least {HEADER_BYTES} bytes, this one {len(payload)}: truncated."
@@ -397,12 +426,12 @@ def _checked(payload: bytes) -> tuple[_Header, memoryview]:
     sides = 1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE
     if not sides or count == 0 or encoding not in (_PLAIN, _XOR) or reserved or has_base not in (0, 1):
         raise FrameError("the batch's header holds values that no encoder of this version writes.")
-    header = _Header(
+    return EncodedBatch(
         shape=(count, height, width, 3),
         xor=encoding == _XOR,
         first=first,
         has_base=bool(has_base),
         base_checksum=base_checksum,
         checksum=crc,
+        block=block,
     )
-    return header, block

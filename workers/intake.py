@@ -10,16 +10,17 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from vlac_queue.errors import FrameError, ProtocolError
-from vlac_queue.frames import Base, Frames, decode_episode, decode_many
+from vlac_queue.frames import Frames, decode_episode
 from vlac_queue.messages import Failure, Query
 from vlac_queue.store import NOTHING_AHEAD, EpisodeMeta, EpisodeRead, EpisodeStore, ReadAhead, Wanted
 from workers.critics import CriticQuery
+from workers.history import History
 
 Entry = TypeVar("Entry")
 
 #: Most pixel bytes that one query may need: 10,000 frames of 256x256, say.
 MAX_QUERY_BYTES = 2 << 30
-#: Bytes of last frames kept decoded, so that a new frame costs one XOR and not the whole episode.
+#: Bytes of last frames kept decoded where there is no room for whole episodes (`history_bytes`).
 LAST_FRAMES_BYTES = 256 << 20
 #: Most episodes of which one is kept: small frames are cheap by their bytes, and dear by what surrounds them.
 LAST_FRAMES = 4096
@@ -58,17 +59,8 @@ class Prepared:
         return len(self.ask.frames) if isinstance(self.ask, CriticQuery) else 0
 
 
-@dataclass(frozen=True)
-class _LastFrame:
-    """The last frame decoded of an episode: the batch that it ends, its index, the frames up to there."""
-
-    base: Base
-    batch: int
-    count: int
-
-
 class _Cache(Generic[Entry]):
-    """Least recently kept first; holds at most `limit` bytes and `most` entries, but always the newest entry."""
+    """Least recently kept goes first; holds at most `limit` bytes and `most` entries, but always the newest."""
 
     def __init__(self, limit: int, most: int) -> None:
         self._limit = limit
@@ -80,14 +72,21 @@ class _Cache(Generic[Entry]):
         entry = self._entries.get(key)
         return entry[0] if entry else None
 
-    def keep(self, key: str, entry: Entry, nbytes: int) -> None:
-        if old := self._entries.pop(key, None):
-            self._bytes -= old[1]
+    def keep(self, key: str, entry: Entry, nbytes: int) -> list[Entry]:
+        """Keeps an entry; returns those that go for it."""
+        self.drop(key)
         self._entries[key] = (entry, nbytes)
         self._bytes += nbytes
+        gone = []
         while (self._bytes > self._limit or len(self._entries) > self._most) and len(self._entries) > 1:
-            _, (_, freed) = self._entries.popitem(last=False)
+            _, (old, freed) = self._entries.popitem(last=False)
             self._bytes -= freed
+            gone.append(old)
+        return gone
+
+    def drop(self, key: str) -> None:
+        if old := self._entries.pop(key, None):
+            self._bytes -= old[1]
 
 
 class _FramesLost(Exception):
@@ -100,12 +99,17 @@ class Intake:
     Args:
         store: the episodes.
         done_history: whether done queries get all frames up to theirs, instead of that one alone.
+        history_bytes: most bytes of whole episodes that are kept decoded.
     """
 
-    def __init__(self, store: EpisodeStore, *, done_history: bool = False) -> None:
+    def __init__(self, store: EpisodeStore, *, done_history: bool = False, history_bytes: int = 1 << 30) -> None:
         self._store = store
         self._done_history = done_history
-        self._last: _Cache[_LastFrame] = _Cache(LAST_FRAMES_BYTES, LAST_FRAMES)
+        # By episode; those that find no room among the first are among the second, with their last frame.
+        self._whole: _Cache[tuple[str, History]] = _Cache(history_bytes, LAST_FRAMES)
+        self._last: _Cache[History] = _Cache(LAST_FRAMES_BYTES, LAST_FRAMES)
+        # Episodes of which there are frames to decode ahead; a dict for its order.
+        self._behind: dict[str, None] = {}
         self._references: _Cache[Frames] = _Cache(REFERENCES_BYTES, LAST_FRAMES)
 
     def prepare(
@@ -124,8 +128,9 @@ class Intake:
         runs: dict[tuple[str, str], list[tuple[str, Query]]] = defaultdict(list)
         for job, query in queries:
             runs[query.episode, query.token].append((job, query))
+        histories = {token: self._kept(token) for _, token in runs}
         wanted = [
-            Wanted(episode, *self._span(token, asked), tuple(query.id for _, query in asked))
+            Wanted(episode, *self._span(histories[token], asked), tuple(query.id for _, query in asked))
             for (episode, token), asked in runs.items()
         ]
         known = [self._known(want, ahead) for want in wanted]
@@ -135,22 +140,45 @@ class Intake:
         for asked, want, read in zip(runs.values(), wanted, reads, strict=True):
             ttl_s = read.meta.ttl_s if isinstance(read.meta, EpisodeMeta) else None
             for job, query in sorted(asked, key=lambda each: each[1].batch):
-                asks[job, query.id] = self._ask(query, read, want.first), ttl_s
+                asks[job, query.id] = self._ask(query, read, want.first, histories), ttl_s
+        for token, history in histories.items():
+            if history is not None:
+                self._keep(token, history)
         decoding_s = time.monotonic() - started
         return [Prepared(job, query, *asks[job, query.id], decoding_s) for job, query in queries]
+
+    def behind(self) -> bool:
+        """Whether there are frames to decode ahead."""
+        return bool(self._behind)
+
+    def work_ahead(self, seconds: float) -> None:
+        """Decodes ahead what value queries will ask for, for about so long."""
+        until = time.monotonic() + seconds
+        while self._behind and time.monotonic() < until:
+            token = next(iter(self._behind))
+            del self._behind[token]
+            # Those that were forgotten meanwhile are not kept whole any more.
+            if kept := self._whole.get(token):
+                kept[1].catch_up()
+                self._keep(token, kept[1])
 
     @staticmethod
     def _known(wanted: Wanted, ahead: Mapping[str, ReadAhead]) -> EpisodeRead | None:
         found = ahead.get(wanted.queries[0])
         return found.read if found is not None and found.answers(wanted) else None
 
-    def _ask(self, query: Query, read: EpisodeRead, first: int) -> CriticQuery | Failure | None:
+    def _ask(
+        self, query: Query, read: EpisodeRead, first: int, histories: dict[str, History | None]
+    ) -> CriticQuery | Failure | None:
         if query.id not in read.open or read.meta is None:
             return None
         try:
             if isinstance(read.meta, ProtocolError):
                 raise read.meta
-            return self._critic_query(query, read.meta, first, read.batches)
+            wanted = read.batches[: max(0, query.batch + 1 - first)]
+            if len(wanted) < query.batch + 1 - first:
+                raise _FramesLost
+            return self._critic_query(query, read.meta, self._frames(query, first, wanted, histories))
         except _FramesLost:
             return None
         except (FrameError, ProtocolError) as error:
@@ -159,20 +187,22 @@ class Intake:
     def _one_frame(self, query: Query) -> bool:
         return query.kind == "done" and not self._done_history
 
-    def _span(self, token: str, asked: Sequence[tuple[str, Query]]) -> tuple[int, int]:
-        """Indices of the first and last batch to read: what follows the last frame kept, or all."""
-        last = max(query.batch for _, query in asked)
-        kept = self._last.get(token)
-        every_frame = any(not self._one_frame(query) for _, query in asked)
-        if kept is None or every_frame or any(query.batch < kept.batch for _, query in asked):
-            return 0, last
-        return kept.batch + 1, last
+    def _kept(self, token: str) -> History | None:
+        whole = self._whole.get(token)
+        return whole[1] if whole else self._last.get(token)
 
-    def _critic_query(self, query: Query, meta: EpisodeMeta, first: int, batches: Sequence[bytes]) -> CriticQuery:
-        wanted = batches[: query.batch + 1 - first]
-        if len(wanted) != query.batch + 1 - first:
-            raise _FramesLost
-        frames = self._frames(query, first, wanted)
+    def _useful(self, history: History | None, query: Query) -> bool:
+        """Whether what is kept of an episode spares decoding it anew for a query."""
+        if history is None:
+            return False
+        return history.whole or (self._one_frame(query) and query.batch >= history.batches - 1)
+
+    def _span(self, kept: History | None, asked: Sequence[tuple[str, Query]]) -> tuple[int, int]:
+        """Indices of the first and last batch to read: what follows the frames kept, or all."""
+        useful = all(self._useful(kept, query) for _, query in asked)
+        return (kept.batches if kept and useful else 0), max(query.batch for _, query in asked)
+
+    def _critic_query(self, query: Query, meta: EpisodeMeta, frames: Frames) -> CriticQuery:
         return CriticQuery(
             kind=query.kind,
             task=meta.task,
@@ -185,33 +215,43 @@ class Intake:
             token=query.token,
         )
 
-    def _frames(self, query: Query, first: int, batches: Sequence[bytes]) -> Frames:
-        """The frames that the critic looks at, from `batches`, whose first has the index `first`."""
-        if not self._one_frame(query):
-            frames = decode_episode(batches, limit=MAX_QUERY_BYTES)
-            self._keep(query, Base.after(frames, batches[-1]), len(frames))
-            return frames
-        kept = self._last.get(query.token)
-        if kept is not None and first - 1 <= kept.batch <= query.batch:
-            # Only what came after the frame kept; nothing, if that is the one asked about.
-            new, base, count = batches[kept.batch + 1 - first :], kept.base, kept.count
-        else:
-            new, base, count = batches, None, 0
-        decoded = decode_many(new, first=count, base=base, limit=MAX_QUERY_BYTES)
-        if decoded:
-            base = Base.after(decoded[-1], new[-1], ours=True)
-        assert base is not None, "a query is about at least one batch"
-        self._keep(query, base, count + sum(map(len, decoded)))
-        return base.frame[None]
+    def _frames(
+        self, query: Query, first: int, batches: Sequence[bytes], histories: dict[str, History | None]
+    ) -> Frames:
+        """The frames that the critic looks at.
 
-    def _keep(self, query: Query, base: Base, count: int) -> None:
-        if count != query.frame + 1:
-            raise ProtocolError(
-                f"frame {query.frame} of episode {query.episode!r} is not the last of batch {query.batch}."
-            )
-        kept = self._last.get(query.token)
-        if kept is None or query.batch > kept.batch:
-            self._last.keep(query.token, _LastFrame(base, query.batch, count), base.frame.nbytes)
+        Args:
+            query: what it is asked.
+            first: index of the first of `batches`.
+            batches: what was read for it.
+            histories: token of an episode -> what is decoded of it; the one that is most advanced is left there.
+        """
+        history = kept = histories[query.token]
+        if history is None or not self._useful(history, query):
+            history = History(MAX_QUERY_BYTES)
+        # Another query of the same episode may have decoded some of them just now.
+        history.extend(batches[history.batches - first :], every_frame=not self._one_frame(query))
+        if kept is None or history.batches >= kept.batches:
+            histories[query.token] = history
+        try:
+            if self._one_frame(query):
+                return history.last(query.batch, query.frame)
+            if not history.whole:
+                raise FrameError("the episode's frames are of several sizes; push one size only.")
+            return history.until(query.batch, query.frame)
+        except ProtocolError as error:
+            raise ProtocolError(f"episode {query.episode!r}: {error}") from None
+
+    def _keep(self, token: str, history: History) -> None:
+        if not history.whole:
+            self._last.keep(token, history, history.nbytes)
+            return
+        if history.behind:
+            self._behind[token] = None
+        self._last.drop(token)
+        for other, gone in self._whole.keep(token, (token, history), history.nbytes):
+            gone.forget()
+            self._last.keep(other, gone, gone.nbytes)
 
     def _reference(self, reference: str) -> Frames:
         kept = self._references.get(reference)

@@ -67,6 +67,8 @@ _TAKE_S = 1.0
 #: Seconds between two looks for jobs while queries are open here. Where there are others, a busy worker does not
 #: wait on the queue itself, so that a new job goes to an idle worker that does.
 _LOOK_S = 0.004
+#: Seconds without work after which frames are decoded ahead, and for how long until the next look for jobs.
+_QUIET_S, _WORK_AHEAD_S = 0.01, 0.003
 #: Seconds between two rounds of maintenance.
 _MAINTENANCE_S = 60.0
 #: Seconds that a rejected job stays on Redis for `rq info` to show.
@@ -123,7 +125,11 @@ class CriticWorker(SimpleWorker):
         self._keys = Keys(names[0])
         self._claims = Claims(self.connection, self._keys, self.name)
         self._store = EpisodeStore(self.connection, self._keys, ttl_s=self.config.episode_ttl_s)
-        self._intake = Intake(self._store, done_history=getattr(self.critic, "done_history", False))
+        self._intake = Intake(
+            self._store,
+            done_history=getattr(self.critic, "done_history", False),
+            history_bytes=self.config.history_bytes,
+        )
         self._clock = RedisClock(self.connection)
         self._batcher: Batcher[Prepared] = Batcher(self.config.max_batch, self.config.max_wait_ms / 1000)
         self._watchdog = Watchdog(self.config.timeout_s, self.config.batch_limit_s)
@@ -162,6 +168,8 @@ class CriticWorker(SimpleWorker):
         self._restarts = False
         self._halt = threading.Event()
         self._suspended = False
+        #: Whether there was no work at the last look, and is something to decode ahead.
+        self._quiet = False
         #: Queries in a job, of late.
         self._queries_per_job = 1.0
         #: Whether other critic workers serve the queue.
@@ -370,8 +378,12 @@ class CriticWorker(SimpleWorker):
         # Room is for queries, and a job may hold many: what is too much here is for others.
         jobs_wanted = max(1, round(room / self._queries_per_job))
         leaves_it_to_others = busy and self._has_company
+        works_ahead = not busy and not burst and self._intake.behind()
+        block_s = 0 if burst or leaves_it_to_others else _TAKE_S
+        if works_ahead:
+            block_s = 0 if self._quiet else _QUIET_S
         try:
-            taken = self._claims.take(jobs_wanted, block_s=0 if burst or leaves_it_to_others else _TAKE_S)
+            taken = self._claims.take(jobs_wanted, block_s=block_s)
         except redis.exceptions.ResponseError as error:
             # Somebody made something else of the queue's key, or took rights away.
             self.log.error("Worker %s: no job can be taken (%s); trying again", self.name, error)
@@ -379,6 +391,9 @@ class CriticWorker(SimpleWorker):
             return []
         if not taken and busy:
             self._jobs.none.wait(_LOOK_S)
+        if not taken and works_ahead:
+            self._intake.work_ahead(_WORK_AHEAD_S)
+        self._quiet = works_ahead and not taken
         return taken
 
     def _readable(self, taken: Sequence[TakenJob]) -> list[tuple[str, str]]:
