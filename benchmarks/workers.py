@@ -56,7 +56,7 @@ def serve(critic: str, workers: int, seconds: float) -> Served:
     """Measures how many queries workers answer while each has a batch at hand and another one waiting."""
     with _serving(critic, workers) as (_, client, _):
         times: list[float] = []
-        with closing(full_queue(client, batch=BATCH, open_batches=2 * workers + 2)) as answered:
+        with closing(full_queue(client, batch=BATCH, open_batches=4 * workers)) as answered:
             started = time.monotonic()
             for now in answered:
                 if now - started > _WARM_UP_S:

@@ -189,6 +189,8 @@ class Episode:
         self._token = meta.token
         self._batches = 0
         self._base: Base | None = None
+        # Who answered last, and knows its frames.
+        self._worker = ""
 
     def push(self, frames: Frames) -> None:
         """Sends frames to Redis, after those pushed before.
@@ -638,7 +640,7 @@ class CriticClient:
 
     def _carry(self, pendings: Sequence[Pending[Any]]) -> list[NewJob]:
         """New jobs for open queries."""
-        jobs = self._jobs.make([pending.query for pending in pendings])
+        jobs = self._jobs.make([(pending.query, pending._episode._worker) for pending in pendings])
         for index, pending in enumerate(pendings):
             pending._job = jobs[index // self.config.max_batch].id
         return jobs
@@ -721,8 +723,8 @@ class CriticClient:
             if not pending.answered:
                 self._check_open(pending._episode)
         self._live()
-        for entry_id, answers in self._store.read_answers(self.id, self._seen, block_s=block_s):
-            self._take_in(answers.values(), _stream_position(entry_id)[0] / 1000)
+        for entry_id, answers, worker in self._store.read_answers(self.id, self._seen, block_s=block_s):
+            self._take_in(answers.values(), _stream_position(entry_id)[0] / 1000, worker)
             with self._lock:
                 # Another thread that waits on the stream may have read further.
                 self._seen = max(self._seen, entry_id, key=_stream_position)
@@ -744,7 +746,7 @@ class CriticClient:
             if self._log:
                 self._log.answered(pending._episode, pending)
 
-    def _take_in(self, texts: Iterable[str], written: float | None) -> None:
+    def _take_in(self, texts: Iterable[str], written: float | None, worker: str = "") -> None:
         for text in texts:
             query_id, answer, critic = decode_answer(text)
             with self._lock:
@@ -753,6 +755,7 @@ class CriticClient:
                     pending._resolve(answer, critic, written)
                     pending._episode.answers += 1
                     pending._episode.answer_s += pending.answer_s
+                    pending._episode._worker = worker
                     if self._log:
                         self._log.answered(pending._episode, pending)
 

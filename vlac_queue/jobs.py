@@ -64,12 +64,17 @@ class JobMaker:
         self._unique, self._numbers = uuid.uuid4().hex[:22], itertools.count()
         self._most_queries = config.max_batch
 
-    def make(self, queries: Sequence[Query]) -> list[NewJob]:
-        """The jobs that carry `queries` (asked at once), up to max_batch in each."""
+    def make(self, queries: Sequence[tuple[Query, str]]) -> list[NewJob]:
+        """The jobs that carry queries (asked at once), up to max_batch in each.
+
+        Args:
+            queries: each with the worker that knows its episode's frames, or "".
+        """
         size = self._most_queries
         return [self._make(queries[start : start + size]) for start in range(0, len(queries), size)]
 
-    def _make(self, queries: Sequence[Query]) -> NewJob:
+    def _make(self, asked: Sequence[tuple[Query, str]]) -> NewJob:
+        queries = [query for query, _ in asked]
         now = utcformat(datetime.fromtimestamp(queries[0].asked, timezone.utc))
         envelope: tuple[Any, ...] = (JOB_FUNCTION, None, (encode_job(queries),), {})
         fields = {
@@ -77,6 +82,8 @@ class JobMaker:
             "created_at": now,
             "enqueued_at": now,
             "description": f"{len(queries)} queries",
+            # Who may be quickest: it is preferred where several wait (workers/claims.py).
+            "prefers": asked[0][1],
             # RQ compresses it, and reads it as it is as well: it is short, and this is quicker on both sides.
             "data": pickle.dumps(envelope, protocol=pickle.HIGHEST_PROTOCOL),
         }

@@ -191,13 +191,13 @@ return replies
 """)
 
 # Writes answers of one client. Only what is pending is answered. KEYS client_stream, and for each answer its
-# episode's queries; ARGV ttl kept, and for each: query_id answer. Reply: 1 or 0 for each. A script that has
+# episode's queries; ARGV ttl kept worker, and for each: query_id answer. Reply: 1 or 0 for each. A script that has
 # written may go on when Redis is full: answers must get through, since closing episodes is what frees memory.
 _ANSWER = Script("""
 redis.call('EXPIRE', KEYS[1], ARGV[1])
-local written, news = {}, {}
+local written, news = {}, {'@', ARGV[3]}
 for i = 1, #KEYS - 1 do
-  local id, answer = ARGV[2 * i + 1], ARGV[2 * i + 2]
+  local id, answer = ARGV[2 * i + 2], ARGV[2 * i + 3]
   local kind = redis.pcall('HGET', KEYS[i + 1], id)
   written[i] = 0
   if kind == 'done' or kind == 'value' then
@@ -206,7 +206,7 @@ for i = 1, #KEYS - 1 do
     written[i] = 1
   end
 end
-if #news > 0 then
+if #news > 2 then
   redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[2], '*', unpack(news))
   redis.call('EXPIRE', KEYS[1], ARGV[1])
 end
@@ -454,7 +454,7 @@ class EpisodeStore:
 
     def read_answers(
         self, client: str, after: bytes, *, block_s: float | None
-    ) -> list[tuple[bytes, dict[str, str]]]:
+    ) -> list[tuple[bytes, dict[str, str], str]]:
         """Answers for a client that came after a position of its stream.
 
         Args:
@@ -462,17 +462,19 @@ class EpisodeStore:
             block_s: seconds to wait for the first one; None does not wait.
 
         Returns:
-            (stream entry id, {query id: answer text}) for each batch of answers.
+            (stream entry id, {query id: answer text}, the worker that answered) for each batch of answers.
         """
         block_ms = None if block_s is None else max(1, int(block_s * 1000))
         reply: Any = self.connection.xread({self.keys.client_answers(client): after}, block=block_ms)
         news = list(reply.values()) if isinstance(reply, dict) else [entries for _, entries in reply or ()]
         # RESP3 wraps the entries of a stream once more than RESP2.
         entries = news[0][0] if news and news[0] and isinstance(news[0][0], list) else news[0] if news else []
-        return [
-            (entry_id, {query.decode(): text.decode() for query, text in fields.items()})
-            for entry_id, fields in entries
-        ]
+        answers = []
+        for entry_id, fields in entries:
+            worker = fields.pop(b"@", b"").decode(errors="replace")
+            texts = {query.decode(): text.decode() for query, text in fields.items()}
+            answers.append((entry_id, texts, worker))
+        return answers
 
     def drop_abandoned(self) -> int:
         """Closes the episodes of clients that have not been heard of for CLIENT_TTL_S seconds; how many."""
@@ -523,9 +525,9 @@ class EpisodeStore:
         return batches
 
     def answer(
-        self, answers: Sequence[tuple[Query, str]], *, ttl_s: int | None = None
+        self, answers: Sequence[tuple[Query, str]], worker: str, *, ttl_s: int | None = None
     ) -> Iterator[tuple[Any, ...]]:
-        """Commands that answer queries (`messages.encode_answer`); what is not pending is left alone."""
+        """Commands by which a worker answers queries (`messages.encode_answer`), those that are pending."""
         by_client: dict[str, list[tuple[Query, str]]] = {}
         for each in answers:
             by_client.setdefault(each[0].client, []).append(each)
@@ -535,7 +537,7 @@ class EpisodeStore:
                 keys = [self.keys.client_answers(client)]
                 keys += [self.keys.episode(query.episode).queries for query, _ in part]
                 texts = [text for query, answer in part for text in (query.id, answer)]
-                yield ("EVAL", _ANSWER, len(keys), *keys, ttl_s or self.ttl_s, _ANSWERS_KEPT, *texts)
+                yield ("EVAL", _ANSWER, len(keys), *keys, ttl_s or self.ttl_s, _ANSWERS_KEPT, worker, *texts)
 
     def _read_part(self, wanted: Sequence[Wanted]) -> Iterator[EpisodeRead]:
         keys: list[str] = []

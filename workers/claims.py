@@ -17,6 +17,8 @@ from vlac_queue.messages import MAX_JOB_BYTES
 from vlac_queue.metrics import first_line
 from vlac_queue.store import ReadAhead, episode_read
 
+#: Jobs at the front of the queue among which a worker chooses.
+_LOOK_AT = 32
 #: Seconds between two looks at the queue while Redis is full and refuses to be waited on.
 _FULL_PAUSE_S = 0.1
 
@@ -44,9 +46,11 @@ while redis.call('LMOVE', KEYS[2] .. ':next', KEYS[2], 'LEFT', 'RIGHT') do end
 # Takes up to n jobs and reads them; what is unfit is dropped. With a job comes what its worker would ask for next:
 # the episodes of its done queries and the one batch that each is about (field "ahead" of the job, a JSON list of
 # episode, query id and batch index), so that a worker that knows the frame before needs no further round trip.
-# KEYS queue claims; ARGV n max_bytes worker_name episode_prefix. Reply: as _JOB for each, and a list of {episode,
-# query id, batch index, meta, kind, batch}. The first command lets it go on when Redis is full (see store.py):
-# taking jobs is what empties it.
+# Where jobs wait, a worker takes first those whose episodes it knows ("prefers"; of others it has to read and
+# decode all that it did not see), then those that nobody knows, then the first. The first is passed over a few
+# times only. KEYS queue claims; ARGV n max_bytes worker_name episode_prefix look_at most_passed. Reply: as _JOB for
+# each, and a list of {episode, query id, batch index, meta, kind, batch}. The first command lets it go on when Redis
+# is full (see store.py): taking jobs is what empties it.
 _TAKE = Script(
     _JOB
     + """
@@ -71,11 +75,38 @@ local function ahead(id, root)
   end
   return found
 end
+local function choose(queue, me, look_at, most_passed)
+  local ids = redis.call('LRANGE', queue, 0, look_at - 1)
+  local mine, free
+  for i, id in ipairs(ids) do
+    local prefers = not string.find(id, '[^%w_-]') and redis.pcall('HGET', 'rq:job:' .. id, 'prefers')
+    if prefers == me then
+      mine = id
+      break
+    end
+    if not free and (type(prefers) ~= 'string' or prefers == '') then free = id end
+  end
+  local id = mine or free
+  if not id or id == ids[1] then return ids[1] end
+  local first = 'rq:job:' .. ids[1]
+  if not string.find(ids[1], '[^%w_-]') and redis.call('EXISTS', first) == 1 then
+    local passed = redis.pcall('HINCRBY', first, 'passed', 1)
+    if type(passed) ~= 'number' or passed > most_passed then return ids[1] end
+  end
+  return id
+end
 redis.call('LREM', KEYS[2], 0, '')
 local ids = {}
+local look_at, most_passed = tonumber(ARGV[5]), tonumber(ARGV[6])
 for i = 1, tonumber(ARGV[1]) do
   local id = redis.call('LMOVE', KEYS[2] .. ':next', KEYS[2], 'LEFT', 'RIGHT')
-  if not id then id = redis.call('LMOVE', KEYS[1], KEYS[2], 'LEFT', 'RIGHT') end
+  if not id and look_at > 1 then
+    id = choose(KEYS[1], ARGV[3], look_at, most_passed)
+    if id then
+      redis.call('LREM', KEYS[1], 1, id)
+      redis.call('RPUSH', KEYS[2], id)
+    end
+  elseif not id then id = redis.call('LMOVE', KEYS[1], KEYS[2], 'LEFT', 'RIGHT') end
   if not id then break end
   ids[i] = id
 end
@@ -193,9 +224,14 @@ class Claims:
         #: The list of claimed job ids.
         self.key = keys.claims(worker)
 
-    def take(self, count: int, *, block_s: float) -> list[TakenJob]:
-        """Claims and reads up to `count` jobs, waiting up to `block_s` seconds for the first (0: not at all)."""
-        take = self._take_command(self._keys.rq_queue, count)
+    def take(self, count: int, *, block_s: float, others: int = 0) -> list[TakenJob]:
+        """Claims and reads up to `count` jobs, waiting up to `block_s` seconds for the first (0: not at all).
+
+        Args:
+            others: how many other workers serve the queue; with none, jobs are taken in their order.
+        """
+        look_at = _LOOK_AT if others else 1
+        take = self._take_command(self._keys.rq_queue, count, look_at, 2 * others)
         if not block_s:
             return [_taken(entry) for entry in checked(exchange(self._connection, [take])[0])]
         wait = ("BLMOVE", self._keys.rq_queue, f"{self.key}:next", "LEFT", "RIGHT", str(block_s))
@@ -244,9 +280,9 @@ class Claims:
         reply: Any = self._connection.eval(_RECOVER, len(names), *names, worker, MAX_JOB_BYTES, self._worker)
         return reply[0], [_taken(entry) for entry in reply[1]]
 
-    def _take_command(self, queue: str, count: int) -> tuple[Any, ...]:
-        prefix = self._keys.episode("").meta
-        return ("EVAL", _TAKE, 2, queue, self.key, count, MAX_JOB_BYTES, self._worker, prefix)
+    def _take_command(self, queue: str, count: int, look_at: int = 1, most_passed: int = 0) -> tuple[Any, ...]:
+        words = (count, MAX_JOB_BYTES, self._worker, self._keys.episode("").meta, look_at, most_passed)
+        return ("EVAL", _TAKE, 2, queue, self.key, *words)
 
 
 def history(deaths: Sequence[tuple[str, float]]) -> str:

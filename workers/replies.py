@@ -194,7 +194,7 @@ class Replies:
     def fail(self, queries: Sequence[Query], failure: Failure, pipeline: Pipeline) -> None:
         """Adds to `pipeline` the same failure as answer to queries."""
         answers = [(query, encode_answer(query.id, failure, self.critic)) for query in queries]
-        for command in self._store.answer(answers):
+        for command in self._store.answer(answers, self._worker):
             pipeline.execute_command(*command)
 
     def _write(self, answered: Answered) -> None:
@@ -207,7 +207,7 @@ class Replies:
                 ttl_s = max(ttl_s or 0, prepared.ttl_s or 0) or None
         job_ids = [prepared.job for prepared, _ in answered.answers]
         finished = self._jobs.last(job_ids)
-        answers = list(self._store.answer(texts, ttl_s=ttl_s))
+        answers = list(self._store.answer(texts, self._worker, ttl_s=ttl_s))
 
         def commands() -> Iterator[tuple[Any, ...]]:
             yield from answers

@@ -172,8 +172,8 @@ class CriticWorker(SimpleWorker):
         self._quiet = False
         #: Queries in a job, of late.
         self._queries_per_job = 1.0
-        #: Whether other critic workers serve the queue.
-        self._has_company = False
+        #: How many other critic workers serve the queue.
+        self._others = 0
         self._loading = False
         self._fatal: BaseException | None = None
         self._parent: _Parent | None = None
@@ -372,18 +372,18 @@ class CriticWorker(SimpleWorker):
     def _take(self, room: int, burst: bool) -> list[TakenJob]:
         """The next jobs, for about `room` queries; waits for them only while no query is open here."""
         busy = bool(self._jobs)
-        if busy and self._has_company and self.connection.llen(self._keys.rq_queue):
+        if busy and self._others and self.connection.llen(self._keys.rq_queue):
             # An idle worker may be just between two waits on the queue: it goes first.
             self._jobs.none.wait(_LOOK_S)
         # Room is for queries, and a job may hold many: what is too much here is for others.
         jobs_wanted = max(1, round(room / self._queries_per_job))
-        leaves_it_to_others = busy and self._has_company
+        leaves_it_to_others = busy and self._others > 0
         works_ahead = not busy and not burst and self._intake.behind()
         block_s = 0 if burst or leaves_it_to_others else _TAKE_S
         if works_ahead:
             block_s = 0 if self._quiet else _QUIET_S
         try:
-            taken = self._claims.take(jobs_wanted, block_s=block_s)
+            taken = self._claims.take(jobs_wanted, block_s=block_s, others=self._others)
         except redis.exceptions.ResponseError as error:
             # Somebody made something else of the queue's key, or took rights away.
             self.log.error("Worker %s: no job can be taken (%s); trying again", self.name, error)
@@ -625,7 +625,7 @@ class CriticWorker(SimpleWorker):
             self.log.info("Worker %s: its parent %s stops, stopping too", self.name, self._parent.name)
             self._request_stop()
         others = sorted(self._known(names) - {self.name})
-        self._has_company = bool(others)
+        self._others = len(others)
         self._recover(others)
 
     def _check_claims(self, mine: frozenset[str], claimed: frozenset[str], *, lapsed: bool) -> None:

@@ -87,7 +87,7 @@ class WatchedClient(CriticClient):
 
     def _noted(self, *args: Any, **kwargs: Any) -> Any:
         news = self._read_answers(*args, **kwargs)
-        for entry_id, answers in news:
+        for entry_id, answers, _ in news:
             for query_id in answers:
                 self.on_wire.setdefault(query_id, set()).add(entry_id)
         return news
