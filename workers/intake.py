@@ -244,14 +244,20 @@ class Intake:
 
     def _keep(self, token: str, history: History) -> None:
         if not history.whole:
-            self._last.keep(token, history, history.nbytes)
+            self._forget(token, history)
             return
         if history.behind:
             self._behind[token] = None
         self._last.drop(token)
         for other, gone in self._whole.keep(token, (token, history), history.nbytes):
             gone.forget()
-            self._last.keep(other, gone, gone.nbytes)
+            self._forget(other, gone)
+
+    def _forget(self, token: str, history: History) -> None:
+        """Keeps the last frame of an episode alone."""
+        self._whole.drop(token)
+        self._behind.pop(token, None)
+        self._last.keep(token, history, history.nbytes)
 
     def _reference(self, reference: str) -> Frames:
         kept = self._references.get(reference)

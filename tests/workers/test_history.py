@@ -192,3 +192,15 @@ def test_answers_do_not_depend_on_how_much_is_kept(
     # What went for others is dropped from memory, not only from the books.
     whole = sum(kept[1].nbytes for kept, _ in intake._whole._entries.values())
     assert whole <= max(history_bytes, 7 * 2700 + 4096)
+    assert len(intake._behind) <= len(intake._whole._entries)
+
+
+def test_an_episode_whose_frames_change_size_is_not_kept_twice(client: CriticClient, store: Reading) -> None:
+    intake = Intake(store)
+    with client.episode("task") as episode:
+        for side in (10, 20, 20):
+            frames = make_frames("slow", 1, side, side)
+            episode.push(frames)
+            (done,) = ask(client, intake, "done", [episode])
+            assert np.array_equal(done.frames, frames)
+        assert not intake._whole._entries and not intake.behind() and store.batches == 3
