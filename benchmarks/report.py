@@ -76,7 +76,7 @@ def _costs(each: Round) -> list[str]:
 def workers_table(measured: Sequence[Sequence[Served]]) -> Table:
     """Queries per second by critic and number of workers; medians over the rounds."""
     counts = sorted({each.workers for each in measured[0]})
-    made = Table(title="Workers with a sleeping critic and an always-full queue, batches of 16: queries/s")
+    made = Table(title="Workers with a sleeping critic and an always-full queue: queries/s")
     made.add_column("")
     for count in counts:
         made.add_column(f"{count} worker{'s' if count > 1 else ''}", justify="right")
