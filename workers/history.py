@@ -13,6 +13,8 @@ from vlac_queue.frames import Base, EncodedBatch, Frames, follow
 _FIRST_ROOM, _FIRST_ROOM_BYTES = 128, 32 << 20
 #: Bytes by which memory comes where it is written to; to arrays from _LARGE on by huge pages, as numpy asks for.
 _PAGE, _HUGE_PAGE, _LARGE = 4 << 10, 2 << 20, 4 << 20
+#: Bytes that an encoded batch takes beside its block: for small frames, most of it.
+_BESIDE = 512
 
 
 class History:
@@ -90,7 +92,7 @@ class History:
             self._base = base
             if self.whole:
                 self._behind += batches
-                self._behind_bytes += sum(len(batch.block) for batch in batches)
+                self._behind_bytes += sum(len(batch.block) + _BESIDE for batch in batches)
         for batch in batches:
             count += batch.shape[0]
             self._ends.append(count)

@@ -108,8 +108,8 @@ class Intake:
         # By episode; those that find no room among the first are among the second, with their last frame.
         self._whole: _Cache[tuple[str, History]] = _Cache(history_bytes, LAST_FRAMES)
         self._last: _Cache[History] = _Cache(LAST_FRAMES_BYTES, LAST_FRAMES)
-        # Episodes of which there are frames to decode ahead; a dict for its order.
-        self._behind: dict[str, None] = {}
+        # Episodes of which there are frames to decode ahead, the first to be the first.
+        self._behind: OrderedDict[str, None] = OrderedDict()
         self._references: _Cache[Frames] = _Cache(REFERENCES_BYTES, LAST_FRAMES)
 
     def prepare(
@@ -155,8 +155,7 @@ class Intake:
         """Decodes ahead what value queries will ask for, for about so long."""
         until = time.monotonic() + seconds
         while self._behind and time.monotonic() < until:
-            token = next(iter(self._behind))
-            del self._behind[token]
+            token, _ = self._behind.popitem(last=False)
             # Those that were forgotten meanwhile are not kept whole any more.
             if kept := self._whole.get(token):
                 kept[1].catch_up()

@@ -39,8 +39,11 @@ def test_a_thousand_open_episodes(
 @pytest.mark.chaos
 @pytest.mark.timeout(3600)
 def test_a_day_of_queries(server: RedisServer, workers: Workers, connection: redis.Redis, table: Table) -> None:
-    """With a critic that costs nothing: memory of client, worker and Redis stays as it is after the first part."""
-    worker = psutil.Process(workers.start(CHAOS, VLAC_MAX_BATCH="64").pid)
+    """With a critic that costs nothing: memory of client, worker and Redis stays as it is after the first part.
+
+    What the worker keeps of episodes is full by then.
+    """
+    worker = psutil.Process(workers.start(CHAOS, VLAC_MAX_BATCH="64", VLAC_HISTORY_BYTES=str(1 << 20)).pid)
     megabytes: list[tuple[float, float, float]] = []
     asked = 0
     with CriticClient(VlacConfig(redis_url=server.url, timeout_s=60, max_batch=64)) as client:
