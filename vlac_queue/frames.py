@@ -78,14 +78,12 @@ class Base:
     checksum: int
 
     @classmethod
-    def after(cls, batch: Frames, payload: bytes, *, ours: bool = False) -> Base:
+    def after(cls, batch: Frames, payload: bytes) -> Base:
         """The base for what follows `batch` (uint8 (T,H,W,3)), given with its encoding.
 
-        The frame is copied: the caller may fill the same array anew, and a view would keep the batch alive. A
-        batch of one frame that is `ours` alone is kept as it is.
+        The frame is copied: the caller may fill the same array anew, and a view would keep the batch alive.
         """
-        frame = batch[-1] if ours and len(batch) == 1 else batch[-1].copy()
-        return cls(frame, _CRC.unpack_from(payload, _HEADER.size)[0])
+        return cls(batch[-1].copy(), _CRC.unpack_from(payload, _HEADER.size)[0])
 
 
 @dataclass(frozen=True)
