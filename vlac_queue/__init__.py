@@ -19,6 +19,8 @@ from vlac_queue.errors import (
     NoWorkers,
     ProtocolError,
     QueueFull,
+    RedisDenied,
+    RedisFailed,
     RedisUnavailable,
     VlacQueueError,
 )
@@ -40,6 +42,8 @@ __all__ = [
     "Pending",
     "ProtocolError",
     "QueueFull",
+    "RedisDenied",
+    "RedisFailed",
     "RedisUnavailable",
     "RolloutGate",
     "ValueVerdict",

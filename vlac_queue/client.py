@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import threading
 import time
@@ -20,7 +19,7 @@ import numpy as np
 import redis
 
 from vlac_queue.config import VlacConfig, redact_url
-from vlac_queue.connection import BLOCK_S, RedisClock, connect, redis_errors
+from vlac_queue.connection import BLOCK_S, Patience, RedisClock, connect
 from vlac_queue.control import order_workers
 from vlac_queue.decision_log import DecisionLog
 from vlac_queue.errors import (
@@ -32,6 +31,7 @@ from vlac_queue.errors import (
     ProtocolError,
     VlacQueueError,
 )
+from vlac_queue.faults import Fault, as_ours, fault_of, redis_errors
 from vlac_queue.frames import MAX_BATCH_BYTES, Base, Frames, as_batch, encode
 from vlac_queue.jobs import JobMaker, NewJob
 from vlac_queue.keys import CLIENT_TTL_S, Keys
@@ -49,7 +49,7 @@ from vlac_queue.messages import (
     decode_answer,
 )
 from vlac_queue.metrics import publish_audit, publish_outcomes
-from vlac_queue.recovery import KeptFrames, Patience, Recovery
+from vlac_queue.recovery import KeptFrames, Recovery
 from vlac_queue.rule import Outcome
 from vlac_queue.store import EpisodeMeta, EpisodeStore, Step
 
@@ -439,10 +439,8 @@ class CriticClient:
         closed = {id(episode) for episode in closing}
         with self._lock:
             still_open = any(id(episode) not in closed for episode in self._episodes.values())
-            still_asking = any(id(pending._episode) not in closed for pending in self._open.values())
-        keys = [] if still_open else [self._keys.client(self.id)]
-        if not still_asking:  # nothing more comes by the stream
-            keys.append(self._keys.client_answers(self.id))
+        # While one is open, another thread may ask about it and wait on the stream.
+        keys = [] if still_open else [self._keys.client(self.id), self._keys.client_answers(self.id)]
         self._patiently(lambda: self._store.close([(each.id, each._reference) for each in closing], keys))
         if not still_open:
             self._lived = -float("inf")
@@ -618,14 +616,19 @@ class CriticClient:
 
         outcomes: list[tuple[Pending[Any] | None, VlacQueueError | None]] = []
         try:
-            failures = self._store.step(groups(), max_bytes=self.config.max_pending_bytes)
-            errors = [self._ours(failure) for failure in failures]
+            errors = self._ours(self._store.step(groups(), max_bytes=self.config.max_pending_bytes))
             if any(errors):
                 errors = self._recovery.send_again([part.episode for part in parts], steps, pendings, errors)
             for part, step, pending, error in zip(parts, steps, pendings, errors, strict=True):
                 outcomes.append((pending, error))
                 if error is None:
                     self._sent(part, step.payload)
+        except BaseException:
+            # Broken off (Ctrl-C): whether frames were stored is open. They count as pushed; where they are
+            # missing, the next push restores them as it does what Redis has lost.
+            for part, step in zip(parts[len(outcomes) :], steps[len(outcomes) :], strict=False):
+                self._sent(part, step.payload)
+            raise
         finally:
             refused = pendings[len(outcomes) :] + [pending for pending, error in outcomes if error]
             with self._lock:
@@ -648,19 +651,18 @@ class CriticClient:
     def _live(self) -> None:
         """Says that this client is there, now and then."""
         if time.monotonic() - self._lived > _LIFE_S:
-            with contextlib.suppress(redis.exceptions.OutOfMemoryError):  # answers must be read all the same
+            try:
                 self._connection.set(self._keys.client(self.id), 1, ex=CLIENT_TTL_S)
+            except redis.RedisError as error:
+                # What takes no writes may be read all the same, and answers must be.
+                if fault_of(error) not in (Fault.FULL, Fault.REFUSED):
+                    raise
             self._lived = time.monotonic()
 
-    def _ours(self, error: Exception | None) -> VlacQueueError | None:
-        """An error of Redis as one of ours; one that is neither is raised."""
-        if error is None:
-            return None
-        try:
-            with redis_errors(self.config.redis_url):
-                raise error
-        except VlacQueueError as ours:
-            return ours
+    def _ours(self, failures: Iterable[VlacQueueError | redis.RedisError | None]) -> list[VlacQueueError | None]:
+        """Failures, those of Redis as ours."""
+        url = self.config.redis_url
+        return [as_ours(each, url) if isinstance(each, redis.RedisError) else each for each in failures]
 
     def _check(self, parts: Sequence[_Part]) -> None:
         """Whether `parts` can be sent.

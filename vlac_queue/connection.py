@@ -1,13 +1,13 @@
-"""Connections to Redis, and Redis' errors in our terms."""
+"""Connections to Redis: how they behave, and how long one waits for a server that is away."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import redis
 from hiredis import pack_command
@@ -16,17 +16,19 @@ from redis.retry import Retry
 from rq.connections import parse_connection
 
 from vlac_queue.config import redact_url
-from vlac_queue.errors import ConfigError, QueueFull, RedisUnavailable
+from vlac_queue.errors import ConfigError, NoWorkers, QueueFull, RedisUnavailable
 from vlac_queue.failover import connection_arguments, following
+from vlac_queue.faults import redis_errors
 
 #: Seconds that a blocking read waits on the server at a time; between two reads the deadline is looked at.
 BLOCK_S = 1.0
 #: Seconds until a silent connection counts as broken; well above BLOCK_S.
 SOCKET_TIMEOUT_S = 10.0
+#: Seconds of the first pause before Redis is tried again; doubles up to the last.
+_FIRST_PAUSE_S, _LAST_PAUSE_S = 0.05, 1.0
 
+Result = TypeVar("Result")
 
-#: What a Redis raises that is away or full, and may be back or have room in a moment.
-AWAY = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, redis.exceptions.OutOfMemoryError)
 
 #: How a connection behaves on both sides of the queue, whoever made it.
 _BEHAVIOUR: dict[str, Any] = {
@@ -74,40 +76,42 @@ def reconnect(connection: redis.Redis) -> redis.Redis:
     return client_class(connection_pool=redis.ConnectionPool(**kwargs))
 
 
-@contextmanager
-def redis_errors(url: str) -> Iterator[None]:
-    """Raises Redis' errors as ours.
+class Patience:
+    """Waits for a Redis that is away, full or refuses for now, and for a worker, but only once it had worked: so a
+    wrong address is told at once.
 
-    Raises:
-        RedisUnavailable: the server can't be reached, is still loading or refuses the password.
-        QueueFull: the server has reached its maxmemory.
+    The connection tries a broken command again by itself (a second or so); this is the only other layer that
+    tries again.
+
+    Args:
+        url: of Redis, for messages.
+        seconds: how long.
     """
-    try:
-        yield
-    except redis.exceptions.AuthenticationError as error:
-        raise RedisUnavailable(
-            f"Redis at {redact_url(url)} refused the password: {error}; mend redis_url."
-        ) from error
-    except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as error:
-        remedy = "start redis-server there, or correct redis_url (VLAC_REDIS_URL)."
-        if "CERTIFICATE" in str(error).upper():
-            remedy = (
-                "it speaks TLS, and one side does not trust the other: look at ssl_ca_certs, ssl_certfile "
-                "and the host name in redis_url (VLAC_REDIS_URL)."
-            )
-        raise RedisUnavailable(
-            f"can't reach Redis at {redact_url(url)} ({type(error).__name__}: {error}); {remedy}"
-        ) from error
-    except redis.exceptions.ResponseError as error:
-        if isinstance(error, redis.exceptions.OutOfMemoryError):
-            raise QueueFull(
-                "Redis has reached its maxmemory; raise it, or lower max_pending_bytes below it."
-            ) from error
-        raise
 
+    def __init__(self, url: str, seconds: float) -> None:
+        self._url = url
+        self._seconds = seconds
+        self._worked = False
 
-#: Where a connection broke before the reply.
-_MISSING = object()
+    def __call__(self, work: Callable[[], Result]) -> Result:
+        """Return what `work` returns; done again for a while where it fails. It must be fit to be done twice.
+
+        Raises:
+            RedisUnavailable, QueueFull, NoWorkers: the last failure.
+            RedisDenied, RedisFailed: Redis refused; waiting would not help.
+        """
+        began, pause = time.monotonic(), _FIRST_PAUSE_S
+        while True:
+            try:
+                with redis_errors(self._url):
+                    result = work()
+                self._worked = True
+                return result
+            except (RedisUnavailable, QueueFull, NoWorkers):
+                if not self._worked or time.monotonic() + pause > began + self._seconds:
+                    raise
+            time.sleep(pause)
+            pause = min(2 * pause, _LAST_PAUSE_S)
 
 
 class Script(str):
@@ -122,50 +126,73 @@ class Script(str):
 
 
 def exchange(connection: redis.Redis, commands: Iterable[tuple[Any, ...]]) -> list[Any]:
-    """Sends commands as they are made, and reads all replies afterwards.
+    """Send commands as they are made, and read all replies afterwards.
 
     Args:
         connection: sends on one of its connections.
         commands: each command's words, a script as ("EVAL", Script, ...); sending one of them again must change
             nothing, since a connection that breaks leaves open which were executed: those without a reply are
-            sent again, one by one. So are scripts that the server did not know.
+            sent again, as often as the connection's own retries allow.
 
     Returns:
         Each command's reply; the server's errors as values, since others may have succeeded. Where the server
         can't be reached, that is the error of each command that is left.
     """
-    made: list[tuple[Any, ...]] = []
-    replies: list[Any] = []
-    left = iter(commands)
+    sending = _Exchange(commands)
     pool = connection.connection_pool
-    try:
+
+    def attempt() -> None:
         link = pool.get_connection()
         try:
-            for command in left:
-                made.append(command)
-                # As redis-py packs it, without its look at each word.
-                link.send_packed_command([pack_command(_by_digest(command))])
-            while len(replies) < len(made):
-                replies.append(_read_reply(link))
+            sending.on(link)
         except BaseException:
             # Replies that nobody reads any more must not be taken for those to other commands.
             link.disconnect()
             raise
         finally:
             pool.release(link)
-    except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError):
-        made += left
-    replies += [_MISSING] * (len(made) - len(replies))
-    away: Exception | None = None
-    for index, reply in enumerate(replies):
-        if reply is _MISSING or isinstance(reply, redis.exceptions.NoScriptError):
-            try:
-                replies[index] = away or connection.execute_command(*made[index])
-            except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as error:
-                replies[index] = away = error
-            except redis.RedisError as error:
-                replies[index] = error
-    return replies
+
+    try:
+        (connection.get_retry() or _retry()).call_with_retry(attempt, lambda _: None)
+    except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as error:
+        return sending.given_up(error)
+    return sending.replies
+
+
+class _Exchange:
+    """Commands, and the replies read so far; goes on where it was broken off."""
+
+    def __init__(self, commands: Iterable[tuple[Any, ...]]) -> None:
+        self.replies: list[Any] = []
+        self._made: list[tuple[Any, ...]] = []
+        self._left = iter(commands)
+
+    def on(self, link: Any) -> None:
+        """Send what has no reply yet on `link`, and read the replies."""
+        # redis-py's look at the connection's health asks and reads a reply itself: before the first command only,
+        # since between two of them it would take the reply to the first.
+        check_health = True
+        for command in itertools.chain(self._made[len(self.replies) :], self._making()):
+            # As redis-py packs it, without its look at each word.
+            link.send_packed_command([pack_command(_by_digest(command))], check_health=check_health)
+            check_health = False
+        while len(self.replies) < len(self._made):
+            self.replies.append(_read_reply(link))
+        # A server that does not know a script by its digest gets all of it.
+        for index, reply in enumerate(self.replies):
+            if isinstance(reply, redis.exceptions.NoScriptError):
+                link.send_packed_command([pack_command(self._made[index])], check_health=False)
+                self.replies[index] = _read_reply(link)
+
+    def given_up(self, error: Exception) -> list[Any]:
+        """Return the replies; `error` for what has none."""
+        self._made += self._left
+        return self.replies + [error] * (len(self._made) - len(self.replies))
+
+    def _making(self) -> Iterator[tuple[Any, ...]]:
+        for command in self._left:
+            self._made.append(command)
+            yield command
 
 
 def checked(reply: Any) -> Any:

@@ -3,10 +3,12 @@
 VlacQueueError
  +-- ConfigError        a setting is unknown or out of range
  |    +-- DecisionLogError   the folder `decision_log` can't be written
+ |    +-- RedisDenied        Redis refuses the password, or this user has no right to what it asked
  +-- FrameError         frames, or an encoded frame batch, are not usable
  +-- ProtocolError      a message or a key is not what docs/protocol.md says
- +-- RedisUnavailable   Redis can't be reached
+ +-- RedisUnavailable   Redis can't be reached, or refuses for now
  |    +-- EpisodeLost   Redis lost an open episode: it restarted without its data, evicted it, or it expired
+ +-- RedisFailed        Redis can't do what it was asked: a key of a wrong type, say
  +-- NoWorkers          nothing listens on the queue
  +-- QueueFull          open episodes hold `max_pending_bytes` already
  +-- CriticTimeout      no answer in time
@@ -28,6 +30,10 @@ class DecisionLogError(ConfigError):
     """The folder `decision_log` can't be written. No `on_failure` masks it: trying again can't mend it."""
 
 
+class RedisDenied(ConfigError):
+    """Redis refuses the password, or this user has no right. No `on_failure` masks it: it does not pass."""
+
+
 class FrameError(VlacQueueError, ValueError):
     """Frames of a wrong dtype, shape or size, or an encoded batch that is damaged."""
 
@@ -38,6 +44,10 @@ class ProtocolError(VlacQueueError):
 
 class RedisUnavailable(VlacQueueError, ConnectionError):
     """Redis can't be reached, or lost an open episode (`EpisodeLost`)."""
+
+
+class RedisFailed(VlacQueueError):
+    """Redis can't do what it was asked, and waiting does not help: a key of a wrong type, or a bug."""
 
 
 class EpisodeLost(RedisUnavailable):

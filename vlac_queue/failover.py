@@ -9,6 +9,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import redis
 from redis.sentinel import Sentinel
 
+from vlac_queue.faults import error_code
+
 #: Schemes of a Redis behind Sentinel, without and with TLS: redis+sentinel://host:26379,host2:26379/mymaster/0
 SENTINEL_SCHEMES = ("redis+sentinel", "rediss+sentinel")
 #: Port of a sentinel that names none.
@@ -18,19 +20,14 @@ _SENTINEL_TIMEOUT_S = 1.0
 
 
 class _Following:
-    """A server that became a replica counts as away: the next command connects anew.
-
-    And where Redis 6.2 says of a script that memory is full, that is the same error as without a script.
-    """
+    """A server that became a replica counts as away: the next command connects anew."""
 
     def read_response(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().read_response(*args, **kwargs)  # type: ignore[misc]
         except redis.exceptions.ResponseError as error:
-            if "OOM command" in str(error) and not isinstance(error, redis.exceptions.OutOfMemoryError):
-                raise redis.exceptions.OutOfMemoryError(str(error)) from error
             # READONLY: to a write; UNBLOCKED: to a blocking read that waited when the roles changed.
-            if not isinstance(error, redis.exceptions.ReadOnlyError) and not str(error).startswith("UNBLOCKED"):
+            if error_code(error) not in ("READONLY", "UNBLOCKED"):
                 raise
             self.disconnect()  # type: ignore[attr-defined]
             raise redis.exceptions.ConnectionError("the server is a replica now") from error

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import redis
 
-from vlac_queue.connection import redis_errors
+from vlac_queue.connection import Patience
 from vlac_queue.errors import (
     EpisodeLost,
-    NoWorkers,
     ProtocolError,
     QueueFull,
     RedisUnavailable,
@@ -30,50 +28,13 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
-
 #: Looks (2 s apart) at which a job is nowhere until it counts as lost: longer than a dead worker goes unnoticed.
 _LOOKS_MISSED = 5
 
-#: Seconds of the first pause before Redis is tried again; doubles up to the last.
-_FIRST_PAUSE_S, _LAST_PAUSE_S = 0.05, 1.0
+#: What RQ calls a job that waits, and one that was begun.
+_ALIVE = (b"queued", b"started")
 #: Times that what Redis lost is restored for one call.
 _RESTORES = 5
-
-
-class Patience:
-    """Puts up with a Redis that is away or full, and with no worker left, but only once it had worked: so a wrong
-    address is told at once.
-
-    Args:
-        url: of Redis, for messages.
-        seconds: how long.
-    """
-
-    def __init__(self, url: str, seconds: float) -> None:
-        self._url = url
-        self._seconds = seconds
-        self._worked = False
-
-    def __call__(self, work: Callable[[], Result]) -> Result:
-        """What `work` returns; done again for a while where it fails. It must be fit to be done twice.
-
-        Raises:
-            RedisUnavailable, QueueFull, NoWorkers: the last failure.
-        """
-        began, pause = time.monotonic(), _FIRST_PAUSE_S
-        while True:
-            try:
-                with redis_errors(self._url):
-                    result = work()
-                self._worked = True
-                return result
-            except (RedisUnavailable, QueueFull, NoWorkers) as error:
-                refused = isinstance(error.__cause__, redis.exceptions.AuthenticationError)
-                if not self._worked or refused or time.monotonic() + pause > began + self._seconds:
-                    raise
-            time.sleep(pause)
-            pause = min(2 * pause, _LAST_PAUSE_S)
 
 
 class KeptFrames:
@@ -219,8 +180,7 @@ class Recovery:
     def _send(self, steps: Sequence[Step], asking: Sequence[Pending[Any]]) -> list[VlacQueueError | None]:
         client = self._client
         jobs = client._carry(asking) if asking else []
-        failures = client._store.step([(steps, jobs)], max_bytes=client.config.max_pending_bytes)
-        errors = [client._ours(failure) for failure in failures]
+        errors = client._ours(client._store.step([(steps, jobs)], max_bytes=client.config.max_pending_bytes))
         if any(isinstance(error, QueueFull) for error in errors):
             client._store.drop_abandoned()
         return errors
@@ -323,16 +283,16 @@ def look_up(connection: redis.Redis, keys: Keys, asked: Sequence[Asked]) -> list
             pipeline.llen(episode.frames)
             pipeline.exists(keys.reference(each.reference))
         for job in jobs:
-            pipeline.hmget(keys.rq_job(job), "status", "exc_info")
+            pipeline.hmget(keys.rq_job(job), "status", "exc_info", "worker_name")
         replies = pipeline.execute()
     of_jobs = dict(zip(jobs, replies[4 * len(asked) :], strict=True))
-    # A job that was begun stands in the claims of a worker, which looks after it, or others do when it is dead.
-    carried = {job for job, (status, _) in of_jobs.items() if status == b"started"}
-    carried |= _waiting(connection, keys, [job for job, (status, _) in of_jobs.items() if status == b"queued"])
+    carried = _carried(
+        connection, keys, {job: worker for job, (status, _, worker) in of_jobs.items() if status in _ALIVE}
+    )
     standings = []
     for index, each in enumerate(asked):
         text, there, batches, reference = replies[4 * index : 4 * index + 4]
-        status, reason = of_jobs[each.job]
+        status, reason, _ = of_jobs[each.job]
         answer = text.decode() if text is not None and text.startswith(b"{") else ""
         kept = text is not None and bool(there) and batches >= each.batches and (not each.reference or reference)
         refused = _reason(reason) if status == b"failed" else ""
@@ -340,16 +300,22 @@ def look_up(connection: redis.Redis, keys: Keys, asked: Sequence[Asked]) -> list
     return standings
 
 
-def _waiting(connection: redis.Redis, keys: Keys, jobs: Sequence[str]) -> set[str]:
-    """Those of the jobs that wait for a worker."""
-    if not jobs:
+def _carried(connection: redis.Redis, keys: Keys, workers: Mapping[str, bytes | None]) -> set[str]:
+    """Those of the jobs that wait, or stand in the claims of the worker that took them: it looks after them, or
+    others do when it is dead.
+
+    Args:
+        workers: job id -> who took it last, if anybody did.
+    """
+    if not workers:
         return set()
     with connection.pipeline(transaction=False) as pipeline:
-        for job in jobs:
+        for job, worker in workers.items():
             pipeline.lpos(keys.rq_queue, job)
             pipeline.lpos(keys.alone, job)
+            pipeline.lpos(keys.claims((worker or b"").decode(errors="replace")), job)
         replies = pipeline.execute()
-    places = zip(jobs, replies[0::2], replies[1::2], strict=True)
+    places = zip(workers, *(replies[start::3] for start in range(3)), strict=True)
     return {job for job, *found in places if any(place is not None for place in found)}
 
 

@@ -16,8 +16,9 @@ from typing import Any
 import redis
 from redis.client import Pipeline
 
-from vlac_queue.connection import AWAY, Script, checked, exchange
+from vlac_queue.connection import Script, checked, exchange
 from vlac_queue.errors import EpisodeLost, ProtocolError, QueueFull, VlacQueueError
+from vlac_queue.faults import passes
 from vlac_queue.jobs import NewJob
 from vlac_queue.keys import LIMIT_FIELD, TOTAL_FIELD, Keys
 from vlac_queue.messages import MAX_TASK_CHARS, Query
@@ -514,7 +515,7 @@ class EpisodeStore:
             # Keys of a wrong type, which no client of ours makes, hold nothing that is open.
             replies = pipeline.execute(raise_on_error=False)
         for reply in replies:
-            if isinstance(reply, AWAY):
+            if passes(reply):
                 raise reply
         states = zip(queries, replies[0::2], replies[1::2], strict=True)
         return {query.id for query, kind, there in states if kind in (b"done", b"value") and there}

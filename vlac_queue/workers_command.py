@@ -16,10 +16,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from vlac_queue.config import redact_url
-from vlac_queue.connection import connect, redis_errors
+from vlac_queue.connection import connect
 from vlac_queue.console import errors_as_messages, queue_option, redis_url_option
 from vlac_queue.control import WorkerInfo, critic_workers, order_workers
 from vlac_queue.credentials import with_credentials
+from vlac_queue.faults import redis_errors
 from vlac_queue.keys import Keys
 
 _timeout_option = click.option(

@@ -12,6 +12,7 @@ import redis
 from redis.client import Pipeline
 
 from vlac_queue.connection import Script, checked, exchange
+from vlac_queue.faults import Fault, fault_of
 from vlac_queue.keys import Keys
 from vlac_queue.messages import MAX_JOB_BYTES
 from vlac_queue.metrics import first_line
@@ -236,7 +237,7 @@ class Claims:
             return [_taken(entry) for entry in checked(exchange(self._connection, [take])[0])]
         wait = ("BLMOVE", self._keys.rq_queue, f"{self.key}:next", "LEFT", "RIGHT", str(block_s))
         waited, taken = exchange(self._connection, [wait, take])
-        if isinstance(waited, redis.exceptions.OutOfMemoryError):
+        if isinstance(waited, redis.RedisError) and fault_of(waited) is Fault.FULL:
             if not taken:
                 time.sleep(_FULL_PAUSE_S)
         else:

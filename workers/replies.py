@@ -11,9 +11,9 @@ from typing import Any
 
 import redis
 from redis.client import Pipeline
-from redis.exceptions import OutOfMemoryError
 
-from vlac_queue.connection import AWAY, RedisClock, exchange
+from vlac_queue.connection import RedisClock, exchange
+from vlac_queue.faults import Fault, fault_of, passes
 from vlac_queue.keys import Keys
 from vlac_queue.messages import CriticIdentity, Failure, Query, encode_answer
 from vlac_queue.metrics import PHASES, Histogram, first_line, publish_event
@@ -154,8 +154,8 @@ class Replies:
             try:
                 self._write(answered)
                 return
-            except AWAY as error:
-                self._log.error("Worker %s: Redis is away (%s); answers wait", self._worker, type(error).__name__)
+            except redis.RedisError as error:
+                self._log.error("Worker %s: Redis is %s; answers wait", self._worker, fault_of(error).value)
             finally:
                 self._writing.release()
         self._waiting.put(answered)
@@ -169,14 +169,12 @@ class Replies:
                     with self._writing:
                         self._write(answered)
                     break
-                except AWAY as error:
+                except redis.RedisError as error:
                     if self._closing:
                         gives_up = gives_up or time.monotonic() + _LAST_ANSWERS_S
                         if time.monotonic() > gives_up:
                             raise
-                    self._log.error(
-                        "Worker %s: Redis is away (%s); answers wait", self._worker, type(error).__name__
-                    )
+                    self._log.error("Worker %s: Redis is %s; answers wait", self._worker, fault_of(error).value)
                     time.sleep(_PAUSE_S)
 
     def hurry(self) -> None:
@@ -219,7 +217,7 @@ class Replies:
 
         for index, reply in enumerate(exchange(self._connection, commands())):
             # A full Redis takes answers (see store.py) and no counters, which nobody waits for.
-            if isinstance(reply, AWAY) and (index < len(answers) or not isinstance(reply, OutOfMemoryError)):
+            if passes(reply) and (index < len(answers) or fault_of(reply) is not Fault.FULL):
                 raise reply
             if isinstance(reply, Exception):
                 # A client's keys of a wrong type: the answers of others are written all the same.

@@ -37,8 +37,9 @@ from rq.worker import DequeueStrategy, WorkerStatus
 from rq.worker_registration import clean_worker_registry
 
 from vlac_queue.config import VlacConfig
-from vlac_queue.connection import AWAY, RedisClock, reconnect
+from vlac_queue.connection import RedisClock, reconnect
 from vlac_queue.errors import ConfigError, CriticFailed, ProtocolError
+from vlac_queue.faults import fault_of, passes
 from vlac_queue.keys import CLIENT_TTL_S, WORKER_TTL_MS, Keys
 from vlac_queue.messages import (
     MAX_JOB_BYTES,
@@ -355,9 +356,11 @@ class CriticWorker(SimpleWorker):
                 if jobs:
                     self._accept(jobs, {query: read for job in unread for query, read in job.ahead.items()})
                 unread, self._at_hand = [], frozenset()
-            except AWAY as error:
+            except redis.RedisError as error:
                 # The jobs at hand are kept and read again.
-                self.log.error("Worker %s: Redis is away (%s); trying again", self.name, type(error).__name__)
+                self.log.error(
+                    "Worker %s: Redis is %s (%s); trying again", self.name, fault_of(error).value, error
+                )
                 self._halt.wait(_REDIS_PAUSE_S)
                 continue
             busy = bool(self._jobs)
@@ -382,13 +385,7 @@ class CriticWorker(SimpleWorker):
         block_s = 0 if burst or leaves_it_to_others else _TAKE_S
         if works_ahead:
             block_s = 0 if self._quiet else _QUIET_S
-        try:
-            taken = self._claims.take(jobs_wanted, block_s=block_s, others=self._others)
-        except redis.exceptions.ResponseError as error:
-            # Somebody made something else of the queue's key, or took rights away.
-            self.log.error("Worker %s: no job can be taken (%s); trying again", self.name, error)
-            self._halt.wait(_REDIS_PAUSE_S)
-            return []
+        taken = self._claims.take(jobs_wanted, block_s=block_s, others=self._others)
         if not taken and busy:
             self._jobs.none.wait(_LOOK_S)
         if not taken and works_ahead:
@@ -411,9 +408,9 @@ class CriticWorker(SimpleWorker):
                     jobs.append((job.id, read_envelope(job.data)))
                 else:  # expired or deleted while it waited
                     self.connection.lrem(self._claims.key, 1, job.id)
-            except AWAY:
-                raise
             except Exception as error:  # whatever a stranger's job provokes must not end the worker
+                if passes(error):
+                    raise
                 self._reject(job.id, error)
         return jobs
 
@@ -547,7 +544,7 @@ class CriticWorker(SimpleWorker):
     def _still_open(self, batch: Sequence[Prepared]) -> set[str]:
         try:
             return self._store.still_open([each.query for each in batch])
-        except AWAY:
+        except redis.RedisError:
             return {each.query.id for each in batch}
 
     def _finish_jobs(self, job_ids: Sequence[str], pipeline: Pipeline) -> None:
@@ -577,14 +574,11 @@ class CriticWorker(SimpleWorker):
             try:
                 self._beat()
                 away = False
-            except AWAY as error:
+            except redis.RedisError as error:
                 if not away:
-                    self.log.error("Worker %s: no heartbeat, Redis is away (%s)", self.name, type(error).__name__)
-                away = True
-            except redis.exceptions.ResponseError as error:
-                # Somebody made something else of a key, or took rights away.
-                if not away:
-                    self.log.error("Worker %s: the heartbeat was refused (%s); trying again", self.name, error)
+                    self.log.error(
+                        "Worker %s: no heartbeat, Redis is %s (%s)", self.name, fault_of(error).value, error
+                    )
                 away = True
             except Exception as error:
                 self._fatal = self._fatal or error
@@ -663,7 +657,7 @@ class CriticWorker(SimpleWorker):
         """Has others take its jobs over at once, at the cost of a retry: one of them may be what is wrong."""
         try:
             self.connection.delete(self._keys.worker(self.name), self.key)
-        except AWAY as error:
+        except redis.RedisError as error:
             self.log.error("Worker %s: Redis is away (%s); others find its jobs later", self.name, error)
 
     def _restart_if_possible(self, burst: bool) -> None:
@@ -748,7 +742,7 @@ class CriticWorker(SimpleWorker):
                 pipeline.execute()
             if given_back:
                 self.log.info("Worker %s: gave %d jobs back to the queue", self.name, given_back)
-        except AWAY as error:
+        except redis.RedisError as error:
             self.log.error(
                 "Worker %s: Redis is away (%s); others will find its jobs", self.name, type(error).__name__
             )
@@ -756,7 +750,7 @@ class CriticWorker(SimpleWorker):
     def teardown(self) -> None:
         try:
             super().teardown()
-        except AWAY as error:
+        except redis.RedisError as error:
             self.log.error("Worker %s: Redis is away (%s) at the end", self.name, type(error).__name__)
 
     def _failed_registry(self) -> FailedJobRegistry:

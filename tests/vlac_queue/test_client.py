@@ -23,6 +23,7 @@ from vlac_queue import (
     NoWorkers,
     ProtocolError,
     QueueFull,
+    RedisDenied,
     RedisUnavailable,
     VlacConfig,
     VlacQueueError,
@@ -290,7 +291,7 @@ def test_nobody_sees_the_password() -> None:
             with pytest.raises(NoWorkers) as missing:
                 client.ping()
         bad = replace(good, redis_url=f"redis://:wrong-{secret}@127.0.0.1:{port}/0")
-        with CriticClient(bad) as client, pytest.raises(RedisUnavailable) as refused:
+        with CriticClient(bad) as client, pytest.raises(RedisDenied, match="VLAC_REDIS_PASSWORD_FILE") as refused:
             client.ping()
     with CriticClient(good) as client, pytest.raises(RedisUnavailable, match="start redis-server") as away:
         client.ping()

@@ -14,13 +14,14 @@ from typing import Any
 import click
 import redis
 
-from vlac_queue.connection import connect, redis_errors
+from vlac_queue.connection import connect
 from vlac_queue.console import errors_as_messages, print_table, queue_option, redis_url_option, writing
 from vlac_queue.credentials import with_credentials
 from vlac_queue.episodes import live, log
 from vlac_queue.episodes.record import EpisodeRecord
 from vlac_queue.episodes.sheet import write_episode
-from vlac_queue.errors import RedisUnavailable
+from vlac_queue.errors import RedisDenied
+from vlac_queue.faults import redis_errors
 from vlac_queue.keys import Keys
 from vlac_queue.plot import figure_class
 from vlac_queue.texts import clean, duration, size
@@ -109,10 +110,10 @@ def _reading(redis_url: str) -> Iterator[redis.Redis]:
     try:
         with redis_errors(url), connect(url) as connection:
             yield connection
-    except redis.exceptions.NoPermissionError as error:
-        raise RedisUnavailable(
-            f"this user of Redis may not read that ({error}); `episodes list` needs the rights of vlac-dashboard "
-            "(with Redis 7 or newer), `episodes show` those of vlac-worker."
+    except RedisDenied as error:
+        raise RedisDenied(
+            f"{error} `episodes list` needs the rights of vlac-dashboard (with Redis 7 or newer), `episodes show` "
+            "those of vlac-worker."
         ) from None
 
 
