@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 import time
 import uuid
@@ -52,6 +53,8 @@ from vlac_queue.metrics import publish_audit, publish_outcomes
 from vlac_queue.recovery import KeptFrames, Recovery
 from vlac_queue.rule import Outcome
 from vlac_queue.store import EpisodeMeta, EpisodeStore, Step
+
+_log = logging.getLogger(__name__)
 
 Verdict = TypeVar("Verdict", DoneVerdict, ValueVerdict)
 
@@ -236,7 +239,7 @@ class Episode:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        self.close()
+        self._client.leave([self], exc)
 
     def __repr__(self) -> str:
         return f"Episode({self.id!r}, task={self.task!r}, frames={self.frames}, closed={self.closed})"
@@ -433,6 +436,24 @@ class CriticClient:
 
     def close_many(self, episodes: Sequence[Episode]) -> None:
         """Closes several episodes in one round trip."""
+        self._close(episodes, self._patiently)
+
+    def leave(self, episodes: Sequence[Episode], error: BaseException | None) -> None:
+        """Close episodes at the end of a `with` statement.
+
+        Where `error` ends it (Ctrl-C, say), that is told, and not that closing failed; such episodes expire by
+        themselves.
+        """
+        interrupted = error is not None and not isinstance(error, Exception)
+        try:
+            self._close(episodes, Patience(self.config.redis_url, 0.0) if interrupted else self._patiently)
+        except VlacQueueError as failure:
+            if error is None:
+                raise
+            self._forget(episodes)
+            _log.warning("%d episodes are left to expire by themselves: %s", len(episodes), failure)
+
+    def _close(self, episodes: Sequence[Episode], patiently: Patience) -> None:
         closing = [episode for episode in episodes if not episode.closed]
         if not closing:
             return
@@ -441,9 +462,14 @@ class CriticClient:
             still_open = any(id(episode) not in closed for episode in self._episodes.values())
         # While one is open, another thread may ask about it and wait on the stream.
         keys = [] if still_open else [self._keys.client(self.id), self._keys.client_answers(self.id)]
-        self._patiently(lambda: self._store.close([(each.id, each._reference) for each in closing], keys))
+        patiently(lambda: self._store.close([(each.id, each._reference) for each in closing], keys))
         if not still_open:
             self._lived = -float("inf")
+        self._forget(closing)
+
+    def _forget(self, episodes: Sequence[Episode]) -> None:
+        closing = [episode for episode in episodes if not episode.closed]
+        closed = {id(episode) for episode in closing}
         with self._lock:
             for episode in closing:
                 self._kept.drop(episode.id)
@@ -543,6 +569,7 @@ class CriticClient:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
+        self.leave(list(self._episodes.values()), exc)
         self.close()
 
     def __reduce__(self) -> tuple[type[CriticClient], tuple[VlacConfig]]:
@@ -682,7 +709,7 @@ class CriticClient:
                 pushed_to.add(part.episode.id)
         if any(part.kind for part in parts) and time.monotonic() - self._workers_seen > _WORKERS_FRESH_S:
             # Who never saw a worker is told at once that there is none.
-            self._patiently(self.ping) if self._workers_seen > 0 else self.ping()
+            self._patiently(self.ping, at_once=() if self._workers_seen > 0 else (NoWorkers,))
 
     def _sent(self, part: _Part, payload: bytes) -> None:
         """Takes into account what Redis has stored now."""

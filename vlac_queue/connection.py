@@ -93,8 +93,12 @@ class Patience:
         self._seconds = seconds
         self._worked = False
 
-    def __call__(self, work: Callable[[], Result]) -> Result:
+    def __call__(self, work: Callable[[], Result], *, at_once: tuple[type[Exception], ...] = ()) -> Result:
         """Return what `work` returns; done again for a while where it fails. It must be fit to be done twice.
+
+        Args:
+            work: raises errors of Redis, or ours.
+            at_once: those of ours that are not waited for this time.
 
         Raises:
             RedisUnavailable, QueueFull, NoWorkers: the last failure.
@@ -107,8 +111,9 @@ class Patience:
                     result = work()
                 self._worked = True
                 return result
-            except (RedisUnavailable, QueueFull, NoWorkers):
-                if not self._worked or time.monotonic() + pause > began + self._seconds:
+            except (RedisUnavailable, QueueFull, NoWorkers) as error:
+                late = time.monotonic() + pause > began + self._seconds
+                if not self._worked or late or isinstance(error, at_once):
                     raise
             time.sleep(pause)
             pause = min(2 * pause, _LAST_PAUSE_S)

@@ -124,7 +124,7 @@ def as_ours(error: exceptions.RedisError, url: str) -> VlacQueueError:
     fault, code = fault_of(error), error_code(error)
     kind, template = _OURS[fault]
     server = f"Redis at {redact_url(url)}"
-    message = template.format(server=server, error=_words(error), remedy=_remedy(error, code))
+    message = template.format(server=server, error=_words(error), remedy=_remedy(error, code, url))
     ours = kind(message)
     ours.__cause__ = error
     return ours
@@ -172,7 +172,7 @@ _REMEDIES = {
 }
 
 
-def _remedy(error: exceptions.RedisError, code: str) -> str:
+def _remedy(error: exceptions.RedisError, code: str, url: str) -> str:
     if code in _REMEDIES:
         return _REMEDIES[code]
     text = str(error)
@@ -180,6 +180,8 @@ def _remedy(error: exceptions.RedisError, code: str) -> str:
         return "that is not Redis: correct redis_url (VLAC_REDIS_URL); a port with TLS wants rediss://."
     if "WRONG_VERSION_NUMBER" in text or "RECORD_LAYER" in text:
         return "that port does not speak TLS: use redis:// in redis_url (VLAC_REDIS_URL)."
+    if url.startswith("rediss") and "Timeout connecting" in text:
+        return "start redis-server there; if that port does not speak TLS, use redis:// in redis_url."
     if "CERTIFICATE" in text.upper():
         return (
             "it speaks TLS, and one side does not trust the other: look at ssl_ca_certs, ssl_certfile and the "

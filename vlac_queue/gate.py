@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+import numpy as np
 
 from vlac_queue.client import CriticClient, Episode, Pending
 from vlac_queue.errors import ConfigError, CriticTimeout, FrameError, ProtocolError, VlacQueueError
@@ -19,8 +20,6 @@ _log = logging.getLogger(__name__)
 
 #: The caller's mistakes: raised whatever `on_failure` says, since trying again or masking can't mend them.
 _MISTAKES = (FrameError, ProtocolError, ConfigError)
-#: Seconds before the first new try of a push or a query that could not be sent; doubles each time.
-_FIRST_PAUSE_S = 0.1
 
 
 class RolloutGate:
@@ -43,8 +42,9 @@ class RolloutGate:
         tasks: each episode's task in words.
         references: frames of a successful run for each episode, or None; None for all uses the configuration's.
         overlap: whether to go on while the critic works.
-        on_failure: what a failed query does: "raise" it, "mask" its episode, or "retry" it (then raise).
-        retries: how often "retry" tries again.
+        on_failure: what a failed query does: "raise" it, "mask" its episode, or "retry" it (then raise). What
+            could not be sent for `patience_s` is not tried again.
+        retries: how often "retry" asks again.
 
     Raises:
         ProtocolError, FrameError, RedisUnavailable: an episode could not be opened.
@@ -66,10 +66,13 @@ class RolloutGate:
         self.retries = config.retries if retries is None else retries
         if self.on_failure not in ("raise", "mask", "retry"):
             raise ConfigError(f"on_failure must be raise, mask or retry, not {self.on_failure!r}.")
+        if isinstance(tasks, str):
+            raise ProtocolError(f"tasks must be a list of texts, one for each episode: [{tasks[:80]!r}, ...].")
         if references is not None and len(references) != len(tasks):
             raise ProtocolError(f"{len(references)} references were given for {len(tasks)} tasks.")
         self._client = client
         self._runs: list[_Run] = []
+        self._outcomes: list[Outcome] | None = None
         try:
             self._runs += map(_Run, client.episodes(tasks, references))
         except BaseException:
@@ -95,30 +98,37 @@ class RolloutGate:
                     longest[step] = max(longest.get(step, 0.0), seconds)
         return sum(longest.values()) + max((run.value_s for run in self._runs), default=0.0)
 
-    def push(self, frames: Mapping[int, Frames]) -> None:
+    def push(self, frames: Mapping[int, Frames] | Frames) -> None:
         """Adds frames to episodes without asking about them, e.g. those seen before the first step.
 
         Args:
-            frames: index of the episode -> uint8 (T,H,W,3) or (H,W,3), RGB.
-        """
-        self._send(frames, None)
+            frames: as `observe` takes them.
 
-    def observe(self, step: int, frames: Mapping[int, Frames]) -> None:
+        Raises:
+            FrameError, ProtocolError: they are not usable.
+        """
+        seen = self._by_index(frames)
+        self._check_indices(seen)
+        self._send(seen, None)
+
+    def observe(self, step: int, frames: Mapping[int, Frames] | Frames) -> None:
         """Takes what was seen after a step, and asks the critic whether the task is done.
 
         Args:
             step: number of the step, ascending for each episode.
             frames: index of the episode -> its new frames, uint8 (T,H,W,3) or (H,W,3), RGB; the critic is
-                asked about the last. Episodes known to be over are passed over, so all may be given.
+                asked about the last. Or an array of all N episodes, (N,T,H,W,3) or (N,H,W,3). Episodes known to
+                be over are passed over, so all may be given.
 
         Raises:
             VlacQueueError: the critic or the queue failed, and `on_failure` says to raise it.
-            FrameError, ProtocolError: frames or steps are not usable.
+            FrameError, ProtocolError: frames, indices or steps are not usable.
         """
-        self._check_ascending(step, frames)
+        seen = self._by_index(frames)
+        self._check_ascending(step, seen)
         if self.overlap:
             self._take_in()
-        runs = self._send(frames, step)
+        runs = self._send(seen, step)
         if not self.overlap:
             self._wait(runs)
 
@@ -155,12 +165,29 @@ class RolloutGate:
         """Ends all episodes: waits for what is out, asks the values of those that were never done.
 
         Returns:
-            One outcome for each episode, in the order of the tasks.
+            One outcome for each episode, in the order of the tasks; the same ones when called again.
 
         Raises:
             VlacQueueError: the critic failed, and `on_failure` says to raise it.
             ProtocolError: an episode was never observed.
         """
+        if self._outcomes is None:
+            self._outcomes = self._settle()
+        return list(self._outcomes)
+
+    def close(self) -> None:
+        """Closes the episodes: their keys leave Redis."""
+        self._client.close_many(self.episodes)
+
+    def __enter__(self) -> RolloutGate:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self._client.leave(self.episodes, exc)
+
+    def _settle(self) -> list[Outcome]:
         for index, run in enumerate(self._runs):
             if not run.steps and run.failure is None:
                 raise ProtocolError(f"episode {index} was never observed; call observe() before settle().")
@@ -174,19 +201,31 @@ class RolloutGate:
             _log.warning("outcomes of %d episodes are missing on dashboards: %s", len(outcomes), error)
         return outcomes
 
-    def close(self) -> None:
-        """Closes the episodes: their keys leave Redis."""
-        self._client.close_many(self.episodes)
+    def _by_index(self, frames: Mapping[int, Frames] | Frames) -> Mapping[int, Frames]:
+        """Frames by the index of their episode.
 
-    def __enter__(self) -> RolloutGate:
-        return self
+        Raises:
+            FrameError: neither a mapping nor an array of all episodes.
+        """
+        if isinstance(frames, Mapping):
+            return frames
+        if not isinstance(frames, np.ndarray) or frames.ndim not in (4, 5) or len(frames) != len(self._runs):
+            got = f"shape {frames.shape}" if isinstance(frames, np.ndarray) else type(frames).__name__
+            raise FrameError(
+                f"frames must be a mapping {{index: frames}}, or an array of all {len(self._runs)} episodes, "
+                f"uint8 (N,H,W,3) or (N,T,H,W,3), not {got}."
+            )
+        return dict(enumerate(frames))
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()
+    def _check_indices(self, indices: Iterable[int]) -> None:
+        for index in indices:
+            if index not in range(len(self._runs)):
+                raise ProtocolError(
+                    f"there is no episode {index!r}: this gate has {len(self._runs)}, counted from 0."
+                )
 
-    def _check_ascending(self, step: int, indices: Iterable[int]) -> None:
+    def _check_ascending(self, step: int, indices: Collection[int]) -> None:
+        self._check_indices(indices)
         for index in indices:
             steps = self._runs[index].steps
             if steps and step <= steps[-1]:
@@ -198,23 +237,16 @@ class RolloutGate:
         """Pushes to the episodes that go on, and at a step asks about them; those that got their frames."""
         left = [(self._runs[index], batch) for index, batch in frames.items() if not self._runs[index].over]
         sent: list[_Run] = []
-        failed: list[tuple[_Run, Frames, VlacQueueError]] = []
-        for attempt in range(self.retries + 1):
-            failed = []
-            for (run, batch), outcome in zip(left, self._try_to_send(left, step), strict=True):
-                if isinstance(outcome, VlacQueueError):
-                    failed.append((run, batch, outcome))
-                    continue
-                sent.append(run)
-                if step is not None and outcome is not None:
-                    run.steps.append(step)
-                    run.open[step] = outcome
-            if not failed or self.on_failure != "retry":
-                break
-            left = [(run, batch) for run, batch, _ in failed]
-            if attempt < self.retries:
-                time.sleep(_FIRST_PAUSE_S * 2**attempt)
-        for run, _, reason in failed:
+        failed: list[tuple[_Run, VlacQueueError]] = []
+        for (run, _), outcome in zip(left, self._try_to_send(left, step), strict=True):
+            if isinstance(outcome, VlacQueueError):
+                failed.append((run, outcome))
+                continue
+            sent.append(run)
+            if step is not None and outcome is not None:
+                run.steps.append(step)
+                run.open[step] = outcome
+        for run, reason in failed:
             if self.on_failure != "mask" or isinstance(reason, _MISTAKES):
                 raise reason
             run.fail(step if step is not None else (run.steps[-1] if run.steps else 0), reason)
@@ -321,7 +353,6 @@ class RolloutGate:
             left = [run for run, _ in failed]
             if self.on_failure != "retry" or attempt == self.retries:
                 break
-            time.sleep(_FIRST_PAUSE_S * 2**attempt)
         for run, reason in failed:
             if self.on_failure != "mask":
                 raise reason

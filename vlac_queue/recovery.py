@@ -7,7 +7,6 @@ import threading
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -124,7 +123,7 @@ class Recovery:
                 break
             try:
                 self._patiently(again)
-            except (RedisUnavailable, QueueFull) as error:
+            except VlacQueueError as error:
                 # Where it was not the sending that failed, it stays undone for the same reason.
                 left = [
                     error if old and self._may_pass(old, step) else old
@@ -162,11 +161,11 @@ class Recovery:
                 pending._missed += 1
                 if pending._missed >= _LOOKS_MISSED:
                     dropped.append(pending)
-        restored = self._restore([pending._episode for pending in lost]) if lost else set()
+        restored = self._patiently(lambda: self._restore([p._episode for p in lost])) if lost else set()
         for pending in lost:
             if pending.query.episode not in restored:
                 client._fail(pending, episode_lost(pending.query.episode))
-        self._ask_again(dropped)
+        self._patiently(lambda: self._ask_again(dropped))
         return [standing.answer for standing in standings if standing.answer]
 
     def _may_pass(self, error: VlacQueueError | None, step: Step) -> bool:
@@ -188,6 +187,8 @@ class Recovery:
     def _restore(self, episodes: Sequence[Episode]) -> set[str]:
         """Opens episodes again that Redis lost, pushes their frames and asks their open queries again.
 
+        It may be done again after an error, wherever that came.
+
         Returns:
             Ids of those that could be.
         """
@@ -203,7 +204,7 @@ class Recovery:
             references = {episode._reference: episode._reference_batches for episode in able.values()}
             opening = [(episode.id, episode._meta) for episode in able.values()]
             limit = client.config.max_pending_bytes
-            counts = self._patiently(lambda: client._store.open(opening, references, max_bytes=limit))
+            counts = client._store.open(opening, references, max_bytes=limit)
             for episode, count in zip(able.values(), counts, strict=True):
                 kept = batches[episode.id] or ()
                 missing = [
@@ -211,7 +212,7 @@ class Recovery:
                     for index in range(count, episode._batches)
                 ]
                 for step in missing:
-                    self._patiently(partial(self._push, step))
+                    self._push(step)
             # Its clock may have jumped, and the position in the stream be one of a past server.
             client._seen = b"0"
             with client._lock:
@@ -229,12 +230,12 @@ class Recovery:
         if not pendings:
             return
         client = self._client
-        now = self._patiently(lambda: client._clock.sync().now())
+        now = client._clock.sync().now()
         for pending in pendings:
             pending.query = replace(pending.query, asked=now, deadline=now + client.config.timeout_s)
         steps = [Step(p.query.episode, p._episode._reference, query=p.query) for p in pendings]
         # What is lost once more is found at the next look.
-        self._patiently(lambda: self._send(steps, pendings))
+        self._send(steps, pendings)
 
 
 @dataclass(frozen=True)

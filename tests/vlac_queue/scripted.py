@@ -10,6 +10,7 @@ from typing import Any
 
 from vlac_queue.config import VlacConfig
 from vlac_queue.errors import CriticFailed, CriticTimeout, VlacQueueError
+from vlac_queue.frames import as_batch
 from vlac_queue.messages import DoneVerdict, ValueVerdict
 
 
@@ -80,7 +81,7 @@ class ScriptedClient:
             error = self.push_errors.pop(0) if self.push_errors else None
             errors.append(error)
             if error is None:
-                episode.frames += len(frames)
+                episode.frames += len(as_batch(frames))
         return errors
 
     def observe_each(
@@ -110,6 +111,9 @@ class ScriptedClient:
         self.poll(pendings)
         for pending in pendings:
             self._reveal(pending)
+
+    def leave(self, episodes: Sequence[ScriptedEpisode], error: BaseException | None) -> None:
+        self.close_many(episodes)
 
     def close_many(self, episodes: Sequence[ScriptedEpisode]) -> None:
         for episode in episodes:

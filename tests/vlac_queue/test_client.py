@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import redis
 
+import vlac_queue.client as client_module
 from tests.conftest import Workers, until
 from tests.workers.critics import NAME, frame
 from vlac_queue import (
@@ -385,3 +386,52 @@ def test_frames_may_change_size_for_done_but_not_for_values(client: CriticClient
         assert episode.ask_done().result().score == 0.4
         with pytest.raises(CriticFailed, match="several sizes"):
             episode.ask_value().result()
+
+
+def test_ctrl_c_in_the_middle_of_a_step_spoils_no_episode(client: CriticClient, worker: Workers) -> None:
+    episodes = client.episodes(["task"] * 48)
+    client.observe_many([(episode, frame(1)) for episode in episodes])
+    # The third of three groups is about to be encoded: the first two are with Redis, or on their way.
+    original, encoded = client_module.encode, iter(range(100))
+
+    def interrupted(*args: Any, **kwargs: Any) -> bytes:
+        if next(encoded) == 40:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client_module, "encode", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            client.observe_many([(episode, frame(51)) for episode in episodes])
+    for pending in client.observe_many([(episode, frame(102)) for episode in episodes]):
+        assert pending.result(20).score == 0.4
+    values = client.ask_value_many(episodes)
+    # What was on its way counts as pushed; what was not begun does not.
+    assert {len(pending.result(20).values) for pending in values} == {3, 2}
+    client.close_many(episodes)
+
+
+def test_ctrl_c_stays_ctrl_c_while_redis_is_away(caplog: pytest.LogCaptureFixture) -> None:
+    port = free_port()
+    with RedisServer(port=port) as server:
+        client = CriticClient(VlacConfig(redis_url=server.url))
+        episode = client.episode("task")
+        episode.push(frame(1))
+    with pytest.raises(KeyboardInterrupt), client, episode:
+        raise KeyboardInterrupt
+    assert episode.closed and "expire by themselves" in caplog.text
+
+
+def test_closing_one_episode_leaves_the_answers_of_others(
+    client: CriticClient, worker: Workers, connection: redis.Redis
+) -> None:
+    first, second = client.episodes(["task", "task"])
+    first.push(frame(1))
+    second.push(frame(51))
+    assert not first.ask_done().result(20).done
+    first.close()
+    pending = second.ask_done()
+    assert pending.result(20).score == 0.2
+    assert connection.exists(client._keys.client_answers(client.id))
+    second.close()
+    assert not connection.keys(f"vlac:vlac:client:{client.id}*")

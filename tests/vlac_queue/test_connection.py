@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import redis
 
-from vlac_queue.connection import Script, exchange
+from vlac_queue.connection import Script, connect, exchange
+from vlac_queue.server import RedisServer
 
 _COUNT = Script("return redis.call('INCRBY', KEYS[1], ARGV[1])")
 
@@ -31,3 +35,29 @@ def test_an_error_is_the_reply_of_its_command_alone(connection: redis.Redis) -> 
     connection.set("text", "x")
     first, second, third = exchange(connection, [("INCR", "text"), ("INCR", "count"), ("EVAL", "nonsense(", 0)])
     assert isinstance(first, redis.ResponseError) and second == 1 and isinstance(third, redis.ResponseError)
+
+
+def test_no_health_check_takes_the_reply_of_a_command(connection: redis.Redis) -> None:
+    pool = connection.connection_pool
+    connection.ping()
+    (link,) = pool._available_connections
+    link.health_check_interval = 1e-9  # due before every command
+
+    def commands() -> Iterator[tuple[Any, ...]]:
+        for number in range(20):
+            link.next_health_check = 0
+            yield ("ECHO", str(number))
+
+    assert exchange(connection, commands()) == [str(number).encode() for number in range(20)]
+
+
+def test_a_broken_connection_goes_on_where_it_was(server: RedisServer, connection: redis.Redis) -> None:
+    other = connect(server.url)
+
+    def commands() -> Iterator[tuple[Any, ...]]:
+        yield ("EVAL", _COUNT, 1, "count", 1)
+        connection.client_kill_filter(_type="normal", skipme=True)
+        yield ("ECHO", "after")
+
+    count, echo = exchange(other, commands())
+    assert count in (1, 2) and echo == b"after"

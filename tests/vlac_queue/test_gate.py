@@ -151,9 +151,7 @@ def test_late_answers_in_any_order_change_nothing(scripts: Any, on_failure: str,
     assert run(overlap=True) == run(overlap=False)
 
 
-def test_push_failures_follow_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
-    pauses: list[float] = []
-    monkeypatch.setattr("vlac_queue.gate.time.sleep", pauses.append)
+def test_push_failures_follow_the_policy() -> None:
     full = QueueFull("full")
 
     client = ScriptedClient([script(".."), script("d.")])
@@ -162,31 +160,24 @@ def test_push_failures_follow_the_policy(monkeypatch: pytest.MonkeyPatch) -> Non
     assert masked.masked and masked.finish_step == 1 and "full" in masked.error
     assert done == Outcome(1, True, 1.0)
 
-    client = ScriptedClient([script("d.")])
-    client.push_errors = [full, full]
-    assert play(client, 1, 2, on_failure="retry", retries=2) == [Outcome(1, True, 1.0)]
-    assert pauses == [0.1, 0.2]
-
-    client = ScriptedClient([script("d.")])
-    client.push_errors = [full]
-    with pytest.raises(QueueFull):
-        play(client, 1, 2, on_failure="raise")
+    # The client has waited and tried again already, for patience_s.
+    for on_failure in ("retry", "raise"):
+        client = ScriptedClient([script("d.")])
+        client.push_errors = [full]
+        with pytest.raises(QueueFull):
+            play(client, 1, 2, on_failure=on_failure)
 
 
-def test_a_queue_without_workers_follows_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vlac_queue.gate.time.sleep", lambda seconds: None)
+def test_a_queue_without_workers_follows_the_policy() -> None:
     client = ScriptedClient([script(".."), script("..")])
     client.ask_errors = [NoWorkers("none")]
     assert all(outcome.masked for outcome in play(client, 2, 2, on_failure="mask"))
 
-    client = ScriptedClient([script("d.")])
-    client.ask_errors = [NoWorkers("none")]
-    assert play(client, 1, 2, on_failure="retry", retries=1) == [Outcome(1, True, 1.0)]
-
-    client = ScriptedClient([script("d.")])
-    client.ask_errors = [NoWorkers("none")]
-    with pytest.raises(NoWorkers):
-        play(client, 1, 2, on_failure="raise")
+    for on_failure in ("retry", "raise"):
+        client = ScriptedClient([script("d.")])
+        client.ask_errors = [NoWorkers("none")]
+        with pytest.raises(NoWorkers):
+            play(client, 1, 2, on_failure=on_failure)
 
 
 def test_the_callers_mistakes_are_raised_even_when_failures_are_masked() -> None:
@@ -205,6 +196,53 @@ def test_the_callers_mistakes_are_raised_even_when_failures_are_masked() -> None
         gate.settle()
     with pytest.raises(ConfigError, match="on_failure"):
         RolloutGate(ScriptedClient([]), [], on_failure="ignore")
+
+
+def test_frames_of_all_episodes_may_be_one_array() -> None:
+    for frames in (np.zeros((2, 4, 4, 3), np.uint8), np.zeros((2, 1, 4, 4, 3), np.uint8)):
+        client = ScriptedClient([script(".d"), script("..")])
+        with RolloutGate(client, ["task", "task"]) as gate:
+            gate.push(frames)
+            gate.observe(1, frames)
+            assert [outcome.done for outcome in gate.settle()] == [True, False]
+
+
+@pytest.mark.parametrize(
+    "frames", [np.zeros((4, 4, 3), np.uint8), np.zeros((3, 4, 4, 3), np.uint8), [FRAME, FRAME]]
+)
+def test_other_frames_are_refused_with_what_is_wanted(frames: Any) -> None:
+    with RolloutGate(ScriptedClient([script("."), script(".")]), ["task", "task"]) as gate:
+        for send in (gate.push, lambda seen: gate.observe(1, seen)):
+            with pytest.raises(FrameError, match=r"a mapping .* or an array of all 2 episodes, uint8 \(N,H,W,3\)"):
+                send(frames)
+
+
+@pytest.mark.parametrize("index", [-1, 2, "0", None])
+def test_an_index_that_is_no_episode_is_refused(index: Any) -> None:
+    client = ScriptedClient([script("."), script(".")])
+    with RolloutGate(client, ["task", "task"]) as gate:
+        for send in (gate.push, lambda seen: gate.observe(1, seen)):
+            with pytest.raises(ProtocolError, match="this gate has 2, counted from 0"):
+                send({0: FRAME, index: FRAME})
+        assert not any(episode.frames for episode in client.opened)
+
+
+def test_one_text_is_not_a_list_of_tasks() -> None:
+    with pytest.raises(ProtocolError, match="a list of texts"):
+        RolloutGate(ScriptedClient([]), "open the drawer")
+
+
+def test_settling_again_counts_nothing_twice() -> None:
+    client = ScriptedClient([script("d"), script(".")])
+    with RolloutGate(client, ["task", "task"]) as gate:
+        gate.observe(1, {0: FRAME, 1: FRAME})
+        first = gate.settle()
+        client.outcomes = []
+        assert gate.settle() == first
+        assert client.outcomes == [] and [episode.asked for episode in client.opened] == [
+            ["done"],
+            ["done", "value"],
+        ]
 
 
 def test_frames_before_the_first_step_are_pushed_but_not_asked_about() -> None:
