@@ -199,7 +199,7 @@ class Episode:
             frames: uint8 (T,H,W,3) or (H,W,3), RGB.
 
         Raises:
-            FrameError: the frames are not usable; nothing was sent.
+            FrameError: the frames are not usable, or of another size than those before; nothing was sent.
             QueueFull: open episodes hold max_pending_bytes already; nothing was stored, push again later.
             RedisUnavailable: Redis can't be reached (push again later), or lost the episode.
         """
@@ -678,6 +678,7 @@ class CriticClient:
                 if part.episode.id in pushed_to:
                     raise ProtocolError(f"episode {part.episode.id!r} stands twice in one call; join its frames.")
                 pushed_to.add(part.episode.id)
+                _check_size(part.episode, part.frames)
         if any(part.kind for part in parts) and time.monotonic() - self._workers_seen > _WORKERS_FRESH_S:
             # Who never saw a worker is told at once that there is none.
             self._patiently(self.ping) if self._workers_seen > 0 else self.ping()
@@ -824,6 +825,16 @@ def load_frames(path: Path) -> Frames:
             f"{path} holds no frames ({error}); give an .npz with an array 'frames', or a .npy."
         ) from None
     return as_batch(frames)
+
+
+def _check_size(episode: Episode, frames: Frames) -> None:
+    """Raises FrameError where frames, uint8 (T,H,W,3), are of another size than those pushed before."""
+    if episode._base is not None and episode._base.frame.shape != frames.shape[1:]:
+        (height, width, _), (other_height, other_width, _) = episode._base.frame.shape, frames.shape[1:]
+        raise FrameError(
+            f"episode {episode.id!r} holds frames of {height}x{width} pixels and these are "
+            f"{other_height}x{other_width}; resize them, or open an episode for each camera."
+        )
 
 
 def _encode_reference(batch: Frames) -> Iterable[bytes]:

@@ -377,10 +377,12 @@ def test_the_caller_may_reuse_its_array(client: CriticClient, worker: Workers) -
             assert episode.ask_done().result().score == red / 255
 
 
-def test_frames_may_change_size_for_done_but_not_for_values(client: CriticClient, worker: Workers) -> None:
+def test_frames_of_another_size_are_refused_and_the_episode_goes_on(client: CriticClient, worker: Workers) -> None:
     with client.episode("task") as episode:
         episode.push(frame(51, side=8))
-        episode.push(frame(102, side=16))
-        assert episode.ask_done().result().score == 0.4
-        with pytest.raises(CriticFailed, match="several sizes"):
-            episode.ask_value().result()
+        for push in (episode.push, episode.observe):
+            with pytest.raises(FrameError, match="8x8 pixels and these are 16x16"):
+                push(frame(102, side=16))
+        assert episode.frames == 1
+        episode.push(frame(102, side=8))
+        assert episode.ask_value().result().values == pytest.approx((20.0, 40.0))
