@@ -105,7 +105,7 @@ class Pending(Generic[Verdict]):
         """The verdict; waits for it.
 
         Args:
-            timeout: seconds to wait; None is the configuration's `timeout_s`.
+            timeout: seconds to wait, 0 looks once; None is the configuration's `timeout_s`.
 
         Raises:
             CriticTimeout: it did not come in time. It may still come: ask this object again.
@@ -347,10 +347,7 @@ class CriticClient:
         opening: list[tuple[str, EpisodeMeta]] = []
         batches: dict[str, Sequence[bytes]] = {"": ()}
         for task, reference, id in zip(tasks, references, ids or [None] * len(tasks), strict=True):
-            if not isinstance(task, str) or not len(task.strip()) >= 1 or len(task) > MAX_TASK_CHARS:
-                raise ProtocolError(
-                    f"a task must be a text of 1 to {MAX_TASK_CHARS} characters, not {str(task)[:80]!r}."
-                )
+            _check_task(task)
             chosen = self._reference(reference if reference is not None else self.config.reference)
             if chosen:
                 batches[chosen.id] = chosen.batches
@@ -473,21 +470,22 @@ class CriticClient:
         """Waits until all `pendings` are answered (or failed): one blocking read for all their episodes.
 
         Args:
-            timeout: seconds to wait; None is the configuration's `timeout_s`.
+            timeout: seconds to wait, 0 looks once; None is the configuration's `timeout_s`.
 
         Raises:
             CriticTimeout: some were not answered in time.
             RedisUnavailable: Redis can't be reached, or lost an episode.
         """
         started = looked_up = time.monotonic()
+        looked = False
         deadline = started + (self.config.timeout_s if timeout is None else timeout)
         try:
             while open_ones := [pending for pending in pendings if not pending.answered]:
                 began = time.monotonic()
-                if began >= deadline:
+                if looked and began >= deadline:
                     raise self._timeout_error(open_ones, began - started)
-                block_s = min(deadline - began, BLOCK_S)
-                self._patiently(partial(self._read, open_ones, block_s=block_s))
+                looked, block_s = True, max(0.0, min(deadline - began, BLOCK_S))
+                self._patiently(partial(self._read, open_ones, block_s=block_s or None))
                 if time.monotonic() - looked_up >= _LOOK_UP_S:
                     self._look_up([pending for pending in open_ones if not pending.answered])
                     looked_up = time.monotonic()
@@ -825,6 +823,19 @@ def load_frames(path: Path) -> Frames:
             f"{path} holds no frames ({error}); give an .npz with an array 'frames', or a .npy."
         ) from None
     return as_batch(frames)
+
+
+def _check_task(task: Any) -> None:
+    """Raises ProtocolError where `task` is no text that can be sent."""
+    if not isinstance(task, str) or not task.strip() or len(task) > MAX_TASK_CHARS:
+        raise ProtocolError(f"a task must be a text of 1 to {MAX_TASK_CHARS} characters, not {str(task)[:80]!r}.")
+    try:
+        task.encode()
+    except UnicodeEncodeError as error:
+        raise ProtocolError(
+            f"a task must be text in Unicode; character {error.start} of {task[:80]!r} is half of a pair, or a "
+            "byte that was no UTF-8: read the text with its right encoding."
+        ) from None
 
 
 def _check_size(episode: Episode, frames: Frames) -> None:

@@ -157,7 +157,7 @@ def test_ids_are_unique_among_open_episodes(client: CriticClient, worker: Worker
         client.episode("task", id="a:b")
 
 
-@pytest.mark.parametrize("task", ["", "   ", "x" * 2001, None])
+@pytest.mark.parametrize("task", ["", "   ", "x" * 2001, None, "open \ud800", "caf\udce9"])
 def test_a_task_needs_words(client: CriticClient, task: Any) -> None:
     with pytest.raises(ProtocolError, match="a task must be"):
         client.episode(task)
@@ -225,6 +225,13 @@ def test_a_late_answer_can_still_be_had(client: CriticClient, worker: Workers, t
         assert not pending.done()
         gate.touch()
         assert pending.result().score == 0.2
+
+
+def test_a_timeout_of_zero_looks_once(client: CriticClient, worker: Workers, connection: redis.Redis) -> None:
+    with client.episode("task") as episode:
+        pending = episode.observe(frame(51))
+        until(lambda: connection.exists(f"vlac:vlac:client:{client.id}:answers"))
+        assert pending.result(timeout=0).score == 0.2
 
 
 def test_a_query_past_its_deadline_is_dropped_and_asked_again_by_who_still_waits(
