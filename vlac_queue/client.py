@@ -69,6 +69,8 @@ _ENTRIES_KEPT = 64
 #: Most episodes whose frames are sent at once together with queries: small enough that a worker decodes one group
 #: while the next is encoded, large enough that what each costs by itself does not show.
 _GROUP = 16
+#: References that are kept encoded.
+_REFERENCES_KEPT = 16
 #: Bytes of pixels after which a group ends all the same.
 _GROUP_BYTES = 32 << 20
 
@@ -308,7 +310,8 @@ class CriticClient:
         self._seen = b"0"
         # Entries of the stream that were read and stand there still.
         self._unforgotten = 0
-        self._references: dict[str, _Reference] = {}
+        # By their ids, and by the files they were read from.
+        self._references: dict[Any, _Reference] = {}
         self._log = DecisionLog(self.config) if self.config.decision_log else None
         self._workers_seen = self._lived = -float("inf")
         self._kept = KeptFrames(self.config.keep_frames_bytes)
@@ -346,9 +349,8 @@ class CriticClient:
         references = [None] * len(tasks) if references is None else references
         opening: list[tuple[str, EpisodeMeta]] = []
         batches: dict[str, Sequence[bytes]] = {"": ()}
-        for task, reference, id in zip(tasks, references, ids or [None] * len(tasks), strict=True):
+        for task, chosen, id in zip(tasks, self._resolve(references), ids or [None] * len(tasks), strict=True):
             _check_task(task)
-            chosen = self._reference(reference if reference is not None else self.config.reference)
             if chosen:
                 batches[chosen.id] = chosen.batches
             meta = EpisodeMeta(
@@ -775,12 +777,33 @@ class CriticClient:
         if episode._client is not self:
             raise ProtocolError(f"episode {episode.id!r} belongs to another client.")
 
+    def _resolve(self, sources: Sequence[Frames | str | Path | None]) -> list[_Reference | None]:
+        """The reference of each episode; what is given many times is hashed once."""
+        # With the source itself: the id of one that is gone may be another's.
+        known: dict[int, tuple[Any, _Reference | None]] = {}
+        resolved = []
+        for source in sources:
+            if id(source) not in known:
+                known[id(source)] = source, self._reference(self.config.reference if source is None else source)
+            resolved.append(known[id(source)][1])
+        return resolved
+
     def _reference(self, source: Frames | str | Path | None) -> _Reference | None:
         if source is None:
             return None
-        if isinstance(source, str | Path):
-            source = load_frames(Path(source))
-        batch = as_batch(source)
+        if not isinstance(source, str | Path):
+            return self._remember(as_batch(source))
+        path = Path(source).absolute()
+        version: tuple[Any, ...] | None = None
+        with contextlib.suppress(OSError):  # named by load_frames
+            status = path.stat()
+            version = (path, status.st_ino, status.st_mtime_ns, status.st_size)
+        with self._lock:
+            known = self._references.get(version)
+        return known or self._remember(load_frames(path), version)
+
+    def _remember(self, batch: Frames, file: tuple[Any, ...] | None = None) -> _Reference:
+        """The reference of frames, uint8 (T,H,W,3), kept encoded; `file`: the version of the file they are of."""
         digest = hashlib.sha256(repr(batch.shape).encode())
         digest.update(batch.data)
         reference_id = digest.hexdigest()
@@ -788,11 +811,11 @@ class CriticClient:
             known = self._references.get(reference_id)
         if known is None:
             known = _Reference(reference_id, tuple(_encode_reference(batch)))
-            with self._lock:
-                # A rollout has one reference, or one a task: a few are kept encoded, the oldest goes first.
-                self._references[reference_id] = known
-                while len(self._references) > 16:
-                    self._references.pop(next(iter(self._references)))
+        with self._lock:
+            # A rollout has one reference, or one a task: a few are kept, the oldest go first.
+            self._references.update({reference_id: known} if file is None else {reference_id: known, file: known})
+            while len(self._references) > 2 * _REFERENCES_KEPT:
+                self._references.pop(next(iter(self._references)))
         return known
 
 

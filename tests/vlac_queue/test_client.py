@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import pickle
 import threading
@@ -204,6 +205,38 @@ def test_a_reference_can_be_a_file(client: CriticClient, workers: Workers, tmp_p
         with client.episode("task", tmp_path / name) as episode:
             episode.push(run[2])
             assert episode.ask_done().result().score == 0.5
+
+
+def test_a_reference_of_many_episodes_is_read_and_hashed_once(
+    client: CriticClient, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)
+    file = tmp_path / "success.npz"
+    np.savez(file, frames=run)
+    work: list[str] = []
+    for module, name in (("numpy", "load"), ("hashlib", "sha256")):
+        original = getattr(importlib.import_module(module), name)
+
+        def counted(*arguments: Any, _name: str = name, _original: Any = original, **options: Any) -> Any:
+            work.append(_name)
+            return _original(*arguments, **options)
+
+        monkeypatch.setattr(f"{module}.{name}", counted)
+
+    def opened(source: Any) -> set[str]:
+        work.clear()
+        episodes = client.episodes(["task"] * 64, [source] * 64)
+        client.close_many(episodes)
+        return {episode._reference for episode in episodes}
+
+    of_array = opened(run)
+    assert work == ["sha256"]
+    assert opened(str(file)) == of_array and work == ["load", "sha256"]
+    assert opened(file) == of_array and work == []
+    np.savez(file, frames=run[::-1])
+    assert opened(file) != of_array and work == ["load", "sha256"]
+    run[0] = 0  # a caller may fill the same array anew
+    assert opened(run) != of_array
 
 
 def test_the_critics_failure_is_typed_and_brings_the_traceback(client: CriticClient, worker: Workers) -> None:
