@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import threading
 import time
 import uuid
+import weakref
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -284,7 +286,8 @@ class CriticClient:
     """A rollout's side of the queue. Threads may share it; each episode belongs to one thread at a time.
 
     It connects at its first command and again after Redis was away. It pickles as its configuration: in
-    another process (a Ray actor) it connects anew and has no open episodes.
+    another process (a Ray actor) it connects anew and has no open episodes. So it does in a process that is
+    forked: open episodes stay with the parent.
 
     Args:
         config: the settings; None reads them from the environment (`VLAC_*`).
@@ -295,6 +298,14 @@ class CriticClient:
 
     def __init__(self, config: VlacConfig | None = None) -> None:
         self.config = config or VlacConfig.from_env()
+        # By their ids, and by the files they were read from.
+        self._references: dict[Any, _Reference] = {}
+        self._log = DecisionLog(self.config) if self.config.decision_log else None
+        self._begin()
+        _clients.add(self)
+
+    def _begin(self) -> None:
+        """Makes all that two processes must not share: at first, and again in a child that was forked."""
         self.stats = ClientStats()
         self._connection = connect(self.config.redis_url)
         self._keys = Keys(self.config.queue)
@@ -310,9 +321,6 @@ class CriticClient:
         self._seen = b"0"
         # Entries of the stream that were read and stand there still.
         self._unforgotten = 0
-        # By their ids, and by the files they were read from.
-        self._references: dict[Any, _Reference] = {}
-        self._log = DecisionLog(self.config) if self.config.decision_log else None
         self._workers_seen = self._lived = -float("inf")
         self._kept = KeptFrames(self.config.keep_frames_bytes)
         self._patiently = Patience(self.config.redis_url, min(self.config.patience_s, self.config.timeout_s))
@@ -431,8 +439,11 @@ class CriticClient:
         return self._ask([_Part(p._episode, kind=p.query.kind, about=p.query) for p in pendings])
 
     def close_many(self, episodes: Sequence[Episode]) -> None:
-        """Closes several episodes in one round trip."""
-        closing = [episode for episode in episodes if not episode.closed]
+        """Closes several episodes in one round trip; in a forked child, those of its parent stay open."""
+        for episode in episodes:
+            self._check_client(episode)
+        # Those of before a fork are the parent's: it goes on with them.
+        closing = [each for each in episodes if not each.closed and each._meta.client == self.id]
         if not closing:
             return
         closed = {id(episode) for episode in closing}
@@ -774,6 +785,14 @@ class CriticClient:
     def _check_open(self, episode: Episode) -> None:
         if episode.closed:
             raise ProtocolError(f"episode {episode.id!r} is closed; open a new one with client.episode(...).")
+        self._check_client(episode)
+        if episode._meta.client != self.id:
+            raise ProtocolError(
+                f"episode {episode.id!r} was opened before this process was forked, and goes on in the parent; "
+                "open one here with client.episode(...)."
+            )
+
+    def _check_client(self, episode: Episode) -> None:
         if episode._client is not self:
             raise ProtocolError(f"episode {episode.id!r} belongs to another client.")
 
@@ -817,6 +836,20 @@ class CriticClient:
             while len(self._references) > 2 * _REFERENCES_KEPT:
                 self._references.pop(next(iter(self._references)))
         return known
+
+
+#: The clients of this process.
+_clients: weakref.WeakSet[CriticClient] = weakref.WeakSet()
+
+
+def _begin_in_child() -> None:
+    for client in list(_clients):
+        client._begin()
+        if client._log:
+            client._log.begin_in_child()
+
+
+os.register_at_fork(after_in_child=_begin_in_child)
 
 
 def live_workers(connection: redis.Redis, keys: Keys) -> list[str]:

@@ -303,6 +303,47 @@ def test_a_client_pickles_into_another_process(client: CriticClient, worker: Wor
     process.join()
 
 
+def in_child(client: CriticClient, parents: Any, waiting: Any, together: Any, results: Any) -> None:
+    """What a forked child sees and does; the parent asks at the same time."""
+    refused = []
+    for misuse in (lambda: parents.push(frame(1)), parents.ask_done, waiting.done, waiting.result):
+        with pytest.raises(ProtocolError, match="before this process was forked") as error:
+            misuse()
+        refused.append(str(error.value))
+    together.wait()
+    began = time.monotonic()
+    with client, client.episode("task") as episode, parents:
+        score = episode.observe(frame(102)).result().score
+        took_s = time.monotonic() - began
+    results.put((client.id, score, took_s, client.stats.queries))
+
+
+def test_a_client_begins_anew_in_a_forked_child(client: CriticClient, worker: Workers, tmp_path: Any) -> None:
+    gate = tmp_path / "gate"
+    context = multiprocessing.get_context("fork")
+    together, results = context.Barrier(2), context.Queue()
+    with client.episode("task") as episode, client.episode(f"hold {gate}") as held:
+        episode.observe(frame(51)).result()
+        waiting = held.observe(frame(153))
+        until((tmp_path / "gate.begun").exists)
+        with client._lock:  # as another thread may hold it
+            arguments = (client, episode, waiting, together, results)
+            process = context.Process(target=in_child, args=arguments, daemon=True)
+            process.start()
+        gate.touch()
+        together.wait()
+        began = time.monotonic()
+        assert episode.observe(frame(204)).result().score == 0.8
+        assert time.monotonic() - began < 1
+        child, score, took_s, queries = results.get(timeout=20)
+        assert child != client.id and (score, queries) == (0.4, 1) and took_s < 1
+        process.join()
+        assert process.exitcode == 0
+        # The child closed what it could, and everything here goes on.
+        assert episode.ask_value().result().values == pytest.approx((20.0, 80.0))
+        assert waiting.result().score == 0.6
+
+
 def test_threads_share_a_client(client: CriticClient, worker: Workers) -> None:
     scores: dict[int, list[float]] = {}
 
