@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import threading
 import time
@@ -49,11 +50,14 @@ from vlac_queue.messages import (
     ValueVerdict,
     check_id,
     decode_answer,
+    is_id,
 )
 from vlac_queue.metrics import publish_audit, publish_outcomes
 from vlac_queue.recovery import KeptFrames, Patience, Recovery
 from vlac_queue.rule import Outcome
 from vlac_queue.store import EpisodeMeta, EpisodeStore, Step
+
+_log = logging.getLogger(__name__)
 
 Verdict = TypeVar("Verdict", DoneVerdict, ValueVerdict)
 
@@ -88,6 +92,8 @@ class Pending(Generic[Verdict]):
         self._episode = episode
         # The job that carries the query.
         self._job = ""
+        # Whether Redis has taken it.
+        self._stored = False
         # Looks at which that job was nowhere.
         self._missed = 0
         self._answer: Answer | VlacQueueError | None = None
@@ -193,6 +199,8 @@ class Episode:
         self._token = meta.token
         self._batches = 0
         self._base: Base | None = None
+        # Whether it is being closed: what is missing of it on Redis is not lost.
+        self._closing = False
         # Who answered last, and knows its frames.
         self._worker = ""
 
@@ -321,7 +329,7 @@ class CriticClient:
         self._seen = b"0"
         # Entries of the stream that were read and stand there still.
         self._unforgotten = 0
-        self._workers_seen = self._lived = -float("inf")
+        self._workers_seen = self._lived = self._looked_up = -float("inf")
         self._kept = KeptFrames(self.config.keep_frames_bytes)
         self._patiently = Patience(self.config.redis_url, min(self.config.patience_s, self.config.timeout_s))
         self._recovery = Recovery(self, self._patiently, self._kept)
@@ -446,16 +454,17 @@ class CriticClient:
         closing = [each for each in episodes if not each.closed and each._meta.client == self.id]
         if not closing:
             return
+        for episode in closing:
+            episode._closing = True
         closed = {id(episode) for episode in closing}
         with self._lock:
             still_open = any(id(episode) not in closed for episode in self._episodes.values())
-            still_asking = any(id(pending._episode) not in closed for pending in self._open.values())
-        keys = [] if still_open else [self._keys.client(self.id)]
-        if not still_asking:  # nothing more comes by the stream
-            keys.append(self._keys.client_answers(self.id))
+        # While one is open, another thread may ask about it and wait on the stream.
+        keys = [] if still_open else [self._keys.client(self.id), self._keys.client_answers(self.id)]
         self._patiently(lambda: self._store.close([(each.id, each._reference) for each in closing], keys))
         if not still_open:
             self._lived = -float("inf")
+            self._seen = b"0"  # the next stream begins anew, by a clock that may have been set back
         with self._lock:
             for episode in closing:
                 self._kept.drop(episode.id)
@@ -474,10 +483,13 @@ class CriticClient:
     def poll(self, pendings: Iterable[Pending[Any]]) -> None:
         """Takes in the answers to `pendings` that have arrived, in one round trip and without waiting.
 
+        Every other second one more finds what has become of queries that are open for as long.
+
         Raises:
             RedisUnavailable: Redis can't be reached.
         """
         self._patiently(partial(self._read, list(pendings), block_s=None))
+        self._look_up()
 
     def wait(self, pendings: Sequence[Pending[Any]], timeout: float | None = None) -> None:
         """Waits until all `pendings` are answered (or failed): one blocking read for all their episodes.
@@ -489,7 +501,7 @@ class CriticClient:
             CriticTimeout: some were not answered in time.
             RedisUnavailable: Redis can't be reached, or lost an episode.
         """
-        started = looked_up = time.monotonic()
+        started = time.monotonic()
         looked = False
         deadline = started + (self.config.timeout_s if timeout is None else timeout)
         try:
@@ -499,9 +511,7 @@ class CriticClient:
                     raise self._timeout_error(open_ones, began - started)
                 looked, block_s = True, max(0.0, min(deadline - began, BLOCK_S))
                 self._patiently(partial(self._read, open_ones, block_s=block_s or None))
-                if time.monotonic() - looked_up >= _LOOK_UP_S:
-                    self._look_up([pending for pending in open_ones if not pending.answered])
-                    looked_up = time.monotonic()
+                self._look_up()
                 stalled_s = time.monotonic() - began - block_s
                 if stalled_s > _STALL_S:
                     deadline += stalled_s
@@ -637,6 +647,8 @@ class CriticClient:
                 outcomes.append((pending, error))
                 if error is None:
                     self._sent(part, step.payload)
+                    if pending:
+                        pending._stored = True
         finally:
             refused = pendings[len(outcomes) :] + [pending for pending, error in outcomes if error]
             with self._lock:
@@ -736,7 +748,7 @@ class CriticClient:
                 self._check_open(pending._episode)
         self._live()
         for entry_id, answers, worker in self._store.read_answers(self.id, self._seen, block_s=block_s):
-            self._take_in(answers.values(), _stream_position(entry_id)[0] / 1000, worker)
+            self._take_in(answers, _stream_position(entry_id)[0] / 1000, worker)
             with self._lock:
                 # Another thread that waits on the stream may have read further.
                 self._seen = max(self._seen, entry_id, key=_stream_position)
@@ -745,9 +757,22 @@ class CriticClient:
             self._unforgotten = 0
             self._store.forget_answers(self.id, self._seen)
 
-    def _look_up(self, pendings: Sequence[Pending[Any]]) -> None:
-        """Takes in answers whose news was missed, and asks again what Redis or a worker has lost."""
-        self._take_in(self._recovery.look_up(pendings), None)
+    def _look_up(self) -> None:
+        """Finds, now and then, what has become of queries that are open for long, whoever waits for them.
+
+        Takes in answers whose news was missed, and asks again what Redis or a worker has lost.
+        """
+        with self._lock:
+            now = time.monotonic()
+            stored = (each for each in self._open.values() if each._stored and not each._episode._closing)
+            late = [each for each in stored if now - each._asked >= _LOOK_UP_S]
+            if not late or now - self._looked_up < _LOOK_UP_S:
+                return
+            self._looked_up = now
+        if missed := self._recovery.look_up(late):
+            # Trimmed unread, or in a stream that began anew, perhaps before the position that was seen last.
+            self._seen = b"0"
+            self._take_in(missed, None)
 
     def _fail(self, pending: Pending[Any], error: VlacQueueError) -> None:
         with self._lock:
@@ -758,12 +783,22 @@ class CriticClient:
             if self._log:
                 self._log.answered(pending._episode, pending)
 
-    def _take_in(self, texts: Iterable[str], written: float | None, worker: str = "") -> None:
-        for text in texts:
-            query_id, answer, critic = decode_answer(text)
+    def _take_in(self, answers: Mapping[str, str], written: float | None, worker: str = "") -> None:
+        """Takes in answers, by the ids of their queries. One that can't be read fails its own query."""
+        for query_id, text in answers.items():
+            if (pending := self._open.get(query_id)) is None:
+                # Of an episode that was closed, or taken in already; or none of ours at all.
+                if not is_id(query_id):
+                    _log.warning("what names no query is passed over in the answers: %r", query_id[:80])
+                continue
+            try:
+                answer, critic = _answer_to(pending.query, text)
+            except ProtocolError as error:
+                self._fail(pending, ProtocolError(f"the answer to {pending._what()} is unusable: {error}"))
+                continue
             with self._lock:
                 # Another thread that waits on the same stream may have taken it in already.
-                if pending := self._open.pop(query_id, None):
+                if self._open.pop(query_id, None):
                     pending._resolve(answer, critic, written)
                     pending._episode.answers += 1
                     pending._episode.answer_s += pending.answer_s
@@ -879,6 +914,21 @@ def load_frames(path: Path) -> Frames:
             f"{path} holds no frames ({error}); give an .npz with an array 'frames', or a .npy."
         ) from None
     return as_batch(frames)
+
+
+def _answer_to(query: Query, text: str) -> tuple[Answer, CriticIdentity]:
+    """The answer to a query, and who gave it.
+
+    Raises:
+        ProtocolError: the text is no answer, or that to another question.
+    """
+    query_id, answer, critic = decode_answer(text)
+    wanted = DoneVerdict if query.kind == "done" else ValueVerdict
+    if query_id != query.id or not isinstance(answer, wanted | Failure):
+        raise ProtocolError(
+            f"it is a {type(answer).__name__} for query {query_id!r}, and {query.id!r} asked for {query.kind!r}."
+        )
+    return answer, critic
 
 
 def _check_task(task: Any) -> None:

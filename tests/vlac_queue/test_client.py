@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import json
 import multiprocessing
 import pickle
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -301,6 +304,104 @@ def test_a_client_pickles_into_another_process(client: CriticClient, worker: Wor
     process.start()
     assert results.get(timeout=30) == 0.2
     process.join()
+
+
+def answer_of(query: Any, **fields: Any) -> str:
+    """An answer as a worker writes it, with these fields changed."""
+    right = {"id": query.id, "kind": "done", "done": True, "score": 0.5, "frame": 0, "critic": ["c", "", ""]}
+    return json.dumps(right | fields)
+
+
+def test_an_answer_that_cannot_be_read_fails_its_own_query(
+    client: CriticClient, worker: Workers, connection: redis.Redis, tmp_path: Any, caplog: Any
+) -> None:
+    gate, stream = tmp_path / "gate", f"vlac:vlac:client:{client.id}:answers"
+    bad: dict[str, Any] = {
+        "expected a finite number": lambda query: answer_of(query, score="0.5"),
+        "is not of this protocol": lambda query: answer_of(query, done=1),
+        "not JSON": lambda query: "{",
+        "not UTF-8": lambda query: b'{"id": "\xff"}',
+        "asked for 'done'": lambda query: answer_of(query, kind="value", values=[1.0], critics=[]),
+        "for query 'other-1'": lambda query: answer_of(query, id="other-1"),
+    }
+    with client.episode(f"hold {gate}") as held:
+        good = held.observe(frame(51))
+        until((tmp_path / "gate.begun").exists)
+        pendings = [held.observe(frame(51)) for _ in bad]
+        connection.xadd(stream, {b"\xff": b"\xff", b"@": b"\xff"})
+        for pending, wrong in zip(pendings, bad.values(), strict=True):
+            connection.xadd(stream, {pending.query.id: wrong(pending.query)})
+        for pending, message in zip(pendings, bad, strict=True):
+            with pytest.raises(ProtocolError, match=f"about frame .* is unusable: .*{message}"):
+                pending.result(timeout=5)
+        assert "names no query" in caplog.text
+        surrogates = held.observe(frame(51))
+        failure = {"kind": "failure", "message": "no file caf\udce9", "traceback": "\ud800"}
+        connection.xadd(stream, {surrogates.query.id: answer_of(surrogates.query, **failure)})
+        with pytest.raises(CriticFailed) as failed:
+            surrogates.result(timeout=5)
+        assert "caf\\udce9" in str(failed.value).encode().decode()
+        # Without news, it stands with its episode only.
+        silent = held.observe(frame(51))
+        connection.hset(f"vlac:vlac:episode:{held.id}:queries", silent.query.id, b"\xff")
+        with pytest.raises(ProtocolError, match="not UTF-8"):
+            silent.result(timeout=10)
+        gate.touch()
+        assert good.result().score == 0.2
+
+
+def set_ahead(connection: redis.Redis, client: CriticClient) -> None:
+    """Redis' clock was an hour ahead when the client read its stream last, and is right from now on."""
+    ahead = int((time.time() + 3600) * 1000)
+    connection.xadd(f"vlac:vlac:client:{client.id}:answers", {"@": "worker"}, id=f"{ahead}-0")
+
+
+def test_a_clock_of_redis_that_was_set_back_delays_no_answer(
+    client: CriticClient, worker: Workers, connection: redis.Redis
+) -> None:
+    with client.episode("task") as episode:
+        set_ahead(connection, client)
+        assert episode.observe(frame(51)).result().score == 0.2
+    with client.episode("task") as episode:
+        for _ in range(3):
+            pending = episode.observe(frame(51))
+            until(pending.done, seconds=1)
+        # The stream may also go by itself: evicted, or by its expiry.
+        set_ahead(connection, client)
+        assert episode.observe(frame(51)).result().score == 0.2
+        connection.delete(f"vlac:vlac:client:{client.id}:answers")
+        until(episode.observe(frame(51)).done, seconds=10)
+        until(episode.observe(frame(51)).done, seconds=1)
+
+
+def test_answers_that_were_trimmed_unread_are_found(
+    client: CriticClient, worker: Workers, connection: redis.Redis
+) -> None:
+    with client.episode("task") as episode:
+        pendings = [episode.observe(frame(51)) for _ in range(30)]
+        answers: Any = lambda: connection.hvals(f"vlac:vlac:episode:{episode.id}:queries")  # noqa: E731
+        until(lambda: all(answer.startswith(b"{") for answer in answers()))
+        connection.xtrim(f"vlac:vlac:client:{client.id}:answers", maxlen=2)
+        until(lambda: all(pending.done() for pending in pendings), seconds=10)
+
+
+def test_one_look_finds_all_that_was_lost(
+    client: CriticClient, workers: Workers, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlac_queue.client._LOOK_UP_S", 0.5)
+    workers.start(NAME, VLAC_MAX_BATCH="1")
+    gate = tmp_path / "gate"
+    with client.episode(f"hold {gate}") as held, client.episode("task") as episode:
+        held.observe(frame(51))
+        until((tmp_path / "gate.begun").exists)
+        pendings = [episode.observe(frame(51)) for _ in range(5)]
+        command = [sys.executable, "-m", "rq.cli", "empty", "vlac", "--url", client.config.redis_url]
+        subprocess.run(command, check=True, capture_output=True)
+        gate.touch()
+        began = time.monotonic()
+        assert [pending.result().score for pending in pendings] == [0.2] * 5
+        # Each is asked again once it was nowhere five times.
+        assert time.monotonic() - began < 12
 
 
 def in_child(client: CriticClient, parents: Any, waiting: Any, together: Any, results: Any) -> None:
