@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import threading
 import time
 import uuid
+import weakref
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,6 +50,7 @@ from vlac_queue.messages import (
     ValueVerdict,
     check_id,
     decode_answer,
+    is_id,
 )
 from vlac_queue.metrics import publish_audit, publish_outcomes
 from vlac_queue.recovery import KeptFrames, Recovery
@@ -72,6 +75,8 @@ _ENTRIES_KEPT = 64
 #: Most episodes whose frames are sent at once together with queries: small enough that a worker decodes one group
 #: while the next is encoded, large enough that what each costs by itself does not show.
 _GROUP = 16
+#: References that are kept encoded.
+_REFERENCES_KEPT = 16
 #: Bytes of pixels after which a group ends all the same.
 _GROUP_BYTES = 32 << 20
 
@@ -87,6 +92,8 @@ class Pending(Generic[Verdict]):
         self._episode = episode
         # The job that carries the query.
         self._job = ""
+        # Whether Redis has taken it.
+        self._stored = False
         # Looks at which that job was nowhere.
         self._missed = 0
         self._answer: Answer | VlacQueueError | None = None
@@ -108,7 +115,7 @@ class Pending(Generic[Verdict]):
         """The verdict; waits for it.
 
         Args:
-            timeout: seconds to wait; None is the configuration's `timeout_s`.
+            timeout: seconds to wait, 0 looks once; None is the configuration's `timeout_s`.
 
         Raises:
             CriticTimeout: it did not come in time. It may still come: ask this object again.
@@ -192,6 +199,8 @@ class Episode:
         self._token = meta.token
         self._batches = 0
         self._base: Base | None = None
+        # Whether it is being closed: what is missing of it on Redis is not lost.
+        self._closing = False
         # Who answered last, and knows its frames.
         self._worker = ""
 
@@ -202,7 +211,7 @@ class Episode:
             frames: uint8 (T,H,W,3) or (H,W,3), RGB.
 
         Raises:
-            FrameError: the frames are not usable; nothing was sent.
+            FrameError: the frames are not usable, or of another size than those before; nothing was sent.
             QueueFull: open episodes hold max_pending_bytes already; nothing was stored, push again later.
             RedisUnavailable: Redis can't be reached (push again later), or lost the episode.
         """
@@ -285,7 +294,8 @@ class CriticClient:
     """A rollout's side of the queue. Threads may share it; each episode belongs to one thread at a time.
 
     It connects at its first command and again after Redis was away. It pickles as its configuration: in
-    another process (a Ray actor) it connects anew and has no open episodes.
+    another process (a Ray actor) it connects anew and has no open episodes. So it does in a process that is
+    forked: open episodes stay with the parent.
 
     Args:
         config: the settings; None reads them from the environment (`VLAC_*`).
@@ -296,6 +306,14 @@ class CriticClient:
 
     def __init__(self, config: VlacConfig | None = None) -> None:
         self.config = config or VlacConfig.from_env()
+        # By their ids, and by the files they were read from.
+        self._references: dict[Any, _Reference] = {}
+        self._log = DecisionLog(self.config) if self.config.decision_log else None
+        self._begin()
+        _clients.add(self)
+
+    def _begin(self) -> None:
+        """Makes all that two processes must not share: at first, and again in a child that was forked."""
         self.stats = ClientStats()
         self._connection = connect(self.config.redis_url)
         self._keys = Keys(self.config.queue)
@@ -311,9 +329,7 @@ class CriticClient:
         self._seen = b"0"
         # Entries of the stream that were read and stand there still.
         self._unforgotten = 0
-        self._references: dict[str, _Reference] = {}
-        self._log = DecisionLog(self.config) if self.config.decision_log else None
-        self._workers_seen = self._lived = -float("inf")
+        self._workers_seen = self._lived = self._looked_up = -float("inf")
         self._kept = KeptFrames(self.config.keep_frames_bytes)
         self._patiently = Patience(self.config.redis_url, min(self.config.patience_s, self.config.timeout_s))
         self._recovery = Recovery(self, self._patiently, self._kept)
@@ -349,12 +365,8 @@ class CriticClient:
         references = [None] * len(tasks) if references is None else references
         opening: list[tuple[str, EpisodeMeta]] = []
         batches: dict[str, Sequence[bytes]] = {"": ()}
-        for task, reference, id in zip(tasks, references, ids or [None] * len(tasks), strict=True):
-            if not isinstance(task, str) or not len(task.strip()) >= 1 or len(task) > MAX_TASK_CHARS:
-                raise ProtocolError(
-                    f"a task must be a text of 1 to {MAX_TASK_CHARS} characters, not {str(task)[:80]!r}."
-                )
-            chosen = self._reference(reference if reference is not None else self.config.reference)
+        for task, chosen, id in zip(tasks, self._resolve(references), ids or [None] * len(tasks), strict=True):
+            _check_task(task)
             if chosen:
                 batches[chosen.id] = chosen.batches
             meta = EpisodeMeta(
@@ -435,7 +447,7 @@ class CriticClient:
         return self._ask([_Part(p._episode, kind=p.query.kind, about=p.query) for p in pendings])
 
     def close_many(self, episodes: Sequence[Episode]) -> None:
-        """Closes several episodes in one round trip."""
+        """Closes several episodes in one round trip; in a forked child, those of its parent stay open."""
         self._close(episodes, self._patiently)
 
     def leave(self, episodes: Sequence[Episode], error: BaseException | None) -> None:
@@ -454,9 +466,14 @@ class CriticClient:
             _log.warning("%d episodes are left to expire by themselves: %s", len(episodes), failure)
 
     def _close(self, episodes: Sequence[Episode], patiently: Patience) -> None:
-        closing = [episode for episode in episodes if not episode.closed]
+        for episode in episodes:
+            self._check_client(episode)
+        # Those of before a fork are the parent's: it goes on with them.
+        closing = [each for each in episodes if not each.closed and each._meta.client == self.id]
         if not closing:
             return
+        for episode in closing:
+            episode._closing = True
         closed = {id(episode) for episode in closing}
         with self._lock:
             still_open = any(id(episode) not in closed for episode in self._episodes.values())
@@ -465,10 +482,11 @@ class CriticClient:
         patiently(lambda: self._store.close([(each.id, each._reference) for each in closing], keys))
         if not still_open:
             self._lived = -float("inf")
+            self._seen = b"0"  # the next stream begins anew, by a clock that may have been set back
         self._forget(closing)
 
     def _forget(self, episodes: Sequence[Episode]) -> None:
-        closing = [episode for episode in episodes if not episode.closed]
+        closing = [each for each in episodes if not each.closed and each._meta.client == self.id]
         closed = {id(episode) for episode in closing}
         with self._lock:
             for episode in closing:
@@ -488,33 +506,35 @@ class CriticClient:
     def poll(self, pendings: Iterable[Pending[Any]]) -> None:
         """Takes in the answers to `pendings` that have arrived, in one round trip and without waiting.
 
+        Every other second one more finds what has become of queries that are open for as long.
+
         Raises:
             RedisUnavailable: Redis can't be reached.
         """
         self._patiently(partial(self._read, list(pendings), block_s=None))
+        self._look_up()
 
     def wait(self, pendings: Sequence[Pending[Any]], timeout: float | None = None) -> None:
         """Waits until all `pendings` are answered (or failed): one blocking read for all their episodes.
 
         Args:
-            timeout: seconds to wait; None is the configuration's `timeout_s`.
+            timeout: seconds to wait, 0 looks once; None is the configuration's `timeout_s`.
 
         Raises:
             CriticTimeout: some were not answered in time.
             RedisUnavailable: Redis can't be reached, or lost an episode.
         """
-        started = looked_up = time.monotonic()
+        started = time.monotonic()
+        looked = False
         deadline = started + (self.config.timeout_s if timeout is None else timeout)
         try:
             while open_ones := [pending for pending in pendings if not pending.answered]:
                 began = time.monotonic()
-                if began >= deadline:
+                if looked and began >= deadline:
                     raise self._timeout_error(open_ones, began - started)
-                block_s = min(deadline - began, BLOCK_S)
-                self._patiently(partial(self._read, open_ones, block_s=block_s))
-                if time.monotonic() - looked_up >= _LOOK_UP_S:
-                    self._look_up([pending for pending in open_ones if not pending.answered])
-                    looked_up = time.monotonic()
+                looked, block_s = True, max(0.0, min(deadline - began, BLOCK_S))
+                self._patiently(partial(self._read, open_ones, block_s=block_s or None))
+                self._look_up()
                 stalled_s = time.monotonic() - began - block_s
                 if stalled_s > _STALL_S:
                     deadline += stalled_s
@@ -650,6 +670,8 @@ class CriticClient:
                 outcomes.append((pending, error))
                 if error is None:
                     self._sent(part, step.payload)
+                    if pending:
+                        pending._stored = True
         except BaseException:
             # Broken off (Ctrl-C): whether frames were stored is open. They count as pushed; where they are
             # missing, the next push restores them as it does what Redis has lost.
@@ -707,6 +729,7 @@ class CriticClient:
                 if part.episode.id in pushed_to:
                     raise ProtocolError(f"episode {part.episode.id!r} stands twice in one call; join its frames.")
                 pushed_to.add(part.episode.id)
+                _check_size(part.episode, part.frames)
         if any(part.kind for part in parts) and time.monotonic() - self._workers_seen > _WORKERS_FRESH_S:
             # Who never saw a worker is told at once that there is none.
             self._patiently(self.ping, at_once=() if self._workers_seen > 0 else (NoWorkers,))
@@ -753,7 +776,7 @@ class CriticClient:
                 self._check_open(pending._episode)
         self._live()
         for entry_id, answers, worker in self._store.read_answers(self.id, self._seen, block_s=block_s):
-            self._take_in(answers.values(), _stream_position(entry_id)[0] / 1000, worker)
+            self._take_in(answers, _stream_position(entry_id)[0] / 1000, worker)
             with self._lock:
                 # Another thread that waits on the stream may have read further.
                 self._seen = max(self._seen, entry_id, key=_stream_position)
@@ -762,9 +785,22 @@ class CriticClient:
             self._unforgotten = 0
             self._store.forget_answers(self.id, self._seen)
 
-    def _look_up(self, pendings: Sequence[Pending[Any]]) -> None:
-        """Takes in answers whose news was missed, and asks again what Redis or a worker has lost."""
-        self._take_in(self._recovery.look_up(pendings), None)
+    def _look_up(self) -> None:
+        """Finds, now and then, what has become of queries that are open for long, whoever waits for them.
+
+        Takes in answers whose news was missed, and asks again what Redis or a worker has lost.
+        """
+        with self._lock:
+            now = time.monotonic()
+            stored = (each for each in self._open.values() if each._stored and not each._episode._closing)
+            late = [each for each in stored if now - each._asked >= _LOOK_UP_S]
+            if not late or now - self._looked_up < _LOOK_UP_S:
+                return
+            self._looked_up = now
+        if missed := self._recovery.look_up(late):
+            # Trimmed unread, or in a stream that began anew, perhaps before the position that was seen last.
+            self._seen = b"0"
+            self._take_in(missed, None)
 
     def _fail(self, pending: Pending[Any], error: VlacQueueError) -> None:
         with self._lock:
@@ -775,12 +811,22 @@ class CriticClient:
             if self._log:
                 self._log.answered(pending._episode, pending)
 
-    def _take_in(self, texts: Iterable[str], written: float | None, worker: str = "") -> None:
-        for text in texts:
-            query_id, answer, critic = decode_answer(text)
+    def _take_in(self, answers: Mapping[str, str], written: float | None, worker: str = "") -> None:
+        """Takes in answers, by the ids of their queries. One that can't be read fails its own query."""
+        for query_id, text in answers.items():
+            if (pending := self._open.get(query_id)) is None:
+                # Of an episode that was closed, or taken in already; or none of ours at all.
+                if not is_id(query_id):
+                    _log.warning("what names no query is passed over in the answers: %r", query_id[:80])
+                continue
+            try:
+                answer, critic = _answer_to(pending.query, text)
+            except ProtocolError as error:
+                self._fail(pending, ProtocolError(f"the answer to {pending._what()} is unusable: {error}"))
+                continue
             with self._lock:
                 # Another thread that waits on the same stream may have taken it in already.
-                if pending := self._open.pop(query_id, None):
+                if self._open.pop(query_id, None):
                     pending._resolve(answer, critic, written)
                     pending._episode.answers += 1
                     pending._episode.answer_s += pending.answer_s
@@ -802,15 +848,44 @@ class CriticClient:
     def _check_open(self, episode: Episode) -> None:
         if episode.closed:
             raise ProtocolError(f"episode {episode.id!r} is closed; open a new one with client.episode(...).")
+        self._check_client(episode)
+        if episode._meta.client != self.id:
+            raise ProtocolError(
+                f"episode {episode.id!r} was opened before this process was forked, and goes on in the parent; "
+                "open one here with client.episode(...)."
+            )
+
+    def _check_client(self, episode: Episode) -> None:
         if episode._client is not self:
             raise ProtocolError(f"episode {episode.id!r} belongs to another client.")
+
+    def _resolve(self, sources: Sequence[Frames | str | Path | None]) -> list[_Reference | None]:
+        """The reference of each episode; what is given many times is hashed once."""
+        # With the source itself: the id of one that is gone may be another's.
+        known: dict[int, tuple[Any, _Reference | None]] = {}
+        resolved = []
+        for source in sources:
+            if id(source) not in known:
+                known[id(source)] = source, self._reference(self.config.reference if source is None else source)
+            resolved.append(known[id(source)][1])
+        return resolved
 
     def _reference(self, source: Frames | str | Path | None) -> _Reference | None:
         if source is None:
             return None
-        if isinstance(source, str | Path):
-            source = load_frames(Path(source))
-        batch = as_batch(source)
+        if not isinstance(source, str | Path):
+            return self._remember(as_batch(source))
+        path = Path(source).absolute()
+        version: tuple[Any, ...] | None = None
+        with contextlib.suppress(OSError):  # named by load_frames
+            status = path.stat()
+            version = (path, status.st_ino, status.st_mtime_ns, status.st_size)
+        with self._lock:
+            known = self._references.get(version)
+        return known or self._remember(load_frames(path), version)
+
+    def _remember(self, batch: Frames, file: tuple[Any, ...] | None = None) -> _Reference:
+        """The reference of frames, uint8 (T,H,W,3), kept encoded; `file`: the version of the file they are of."""
         digest = hashlib.sha256(repr(batch.shape).encode())
         digest.update(batch.data)
         reference_id = digest.hexdigest()
@@ -818,12 +893,26 @@ class CriticClient:
             known = self._references.get(reference_id)
         if known is None:
             known = _Reference(reference_id, tuple(_encode_reference(batch)))
-            with self._lock:
-                # A rollout has one reference, or one a task: a few are kept encoded, the oldest goes first.
-                self._references[reference_id] = known
-                while len(self._references) > 16:
-                    self._references.pop(next(iter(self._references)))
+        with self._lock:
+            # A rollout has one reference, or one a task: a few are kept, the oldest go first.
+            self._references.update({reference_id: known} if file is None else {reference_id: known, file: known})
+            while len(self._references) > 2 * _REFERENCES_KEPT:
+                self._references.pop(next(iter(self._references)))
         return known
+
+
+#: The clients of this process.
+_clients: weakref.WeakSet[CriticClient] = weakref.WeakSet()
+
+
+def _begin_in_child() -> None:
+    for client in list(_clients):
+        client._begin()
+        if client._log:
+            client._log.begin_in_child()
+
+
+os.register_at_fork(after_in_child=_begin_in_child)
 
 
 def live_workers(connection: redis.Redis, keys: Keys) -> list[str]:
@@ -853,6 +942,44 @@ def load_frames(path: Path) -> Frames:
             f"{path} holds no frames ({error}); give an .npz with an array 'frames', or a .npy."
         ) from None
     return as_batch(frames)
+
+
+def _answer_to(query: Query, text: str) -> tuple[Answer, CriticIdentity]:
+    """The answer to a query, and who gave it.
+
+    Raises:
+        ProtocolError: the text is no answer, or that to another question.
+    """
+    query_id, answer, critic = decode_answer(text)
+    wanted = DoneVerdict if query.kind == "done" else ValueVerdict
+    if query_id != query.id or not isinstance(answer, wanted | Failure):
+        raise ProtocolError(
+            f"it is a {type(answer).__name__} for query {query_id!r}, and {query.id!r} asked for {query.kind!r}."
+        )
+    return answer, critic
+
+
+def _check_task(task: Any) -> None:
+    """Raises ProtocolError where `task` is no text that can be sent."""
+    if not isinstance(task, str) or not task.strip() or len(task) > MAX_TASK_CHARS:
+        raise ProtocolError(f"a task must be a text of 1 to {MAX_TASK_CHARS} characters, not {str(task)[:80]!r}.")
+    try:
+        task.encode()
+    except UnicodeEncodeError as error:
+        raise ProtocolError(
+            f"a task must be text in Unicode; character {error.start} of {task[:80]!r} is half of a pair, or a "
+            "byte that was no UTF-8: read the text with its right encoding."
+        ) from None
+
+
+def _check_size(episode: Episode, frames: Frames) -> None:
+    """Raises FrameError where frames, uint8 (T,H,W,3), are of another size than those pushed before."""
+    if episode._base is not None and episode._base.frame.shape != frames.shape[1:]:
+        (height, width, _), (other_height, other_width, _) = episode._base.frame.shape, frames.shape[1:]
+        raise FrameError(
+            f"episode {episode.id!r} holds frames of {height}x{width} pixels and these are "
+            f"{other_height}x{other_width}; resize them, or open an episode for each camera."
+        )
 
 
 def _encode_reference(batch: Frames) -> Iterable[bytes]:

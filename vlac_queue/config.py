@@ -94,7 +94,8 @@ class VlacConfig:
         0, "Environment steps between frames sent within an action chunk; 0 sends the chunk's last frame only."
     )
     value_stride: int = _setting(
-        1, "Distance in frames between the images of a pair in value lists (VLAC's skip)."
+        1,
+        "Distance in frames between the images of a pair in value lists (VLAC's skip); the last one counts too.",
     )
     reference: str | None = _setting(
         None, "File (.npz with 'frames', or .npy) of a successful run, uint8 (T,H,W,3); optional."

@@ -59,8 +59,7 @@ class DecisionLog:
     """Writes the log of one client process. Threads may share it.
 
     What was written stays if the process dies. The first error ends the log: it is raised, and again by
-    every later call but `closed`, so that no log has a gap that nobody knows of. After a fork the child
-    writes to a folder of its own.
+    every later call but `closed`, so that no log has a gap that nobody knows of.
 
     Args:
         config: `decision_log` is the folder; threshold and stride go into each line.
@@ -72,13 +71,8 @@ class DecisionLog:
     def __init__(self, config: VlacConfig) -> None:
         self.folder = Path(config.decision_log)
         self._config = config
-        self._lock = threading.Lock()
         self._broken = ""
-        self._pid = -1
-        self._file = -1
-        self._hashes: dict[str, dict[int, str]] = {}
-        #: Folder of this process; made with the first episode.
-        self.writer = Path()
+        self.begin_in_child()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             probe = self.folder / f".{uuid.uuid4().hex}"
@@ -88,6 +82,14 @@ class DecisionLog:
                 probe.unlink(missing_ok=True)
         except OSError as error:
             raise self._failed(error) from error
+
+    def begin_in_child(self) -> None:
+        """Begins anew in a forked process, which writes to a folder of its own, made with its first episode."""
+        self._lock = threading.Lock()
+        self._file = -1
+        self._hashes: dict[str, dict[int, str]] = {}
+        #: Folder of this process.
+        self.writer = Path()
 
     def opened(self, episode: Episode, reference: Sequence[bytes]) -> None:
         """Notes a new episode, and keeps its encoded `reference` unless the log has it."""
@@ -161,9 +163,9 @@ class DecisionLog:
     def close(self) -> None:
         """Closes the file; what comes after goes to a new one."""
         with self._lock:
-            if self._file >= 0 and self._pid == os.getpid():
+            if self._file >= 0:
                 os.close(self._file)
-            self._file = self._pid = -1
+            self._file = -1
 
     def _line(self, kind: str, episode: Episode) -> dict[str, Any]:
         return {
@@ -195,7 +197,7 @@ class DecisionLog:
             if self._broken:
                 raise DecisionLogError(self._broken)
             try:
-                if self._pid != os.getpid():
+                if self._file < 0:
                     self._begin()
                 yield
             except OSError as error:
@@ -215,9 +217,8 @@ class DecisionLog:
         self.writer = self.folder / f"{began}-{host}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         (self.writer / "frames").mkdir(parents=True)
         self._file = os.open(self.writer / LINES, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o666)
-        self._pid = os.getpid()
         line = {"kind": "log", "version": LOG_VERSION, "time": round(time.time(), 3)}
-        self._write(line, host=host, pid=self._pid, queue=self._config.queue)
+        self._write(line, host=host, pid=os.getpid(), queue=self._config.queue)
 
     def _write(self, line: dict[str, Any], **fields: Any) -> None:
         text = json.dumps(line | fields, separators=(",", ":"), allow_nan=False)

@@ -32,7 +32,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import lz4.block
 import numpy as np
@@ -199,18 +199,21 @@ def as_batch(frames: Frames) -> Frames:
         uint8 (T,H,W,3), C-contiguous; a view where the input already is.
 
     Raises:
-        FrameError: dtype, shape, channel count or size is wrong, or the batch is empty.
+        FrameError: dtype, shape, channel count or size is wrong, or the batch is empty; the message holds the
+            conversion. RGB and BGR can't be told apart.
     """
     if not isinstance(frames, np.ndarray):
         raise FrameError(f"frames must be a numpy array, not {type(frames).__name__}; use numpy.asarray(frames).")
     if frames.dtype != np.uint8:
-        raise FrameError(f"frames must be uint8 in 0..255, not {frames.dtype}; convert them before pushing.")
+        raise FrameError(f"frames must be uint8 in 0..255, not {frames.dtype}; {_to_uint8(frames)}.")
     batch = frames[None] if frames.ndim == 3 else frames
     if batch.ndim != 4:
         raise FrameError(f"frames must be (T,H,W,3) or (H,W,3), not of shape {frames.shape}.")
     count, height, width, channels = batch.shape
     if channels != 3:
-        raise FrameError(f"frames must have 3 channels (RGB) last, not {channels}: shape {frames.shape}.")
+        raise FrameError(
+            f"frames must have 3 channels (RGB) last, not {channels}: shape {frames.shape}{_to_rgb(batch)}."
+        )
     if count == 0:
         raise FrameError("the batch holds no frame; push at least one.")
     if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
@@ -220,6 +223,25 @@ def as_batch(frames: Frames) -> Frames:
             f"a batch of {batch.nbytes} bytes exceeds the limit of {MAX_BATCH_BYTES}; push fewer frames at once."
         )
     return np.ascontiguousarray(batch)
+
+
+def _to_uint8(frames: NDArray[Any]) -> str:
+    """What to write in place of `frames`, of another dtype than uint8."""
+    if frames.dtype.kind == "b" or (frames.dtype.kind == "f" and frames.size and frames.max() <= 1):
+        return "where they are within 0..1, push (frames * 255.0).round().astype(np.uint8)"
+    return "where they are within 0..255, push frames.astype(np.uint8)"
+
+
+def _to_rgb(batch: NDArray[Any]) -> str:
+    """What to write in place of frames with another number of channels than 3; "" where nobody knows."""
+    _, first, _, channels = batch.shape
+    if first == 3:
+        return "; they seem to stand first: push np.moveaxis(frames, -3, -1)"
+    if channels == 4:
+        return "; the fourth seems to be alpha: push frames[..., :3]"
+    if channels == 1:
+        return "; they seem to be grey: push np.repeat(frames, 3, axis=-1)"
+    return ""
 
 
 def encode(frames: Frames, *, first: int = 0, base: Base | None = None) -> bytes:

@@ -39,9 +39,14 @@ def check_id(text: Any, what: str = "episode id") -> str:
     Raises:
         ProtocolError: it is not 1 to 128 letters, digits, '.', '_' or '-', beginning with a letter or digit.
     """
-    if not isinstance(text, str) or not _ID.fullmatch(text):
+    if not is_id(text):
         raise ProtocolError(f"{what} must be 1 to 128 letters, digits, '.', '_' or '-', not {str(text)[:140]!r}.")
-    return text
+    return str(text)
+
+
+def is_id(text: Any) -> bool:
+    """Whether `text` may stand in a key."""
+    return isinstance(text, str) and _ID.fullmatch(text) is not None
 
 
 @dataclass(frozen=True)
@@ -202,15 +207,19 @@ def decode_answer(text: str) -> tuple[str, Answer, CriticIdentity]:
     """Query id, answer, and who gave it.
 
     Raises:
-        ProtocolError: the text is no answer of this protocol.
+        ProtocolError: the text is no answer of this protocol, or holds bytes that are no UTF-8 (as surrogates).
     """
     if len(text) > MAX_ANSWER_BYTES:
         raise ProtocolError(f"an answer of {len(text)} characters exceeds the limit of {MAX_ANSWER_BYTES}.")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ProtocolError(f"an answer is not UTF-8: {text[:200]!r}") from None
     message = _load(text, "answer")
     query_id = check_id(message.get("id"), "query id")
     kind, critic = message.get("kind"), message.get("critic")
     if isinstance(critic, list) and len(critic) == 3 and all(isinstance(each, str) for each in critic):
-        identity = CriticIdentity(*critic)
+        identity = CriticIdentity(*map(_printable, critic))
         if kind == "done" and isinstance(message.get("done"), bool):
             verdict = DoneVerdict(message["done"], _number(message.get("score")), _index(message, "frame"))
             return query_id, verdict, identity
@@ -219,8 +228,14 @@ def decode_answer(text: str) -> tuple[str, Answer, CriticIdentity]:
             if values:
                 return query_id, ValueVerdict(values, critics), identity
         if kind == "failure" and all(isinstance(message.get(name), str) for name in ("message", "traceback")):
-            return query_id, Failure(message["message"], message["traceback"]), identity
+            texts = (_printable(message[name]) for name in ("message", "traceback"))
+            return query_id, Failure(*texts), identity
     raise ProtocolError(f"an answer is not of this protocol: {text[:200]!r}")
+
+
+def _printable(text: str) -> str:
+    """The text with lone surrogates escaped, such as stand in names of files: no terminal or log takes them."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _query(fields: Any, client: str, asked: float, deadline: float) -> Query:

@@ -20,7 +20,7 @@ from vlac_queue.errors import (
     VlacQueueError,
 )
 from vlac_queue.keys import Keys
-from vlac_queue.store import Step, episode_lost
+from vlac_queue.store import Step, as_text, episode_lost
 
 if TYPE_CHECKING:
     from vlac_queue.client import CriticClient, Episode, Pending
@@ -132,23 +132,21 @@ class Recovery:
                 break
         return left
 
-    def look_up(self, pendings: Sequence[Pending[Any]]) -> list[str]:
+    def look_up(self, pendings: Sequence[Pending[Any]]) -> dict[str, str]:
         """Finds out what has become of open queries; those that were lost are asked again, or fail.
 
         Returns:
-            The texts of answers whose news was missed.
+            Query id -> the answer's text, for answers whose news was missed.
         """
         client = self._client
         asked = [
             Asked(p.query.id, p.query.episode, p.query.batch + 1, p._episode._reference, p._job) for p in pendings
         ]
-        if not asked:
-            return []
         standings = self._patiently(lambda: look_up(client._connection, client._keys, asked))
         lost: list[Pending[Any]] = []
         dropped: list[Pending[Any]] = []
         for pending, standing in zip(pendings, standings, strict=True):
-            if pending.answered or standing.answer:
+            if pending.answered or standing.answer is not None or pending._episode._closing:
                 continue
             if not standing.kept:
                 lost.append(pending)
@@ -166,7 +164,8 @@ class Recovery:
             if pending.query.episode not in restored:
                 client._fail(pending, episode_lost(pending.query.episode))
         self._patiently(lambda: self._ask_again(dropped))
-        return [standing.answer for standing in standings if standing.answer]
+        answers = ((each.id, standing.answer) for each, standing in zip(asked, standings, strict=True))
+        return {query_id: answer for query_id, answer in answers if answer is not None}
 
     def _may_pass(self, error: VlacQueueError | None, step: Step) -> bool:
         """Whether trying again may help: Redis is away or full, or others hold the room that a batch needs."""
@@ -261,13 +260,13 @@ class Standing:
     """What has become of an open query.
 
     Attributes:
-        answer: the answer's text, or "" while there is none.
+        answer: the answer's text; None while there is none.
         kept: whether Redis has the query, its frames and its reference.
         carried: whether a job still waits with it, or a worker has it.
         refused: why a worker refused its job, or "".
     """
 
-    answer: str
+    answer: str | None
     kept: bool
     carried: bool
     refused: str = ""
@@ -294,7 +293,7 @@ def look_up(connection: redis.Redis, keys: Keys, asked: Sequence[Asked]) -> list
     for index, each in enumerate(asked):
         text, there, batches, reference = replies[4 * index : 4 * index + 4]
         status, reason, _ = of_jobs[each.job]
-        answer = text.decode() if text is not None and text.startswith(b"{") else ""
+        answer = None if text in (None, b"done", b"value") else as_text(text)
         kept = text is not None and bool(there) and batches >= each.batches and (not each.reference or reference)
         refused = _reason(reason) if status == b"failed" else ""
         standings.append(Standing(answer, bool(kept), each.job in carried, refused))

@@ -463,7 +463,8 @@ class EpisodeStore:
             block_s: seconds to wait for the first one; None does not wait.
 
         Returns:
-            (stream entry id, {query id: answer text}, the worker that answered) for each batch of answers.
+            (stream entry id, {query id: answer text}, the worker that answered) for each batch of answers. Bytes
+            that are no UTF-8 stand in the texts as surrogates.
         """
         block_ms = None if block_s is None else max(1, int(block_s * 1000))
         reply: Any = self.connection.xread({self.keys.client_answers(client): after}, block=block_ms)
@@ -473,7 +474,7 @@ class EpisodeStore:
         answers = []
         for entry_id, fields in entries:
             worker = fields.pop(b"@", b"").decode(errors="replace")
-            texts = {query.decode(): text.decode() for query, text in fields.items()}
+            texts = {as_text(query): as_text(text) for query, text in fields.items()}
             answers.append((entry_id, texts, worker))
         return answers
 
@@ -565,6 +566,11 @@ class EpisodeStore:
     @staticmethod
     def _eval(target: redis.Redis | Pipeline, script: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         return target.eval(script, len(keys), *keys, *arguments)
+
+
+def as_text(stored: bytes) -> str:
+    """What stands on Redis as text; bytes that are no UTF-8 become surrogates."""
+    return stored.decode(errors="surrogateescape")
 
 
 def _parts(wanted: Sequence[Wanted]) -> Iterator[Sequence[Wanted]]:

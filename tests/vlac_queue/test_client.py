@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import multiprocessing
 import pickle
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -159,7 +163,7 @@ def test_ids_are_unique_among_open_episodes(client: CriticClient, worker: Worker
         client.episode("task", id="a:b")
 
 
-@pytest.mark.parametrize("task", ["", "   ", "x" * 2001, None])
+@pytest.mark.parametrize("task", ["", "   ", "x" * 2001, None, "open \ud800", "caf\udce9"])
 def test_a_task_needs_words(client: CriticClient, task: Any) -> None:
     with pytest.raises(ProtocolError, match="a task must be"):
         client.episode(task)
@@ -208,6 +212,38 @@ def test_a_reference_can_be_a_file(client: CriticClient, workers: Workers, tmp_p
             assert episode.ask_done().result().score == 0.5
 
 
+def test_a_reference_of_many_episodes_is_read_and_hashed_once(
+    client: CriticClient, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)
+    file = tmp_path / "success.npz"
+    np.savez(file, frames=run)
+    work: list[str] = []
+    for module, name in (("numpy", "load"), ("hashlib", "sha256")):
+        original = getattr(importlib.import_module(module), name)
+
+        def counted(*arguments: Any, _name: str = name, _original: Any = original, **options: Any) -> Any:
+            work.append(_name)
+            return _original(*arguments, **options)
+
+        monkeypatch.setattr(f"{module}.{name}", counted)
+
+    def opened(source: Any) -> set[str]:
+        work.clear()
+        episodes = client.episodes(["task"] * 64, [source] * 64)
+        client.close_many(episodes)
+        return {episode._reference for episode in episodes}
+
+    of_array = opened(run)
+    assert work == ["sha256"]
+    assert opened(str(file)) == of_array and work == ["load", "sha256"]
+    assert opened(file) == of_array and work == []
+    np.savez(file, frames=run[::-1])
+    assert opened(file) != of_array and work == ["load", "sha256"]
+    run[0] = 0  # a caller may fill the same array anew
+    assert opened(run) != of_array
+
+
 def test_the_critics_failure_is_typed_and_brings_the_traceback(client: CriticClient, worker: Workers) -> None:
     with client.episode("refuse") as episode:
         episode.push(frame(1))
@@ -227,6 +263,13 @@ def test_a_late_answer_can_still_be_had(client: CriticClient, worker: Workers, t
         assert not pending.done()
         gate.touch()
         assert pending.result().score == 0.2
+
+
+def test_a_timeout_of_zero_looks_once(client: CriticClient, worker: Workers, connection: redis.Redis) -> None:
+    with client.episode("task") as episode:
+        pending = episode.observe(frame(51))
+        until(lambda: connection.exists(f"vlac:vlac:client:{client.id}:answers"))
+        assert pending.result(timeout=0).score == 0.2
 
 
 def test_a_query_past_its_deadline_is_dropped_and_asked_again_by_who_still_waits(
@@ -263,6 +306,145 @@ def test_a_client_pickles_into_another_process(client: CriticClient, worker: Wor
     process.start()
     assert results.get(timeout=30) == 0.2
     process.join()
+
+
+def answer_of(query: Any, **fields: Any) -> str:
+    """An answer as a worker writes it, with these fields changed."""
+    right = {"id": query.id, "kind": "done", "done": True, "score": 0.5, "frame": 0, "critic": ["c", "", ""]}
+    return json.dumps(right | fields)
+
+
+def test_an_answer_that_cannot_be_read_fails_its_own_query(
+    client: CriticClient, worker: Workers, connection: redis.Redis, tmp_path: Any, caplog: Any
+) -> None:
+    gate, stream = tmp_path / "gate", f"vlac:vlac:client:{client.id}:answers"
+    bad: dict[str, Any] = {
+        "expected a finite number": lambda query: answer_of(query, score="0.5"),
+        "is not of this protocol": lambda query: answer_of(query, done=1),
+        "not JSON": lambda query: "{",
+        "not UTF-8": lambda query: b'{"id": "\xff"}',
+        "asked for 'done'": lambda query: answer_of(query, kind="value", values=[1.0], critics=[]),
+        "for query 'other-1'": lambda query: answer_of(query, id="other-1"),
+    }
+    with client.episode(f"hold {gate}") as held:
+        good = held.observe(frame(51))
+        until((tmp_path / "gate.begun").exists)
+        pendings = [held.observe(frame(51)) for _ in bad]
+        connection.xadd(stream, {b"\xff": b"\xff", b"@": b"\xff"})
+        for pending, wrong in zip(pendings, bad.values(), strict=True):
+            connection.xadd(stream, {pending.query.id: wrong(pending.query)})
+        for pending, message in zip(pendings, bad, strict=True):
+            with pytest.raises(ProtocolError, match=f"about frame .* is unusable: .*{message}"):
+                pending.result(timeout=5)
+        assert "names no query" in caplog.text
+        surrogates = held.observe(frame(51))
+        failure = {"kind": "failure", "message": "no file caf\udce9", "traceback": "\ud800"}
+        connection.xadd(stream, {surrogates.query.id: answer_of(surrogates.query, **failure)})
+        with pytest.raises(CriticFailed) as failed:
+            surrogates.result(timeout=5)
+        assert "caf\\udce9" in str(failed.value).encode().decode()
+        # Without news, it stands with its episode only.
+        silent = held.observe(frame(51))
+        connection.hset(f"vlac:vlac:episode:{held.id}:queries", silent.query.id, b"\xff")
+        with pytest.raises(ProtocolError, match="not UTF-8"):
+            silent.result(timeout=10)
+        gate.touch()
+        assert good.result().score == 0.2
+
+
+def set_ahead(connection: redis.Redis, client: CriticClient) -> None:
+    """Redis' clock was an hour ahead when the client read its stream last, and is right from now on."""
+    ahead = int((time.time() + 3600) * 1000)
+    connection.xadd(f"vlac:vlac:client:{client.id}:answers", {"@": "worker"}, id=f"{ahead}-0")
+
+
+def test_a_clock_of_redis_that_was_set_back_delays_no_answer(
+    client: CriticClient, worker: Workers, connection: redis.Redis
+) -> None:
+    with client.episode("task") as episode:
+        set_ahead(connection, client)
+        assert episode.observe(frame(51)).result().score == 0.2
+    with client.episode("task") as episode:
+        for _ in range(3):
+            pending = episode.observe(frame(51))
+            until(pending.done, seconds=1)
+        # The stream may also go by itself: evicted, or by its expiry.
+        set_ahead(connection, client)
+        assert episode.observe(frame(51)).result().score == 0.2
+        connection.delete(f"vlac:vlac:client:{client.id}:answers")
+        until(episode.observe(frame(51)).done, seconds=10)
+        until(episode.observe(frame(51)).done, seconds=1)
+
+
+def test_answers_that_were_trimmed_unread_are_found(
+    client: CriticClient, worker: Workers, connection: redis.Redis
+) -> None:
+    with client.episode("task") as episode:
+        pendings = [episode.observe(frame(51)) for _ in range(30)]
+        answers: Any = lambda: connection.hvals(f"vlac:vlac:episode:{episode.id}:queries")  # noqa: E731
+        until(lambda: all(answer.startswith(b"{") for answer in answers()))
+        connection.xtrim(f"vlac:vlac:client:{client.id}:answers", maxlen=2)
+        until(lambda: all(pending.done() for pending in pendings), seconds=10)
+
+
+def test_one_look_finds_all_that_was_lost(
+    client: CriticClient, workers: Workers, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlac_queue.client._LOOK_UP_S", 0.5)
+    workers.start(NAME, VLAC_MAX_BATCH="1")
+    gate = tmp_path / "gate"
+    with client.episode(f"hold {gate}") as held, client.episode("task") as episode:
+        held.observe(frame(51))
+        until((tmp_path / "gate.begun").exists)
+        pendings = [episode.observe(frame(51)) for _ in range(5)]
+        command = [sys.executable, "-m", "rq.cli", "empty", "vlac", "--url", client.config.redis_url]
+        subprocess.run(command, check=True, capture_output=True)
+        gate.touch()
+        began = time.monotonic()
+        assert [pending.result().score for pending in pendings] == [0.2] * 5
+        # Each is asked again once it was nowhere five times.
+        assert time.monotonic() - began < 12
+
+
+def in_child(client: CriticClient, parents: Any, waiting: Any, together: Any, results: Any) -> None:
+    """What a forked child sees and does; the parent asks at the same time."""
+    refused = []
+    for misuse in (lambda: parents.push(frame(1)), parents.ask_done, waiting.done, waiting.result):
+        with pytest.raises(ProtocolError, match="before this process was forked") as error:
+            misuse()
+        refused.append(str(error.value))
+    together.wait()
+    began = time.monotonic()
+    with client, client.episode("task") as episode, parents:
+        score = episode.observe(frame(102)).result().score
+        took_s = time.monotonic() - began
+    results.put((client.id, score, took_s, client.stats.queries))
+
+
+def test_a_client_begins_anew_in_a_forked_child(client: CriticClient, worker: Workers, tmp_path: Any) -> None:
+    gate = tmp_path / "gate"
+    context = multiprocessing.get_context("fork")
+    together, results = context.Barrier(2), context.Queue()
+    with client.episode("task") as episode, client.episode(f"hold {gate}") as held:
+        episode.observe(frame(51)).result()
+        waiting = held.observe(frame(153))
+        until((tmp_path / "gate.begun").exists)
+        with client._lock:  # as another thread may hold it
+            arguments = (client, episode, waiting, together, results)
+            process = context.Process(target=in_child, args=arguments, daemon=True)
+            process.start()
+        gate.touch()
+        together.wait()
+        began = time.monotonic()
+        assert episode.observe(frame(204)).result().score == 0.8
+        assert time.monotonic() - began < 1
+        child, score, took_s, queries = results.get(timeout=20)
+        assert child != client.id and (score, queries) == (0.4, 1) and took_s < 1
+        process.join()
+        assert process.exitcode == 0
+        # The child closed what it could, and everything here goes on.
+        assert episode.ask_value().result().values == pytest.approx((20.0, 80.0))
+        assert waiting.result().score == 0.6
 
 
 def test_threads_share_a_client(client: CriticClient, worker: Workers) -> None:
@@ -379,13 +561,15 @@ def test_the_caller_may_reuse_its_array(client: CriticClient, worker: Workers) -
             assert episode.ask_done().result().score == red / 255
 
 
-def test_frames_may_change_size_for_done_but_not_for_values(client: CriticClient, worker: Workers) -> None:
+def test_frames_of_another_size_are_refused_and_the_episode_goes_on(client: CriticClient, worker: Workers) -> None:
     with client.episode("task") as episode:
         episode.push(frame(51, side=8))
-        episode.push(frame(102, side=16))
-        assert episode.ask_done().result().score == 0.4
-        with pytest.raises(CriticFailed, match="several sizes"):
-            episode.ask_value().result()
+        for push in (episode.push, episode.observe):
+            with pytest.raises(FrameError, match="8x8 pixels and these are 16x16"):
+                push(frame(102, side=16))
+        assert episode.frames == 1
+        episode.push(frame(102, side=8))
+        assert episode.ask_value().result().values == pytest.approx((20.0, 40.0))
 
 
 def test_ctrl_c_in_the_middle_of_a_step_spoils_no_episode(client: CriticClient, worker: Workers) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import tracemalloc
 import zlib
+from typing import Any
 
 import lz4.block
 import numpy as np
@@ -362,6 +363,34 @@ def test_a_block_that_does_not_fit_its_header_is_refused(block: bytes) -> None:
 def test_unusable_frames_are_refused_with_a_reason(frames: Frames, message: str) -> None:
     with pytest.raises(FrameError, match=message):
         encode(frames)
+
+
+_RGB = np.random.default_rng(0).integers(0, 256, (5, 8, 6, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        _RGB / 255,
+        (_RGB / 255).astype(np.float32),
+        (_RGB[0] / 255).astype(np.float16),
+        _RGB.astype(np.float32),
+        _RGB.astype(np.int64),
+        np.concatenate([_RGB, np.full((5, 8, 6, 1), 255, np.uint8)], axis=-1),
+        np.moveaxis(_RGB, -1, 1),
+        np.moveaxis(_RGB[0], -1, 0),
+        (np.moveaxis(_RGB, -1, 1) / 255).astype(np.float32),
+    ],
+    ids=lambda frames: f"{frames.dtype}-{frames.shape}",
+)
+def test_frames_of_another_kind_are_refused_with_the_conversion_to_paste(frames: Any) -> None:
+    for _ in range(2):  # one thing after the other
+        with pytest.raises(FrameError) as refused:
+            as_batch(frames)
+        frames = eval(str(refused.value).rpartition("push ")[2].removesuffix("."), {"np": np, "frames": frames})  # noqa: S307
+        if frames.dtype == np.uint8 and frames.shape[-1] == 3:
+            break
+    assert np.array_equal(as_batch(frames), _RGB if frames.ndim == 4 else _RGB[:1])
 
 
 def test_a_batch_above_the_limit_is_refused_before_it_is_copied() -> None:

@@ -87,8 +87,18 @@ def test_a_value_list_tells_the_progress_of_each_frame_or_every_stride_th() -> N
     every, third = critic.answer([query("value", rollout), query("value", rollout, value_stride=3)])
     assert isinstance(every, ValueVerdict) and isinstance(third, ValueVerdict)
     assert len(every.values) == len(rollout.frames) and len(every.critics) == len(every.values) - 1
-    assert third.values == every.values[::3]
+    assert third.values == (*every.values[:-1:3], every.values[-1])
     assert np.cumsum((every.values[0], *every.critics)) == pytest.approx(every.values)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 7, 1000])
+def test_the_goal_in_the_last_frame_is_the_last_value(stride: int) -> None:
+    reference = SUCCESSES[0].frames
+    run = np.concatenate([np.repeat(reference[:1], 7, axis=0), reference[-1:]])
+    (answer,) = ReferenceCritic().answer(
+        [CriticQuery("value", "task", run, len(run) - 1, reference, "id", value_stride=stride)]
+    )
+    assert isinstance(answer, ValueVerdict) and answer.values[-1] == 100.0
 
 
 def test_without_a_usable_reference_it_says_so() -> None:

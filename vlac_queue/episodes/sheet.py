@@ -8,6 +8,7 @@ from pathlib import Path
 from vlac_queue.episodes.record import EpisodeRecord, decoded
 from vlac_queue.errors import FrameError
 from vlac_queue.frames import Frames, read_header
+from vlac_queue.messages import ValueVerdict
 from vlac_queue.plot import cut, evenly, shrunk
 from vlac_queue.score.figures import NO_PAIR, Score, negative_rate, value_order_correlation
 from vlac_queue.score.picture import COLUMNS, THUMBNAIL_HEIGHT, write_sheet
@@ -43,7 +44,7 @@ def write_episode(record: EpisodeRecord, batches: Callable[[], Iterable[bytes]],
     # An open episode may have got more frames meanwhile; those chosen stay.
     of = "" if len(shown) == count else f"{len(shown)} of "
     write_sheet(
-        make_score(record),
+        make_score(record, count - 1),
         shown,
         path,
         title=f"{cut(record.task, 90)}   ({cut(record.id, 40)})",
@@ -55,8 +56,11 @@ def write_episode(record: EpisodeRecord, batches: Callable[[], Iterable[bytes]],
     return len(shown), count
 
 
-def make_score(record: EpisodeRecord) -> Score:
-    """The curves of an episode; frames as they were pushed, from 0."""
+def make_score(record: EpisodeRecord, last: int) -> Score:
+    """The curves of an episode; frames as they were pushed, from 0 to `last`."""
+    lists = [each.frame for each in record.asked if isinstance(each.answer, ValueVerdict)]
+    if lists and lists[-1] is not None:
+        last = lists[-1]
     verdicts, value = record.done_verdicts, record.value
     values, critics = (value.values, value.critics) if value else ((), ())
     voc, voc_undefined = value_order_correlation(values) if value else (None, NO_PAIR)
@@ -69,7 +73,7 @@ def make_score(record: EpisodeRecord) -> Score:
         done_scores=tuple(verdict.score for verdict in verdicts.values()),
         done_threshold=record.done_threshold,
         first_done=record.first_done,
-        value_frames=tuple(place * record.value_stride for place in range(len(values))),
+        value_frames=tuple(min(place * record.value_stride, last) for place in range(len(values))),
         values=values,
         critics=critics,
         voc=voc,

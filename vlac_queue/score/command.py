@@ -129,7 +129,7 @@ def ask(
     """Asks of each frame whether the task is done, and for the value list over all of them.
 
     The frames go out while earlier answers come in; at most MAX_OPEN questions are open. A value list comes
-    of comparing frames value_stride apart: where there is no such pair, none is asked for.
+    of comparing frames: none is asked for where there is but one.
 
     Args:
         client: the queue.
@@ -159,7 +159,7 @@ def ask(
             on_frame(frame)
             while waiting and (len(waiting) >= MAX_OPEN or waiting[0].done()):
                 take()
-        value = episode.ask_value() if episode.frames > client.config.value_stride else None
+        value = episode.ask_value() if episode.frames > 1 else None
         while waiting:
             take()
         if value is None:

@@ -26,7 +26,7 @@ class CriticQuery:
         reference: uint8 (R,H,W,3), frames of a successful run, or None.
         reference_id: id of the reference (SHA-256), "" without one; for caches.
         done_threshold: a score above this (strictly) means done, 0..1.
-        value_stride: distance in frames between the images of a pair in value lists.
+        value_stride: distance in frames between the images of a pair in value lists; the last pair may be closer.
         token: made anew at each opening of an episode, whose frames only grow; "" where it is not known.
     """
 
@@ -39,6 +39,11 @@ class CriticQuery:
     done_threshold: float = 0.9
     value_stride: int = 1
     token: str = ""
+
+
+def compared(count: int, stride: int) -> list[int]:
+    """Indices of the frames of a value list: every stride-th of `count`, and the last, which is the outcome."""
+    return [*range(0, count - 1, stride), count - 1]
 
 
 CriticAnswer: TypeAlias = "DoneVerdict | ValueVerdict | Exception"

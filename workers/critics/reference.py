@@ -11,7 +11,7 @@ from vlac_queue.config import VlacConfig
 from vlac_queue.errors import CriticFailed
 from vlac_queue.frames import Frames
 from vlac_queue.messages import DoneVerdict, ValueVerdict
-from workers.critics import CriticAnswer, CriticQuery
+from workers.critics import CriticAnswer, CriticQuery, compared
 
 #: Frames are compared at this height and width.
 _SIDE = 32
@@ -25,7 +25,7 @@ class ReferenceCritic:
     A frame is shrunk to 32x32 and compared with every frame of the reference; what never changes in the
     reference (table, wall) counts for little. Its progress is the place of the most similar reference frame,
     0 at the first and 1 at the last. Done: the progress is above the query's threshold (strictly). Values:
-    100 times the progress of each frame.
+    100 times the progress of each frame, or of every value_stride-th and the last.
 
     What it can't do: it does not know what it sees. It needs a reference from nearly the same viewpoint,
     lighting and scene, whose last frame shows the goal reached; it takes for progress whatever looks like
@@ -67,7 +67,7 @@ class ReferenceCritic:
         if query.kind == "done":
             score = float(progress[-1])
             return DoneVerdict(done=score > query.done_threshold, score=score, frame=query.frame)
-        values = 100.0 * progress[:: query.value_stride]
+        values = 100.0 * progress[compared(len(progress), query.value_stride)]
         return ValueVerdict(tuple(map(float, values)), tuple(map(float, np.diff(values))))
 
     def _progress(self, query: CriticQuery) -> NDArray[np.float64]:

@@ -10,7 +10,7 @@ from typing import Protocol
 from vlac_queue.config import VlacConfig
 from vlac_queue.errors import CriticFailed
 from vlac_queue.messages import DoneVerdict, ValueVerdict
-from workers.critics import CriticAnswer, CriticQuery
+from workers.critics import CriticAnswer, CriticQuery, compared
 from workers.critics.vlac.ahead import PairsAhead
 from workers.critics.vlac.calls import Completion, Reading, RowCalls
 from workers.critics.vlac.rows import Prompts, Row, clean_task, done_rows, prompt_hash, value_rows
@@ -47,7 +47,7 @@ class Model(Protocol):
 
 
 class VlacCritic:
-    """The VLAC model. Its answers are GAC_model's own, row for row.
+    """The VLAC model. Its answers are GAC_model's own, row for row, and values never leave out the last frame.
 
     Done: VLAC's judgement of the frame (`done_by`), done where it is above the query's threshold (strictly).
     Values: VLAC's pair scores along the episode, made a list by VLAC's own recursion; reference frames, where
@@ -153,9 +153,13 @@ class VlacCritic:
             return error
 
     def _pairs(self, query: CriticQuery) -> list[Row]:
-        """The rows of the value query that the episode of `query` could ask now; none where it would fail."""
+        """The rows of the value query that the episode of `query` could ask now; none where it would fail.
+
+        Without a last pair that is closer than the stride: it is another one once there are more frames.
+        """
         assert self._model is not None
-        rows = self._rows(self._model, replace(query, kind="value"))
+        whole = len(query.frames) - 1 - (len(query.frames) - 1) % query.value_stride
+        rows = self._rows(self._model, replace(query, kind="value", frames=query.frames[: whole + 1]))
         return rows if isinstance(rows, list) else []
 
     def _known(self, query: CriticQuery) -> dict[int, float]:
@@ -176,8 +180,8 @@ class VlacCritic:
         for index, reading in enumerate(readings):
             if isinstance(reading, CriticFailed):
                 if query.kind == "value":
-                    stride = query.value_stride
-                    where = f"comparing frames {index * stride} and {(index + 1) * stride}"
+                    first, second = compared(len(query.frames), query.value_stride)[index : index + 2]
+                    where = f"comparing frames {first} and {second}"
                     return CriticFailed(f"{where}: {reading.args[0]}", reading.traceback)
                 return reading
             numbers.append(reading)

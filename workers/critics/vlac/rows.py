@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +19,7 @@ import numpy as np
 from vlac_queue.config import VlacConfig
 from vlac_queue.errors import CriticFailed
 from vlac_queue.frames import Frames
-from workers.critics import CriticQuery
+from workers.critics import CriticQuery, compared
 
 #: Most tokens of an answer that is a number; a sign, digits, a point and the end are far fewer.
 NUMBER_TOKENS = 16
@@ -91,7 +92,9 @@ def done_rows(query: CriticQuery, prompts: Prompts, config: VlacConfig, task: st
 
 
 def value_rows(query: CriticQuery, prompts: Prompts, config: VlacConfig, task: str) -> list[Row]:
-    """The rows that compare frame i - value_stride with frame i, for every value_stride-th i.
+    """The rows that compare each value_stride-th frame with the one before, and so the last of all.
+
+    VLAC's own function leaves out what is behind the last multiple of the stride, and with it the outcome.
 
     Args:
         query: of kind "value".
@@ -100,19 +103,16 @@ def value_rows(query: CriticQuery, prompts: Prompts, config: VlacConfig, task: s
     Raises:
         CriticFailed: there is no pair; a value list without one would be 0 by nobody's judgement.
     """
-    frames, stride = list(query.frames), query.value_stride
-    if len(frames) <= stride:
-        raise CriticFailed(
-            f"a value list over {len(frames)} frame(s) at value_stride {stride} has no pair to compare; "
-            "lower value_stride, or push more frames before asking."
-        )
+    frames = list(query.frames)
+    if len(frames) < 2:
+        raise CriticFailed("a value list over one frame has no pair to compare; push more frames before asking.")
     before: tuple[Frames, ...] = ()
     if query.reference is not None:
         before = (*spread(query.reference, config.ref_num), frames[0])
     prompt = prompts.get_score_prompt(task=task, trajectory_len=max(0, len(before) - 1), think=False)
     return [
-        Row(prompt, (*before, frames[i - stride], frames[i]), read_number, rich=config.value_rich)
-        for i in range(stride, len(frames), stride)
+        Row(prompt, (*before, frames[first], frames[second]), read_number, rich=config.value_rich)
+        for first, second in pairwise(compared(len(frames), query.value_stride))
     ]
 
 
