@@ -104,6 +104,7 @@ class CriticWorker(SimpleWorker):
     """
 
     def __init__(self, queues: Any, name: str | None = None, *args: Any, **kwargs: Any) -> None:
+        make_logs_safe()
         kwargs["serializer"] = DataOnlySerializer
         names = [
             each if isinstance(each, str) else each.name
@@ -116,7 +117,6 @@ class CriticWorker(SimpleWorker):
             kwargs["connection"] = queues[0].connection
         unique = name or f"{socket.gethostname().split('.')[0]}-{os.getpid()}-{uuid.uuid4().hex[:4]}"
         super().__init__(names, unique, *args, **kwargs)
-        make_logs_safe()
         if not serves:  # RQ reads other workers' state through instances that never work
             return
         self.config = VlacConfig.from_env(queue=names[0])

@@ -16,7 +16,7 @@ from redis.retry import Retry
 from vlac_queue.client import load_frames
 from vlac_queue.config import VlacConfig, redact_url
 from vlac_queue.connection import connect
-from vlac_queue.doctor.finding import Finding, as_count
+from vlac_queue.doctor.finding import Finding
 from vlac_queue.doctor.gpu_checks import check_gpu
 from vlac_queue.doctor.package_checks import (
     check_engine,
@@ -51,7 +51,7 @@ from vlac_queue.doctor.redis_checks import (
 from vlac_queue.doctor.weight_checks import check_weights
 from vlac_queue.errors import ConfigError, FrameError
 from vlac_queue.keys import Keys
-from vlac_queue.texts import clean
+from vlac_queue.texts import clean, many
 
 #: Where the doctor runs: "gpu" also looks at what the critic vlac needs, "auto" does so for critic vlac.
 Host = Literal["auto", "gpu", "rollout"]
@@ -192,4 +192,4 @@ def check_reference(config: VlacConfig) -> Finding:
         frames = load_frames(Path(config.reference or ""))
     except FrameError as error:
         return Finding("broken", clean(error), "export VLAC_REFERENCE=FILE with the frames of a successful run")
-    return Finding("ok", f"{as_count(len(frames), 'frame')} of {frames.shape[2]}x{frames.shape[1]}")
+    return Finding("ok", f"{many(len(frames), 'frame')} of {frames.shape[2]}x{frames.shape[1]}")

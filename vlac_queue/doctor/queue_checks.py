@@ -13,10 +13,10 @@ from rq.suspension import WORKERS_SUSPENDED
 from vlac_queue.client import live_workers
 from vlac_queue.config import VlacConfig, redact_url
 from vlac_queue.control import WorkerInfo
-from vlac_queue.doctor.finding import Finding, as_count
+from vlac_queue.doctor.finding import Finding
 from vlac_queue.keys import Keys
 from vlac_queue.messages import PROTOCOL_VERSION
-from vlac_queue.texts import clean, size
+from vlac_queue.texts import clean, many, size
 
 #: Workers that are told one by one.
 _WORKERS_SHOWN = 8
@@ -112,7 +112,7 @@ def check_workers(queue: QueueState, config: VlacConfig, *, before_start: bool =
     if len(lines) > _WORKERS_SHOWN:
         lines[_WORKERS_SHOWN:] = [f"and {len(lines) - _WORKERS_SHOWN} more"]
     return Finding(
-        "ok", "\n".join([f"{as_count(len(queue.critics), 'CriticWorker')}, {len(queue.plain)} plain", *lines])
+        "ok", "\n".join([f"{many(len(queue.critics), 'CriticWorker')}, {len(queue.plain)} plain", *lines])
     )
 
 
@@ -169,14 +169,14 @@ def check_protocol(queue: QueueState, config: VlacConfig) -> Finding:
 def check_dead_workers(queue: QueueState, config: VlacConfig) -> Finding:
     if not queue.stranded:
         return Finding("ok", "none holds a job")
-    found = ", ".join(f"{name} holds {as_count(count, 'job')}" for name, count in queue.stranded.items())
+    found = ", ".join(f"{name} holds {many(count, 'job')}" for name, count in queue.stranded.items())
     if queue.critics:
         return Finding("warning", found, "nothing: a live worker gives them back within 10 s; look again then")
     return Finding("warning", found, "start a CriticWorker: it gives them back to the queue")
 
 
 def check_waiting(queue: QueueState, config: VlacConfig) -> Finding:
-    found = f"{as_count(queue.waiting, 'job')} waiting"
+    found = f"{many(queue.waiting, 'job')} waiting"
     if queue.suspended:
         return Finding(
             "broken",
