@@ -49,19 +49,19 @@ def main() -> None:
 )
 @click.option("-v", "--verbose", is_flag=True, help="Log in detail, and errors with their tracebacks.")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def worker(
-    redis_url: str, queue: str, critic: str | None, verbose: bool, arguments: tuple[str, ...]
-) -> None:
+def worker(redis_url: str, queue: str, critic: str | None, verbose: bool, arguments: tuple[str, ...]) -> None:
     """Starts a critic worker: `rq worker` with our worker class.
 
     Settings come from the environment (VLAC_*); ARGUMENTS go to `rq worker`, after --.
     """
     with errors_as_messages():
         config = VlacConfig.from_env(redis_url=redis_url, queue=queue, critic=critic)
+    runs = f"critic {config.critic!r}"
+    if config.critic == "vlac":
+        runs += f" ({config.model_path or 'VLAC_MODEL_PATH is not set'}, engine {config.engine})"
     click.echo(
-        f"serving queue {config.queue!r} at {redact_url(config.redis_url)} with critic {config.critic!r}"
-        + (f" ({config.model_path or 'VLAC_MODEL_PATH is not set'}, engine {config.engine})" if config.critic == "vlac" else "")
-        + f", up to {many(config.max_batch, 'query')} a batch"
+        f"serving queue {config.queue!r} at {redact_url(config.redis_url)} with {runs}, "
+        f"up to {many(config.max_batch, 'query')} a batch"
     )
     sys.stdout.flush()
     # By the environment and not as arguments: a password in the URL would show in `ps`. The URL as it was given:

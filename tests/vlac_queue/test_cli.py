@@ -90,8 +90,10 @@ def test_workers_are_listed_put_to_sleep_and_woken(client: CriticClient, workers
     empty = CliRunner().invoke(main, ["workers", "list", *url])
     assert empty.exit_code == 1 and "no critic worker" in empty.output
     assert CliRunner().invoke(main, ["workers", "sleep", *url]).exit_code == 1
-    workers.start("reference")
+    name = "a-worker-whose-name-is-longer-than-a-terminal-is-wide-" + "x" * 40
+    workers.start("reference", "--name", name)
     until(workers.described)
+    assert name in CliRunner().invoke(main, ["workers", "list", *url], env={"COLUMNS": "80"}).output
     listed = CliRunner().invoke(main, ["workers", "list", "--json", *url])
     (worker,) = json.loads(listed.output)
     assert (listed.exit_code, worker["critic"]) == (0, "reference")

@@ -35,9 +35,7 @@ def check_weights(config: VlacConfig) -> Finding:
     if damaged:
         return Finding("broken", f"{path}: incomplete: {', '.join(damaged)}", again)
     files = _weight_files(folder)
-    return Finding(
-        "ok", f"{path}: {many(len(files), 'file')} of weights, {size(weight_bytes(folder))}, tokenizer"
-    )
+    return Finding("ok", f"{path}: {many(len(files), 'file')} of weights, {size(weight_bytes(folder))}, tokenizer")
 
 
 def _missing_files(folder: Path) -> list[str]:
