@@ -190,7 +190,9 @@ def test_a_reference_file_without_frames_is_named(client: CriticClient, tmp_path
     (tmp_path / "cut.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:200])
     np.save(tmp_path / "array.npy", np.zeros((2, 4, 4, 3), np.uint8))
     (tmp_path / "array.npy").rename(tmp_path / "array.npz")
-    for name in ("missing.npz", "empty.npz", "other.npz", "cut.npz", "array.npz"):
+    with pytest.raises(FrameError, match=r"no such file: .*missing\.npz"):
+        client.episode("task", tmp_path / "missing.npz")
+    for name in ("empty.npz", "other.npz", "cut.npz", "array.npz"):
         with pytest.raises(FrameError, match=f"{name} holds no frames"):
             client.episode("task", tmp_path / name)
 
