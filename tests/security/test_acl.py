@@ -117,6 +117,21 @@ def test_the_dashboard_user_sees_what_the_dashboard_shows(
     assert findings["eviction"]["state"] == findings["password"]["state"] == "ok"
 
 
+def test_the_doctor_looks_as_a_rollout_and_says_who_sees_the_rest(
+    guarded: Guarded, admin: redis.Redis, guarded_workers: Workers
+) -> None:
+    guarded_workers.start(**guarded.worker_environ())
+    until(guarded_workers.described)
+    environ = {**os.environ, **guarded.environ("vlac-rollout"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "vlac_queue.cli", "doctor", "--host", "rollout", "--json"]
+    ran = subprocess.run(command, env=environ, capture_output=True, text=True)
+    findings = {each["check"]: each for each in json.loads(ran.stdout)["findings"]}
+    assert ran.returncode == 0 and "SETUSER" not in ran.stdout, ran.stdout
+    assert findings["workers"]["found"].startswith("1 CriticWorker") and findings["protocol"]["state"] == "ok"
+    for check in ("dead workers", "queue", "failed jobs"):
+        assert findings[check]["state"] == "skipped" and "look as vlac-dashboard" in findings[check]["found"]
+
+
 # What nobody but the administrator may.
 
 _NOBODY: list[tuple[Any, ...]] = [
