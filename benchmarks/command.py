@@ -25,7 +25,7 @@ from benchmarks.measuring import ApartError
 from benchmarks.peers import OURS, PEERS, Peer
 from benchmarks.processes import machine
 from benchmarks.profile import profile
-from vlac_queue.console import errors_as_messages
+from vlac_queue.console import errors_as_messages, writing
 from vlac_queue.plot import figure_class
 from vlac_queue.server import find_redis_server
 
@@ -138,7 +138,8 @@ def bench(
             return
         if plots_folder:
             figure_class()  # better missed now than after the work
-            plots_folder.mkdir(parents=True, exist_ok=True)
+            with writing(plots_folder, "--plots"):
+                plots_folder.mkdir(parents=True, exist_ok=True)
         try:
             _measure(console, size, sections or SECTIONS, names, json_file, markdown_file, plots_folder)
         except ApartError as error:
@@ -184,9 +185,11 @@ def _measure(
     console.print(f"{figures['machine']}; {versions}", style="dim", highlight=False)
     figures["goals"] = report.goals_json(reached)
     if markdown_file:
-        markdown_file.write_text("\n".join(map(report.markdown, tables)))
+        with writing(markdown_file, "--markdown"):
+            markdown_file.write_text("\n".join(map(report.markdown, tables)))
     if json_file:
-        json_file.write_text(json.dumps(figures, indent=1) + "\n")
+        with writing(json_file, "--json"):
+            json_file.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 class _Steps:

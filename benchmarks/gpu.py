@@ -42,6 +42,7 @@ from vlac_queue.errors import ConfigError, CriticTimeout
 from vlac_queue.keys import Keys
 from vlac_queue.messages import DoneVerdict
 from vlac_queue.server import RedisServer
+from vlac_queue.texts import many
 from workers.critics import CriticQuery
 from workers.critics.vlac import VlacCritic
 from workers.critics.vlac.installation import check_versions, installed_versions
@@ -329,7 +330,7 @@ def verdict(rows: Sequence[Row], allowed_bytes: float, max_images: int) -> list[
                 f"Batch {row.batch}: the queue was not always full, {row.queued.mean_batch:.1f} on average."
             )
         if row.failed:
-            lines.append(f"Batch {row.batch}: {row.failed} queries FAILED; its rates count them as answered.")
+            lines.append(f"Batch {row.batch}: {many(row.failed, 'query')} FAILED; its rates count as if answered.")
     return lines
 
 

@@ -16,7 +16,7 @@ from rich.progress import Progress
 from dashboards.plots import Plot, plots
 from dashboards.record import Recording
 from dashboards.run import Run, read_run
-from vlac_queue.console import errors_as_messages
+from vlac_queue.console import errors_as_messages, writing
 from vlac_queue.texts import duration, latency, many, number, percent, size
 
 _TEMPLATE = Path(__file__).with_name("report.html")
@@ -50,7 +50,8 @@ def report(record: str, output: str) -> None:
             raise ImportError("the report needs matplotlib: pip install 'vlac-queue[plot]'") from error
         if not run.at:
             raise ValueError(f"{record} holds no look; record for a while")
-        Path(output).write_text(html(recording, run, drawn), encoding="utf-8")
+        with writing(Path(output), "-o"):
+            Path(output).write_text(html(recording, run, drawn), encoding="utf-8")
     click.echo(f"Written: {output} ({many(len(run.at), 'look')}, {duration(run.seconds)})")
     if recording.truncated:
         click.echo("The last line of the recording is incomplete and was left out.", err=True)

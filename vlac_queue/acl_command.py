@@ -12,8 +12,9 @@ from vlac_queue.acl import ADMIN, DEFAULT_OFF, VERSIONS, acl_line, admin_line, u
 from vlac_queue.config import VlacConfig
 from vlac_queue.console import errors_as_messages, queue_option
 from vlac_queue.credentials import read_password
-from vlac_queue.errors import ConfigError
+from vlac_queue.errors import ConfigError, RedisUnavailable
 from vlac_queue.keys import Keys
+from vlac_queue.server import find_redis_server, server_version
 
 #: Least characters of a password that a person made: Redis keeps a plain SHA-256 of it, which can be tried fast.
 _LEAST_CHARS = 16
@@ -24,10 +25,9 @@ _LEAST_CHARS = 16
 @click.option(
     "--redis-version",
     type=click.Choice(list(VERSIONS)),
-    default="7.0",
-    show_default=True,
-    help="Version of redis-server, or the nearest below. From 7.0 on keys are for reading or writing, and for the "
-    "commands that need them; 6.2 knows neither, and grants more.",
+    help="Version of the redis-server that reads the file, or the nearest below.  [default: that of this host's "
+    "redis-server]  From 7.0 on keys are for reading or writing, and for the commands that need them; 6.2 knows "
+    "neither, and grants more.",
 )
 @click.option(
     "--passwords",
@@ -37,12 +37,18 @@ _LEAST_CHARS = 16
 @click.option(
     "--show-passwords", is_flag=True, help="Print made passwords to standard error, once; keep no files."
 )
-@click.option("--admin", is_flag=True, help=f"Add {ADMIN}, who may do everything: `default` no longer can.")
-def acl(queue: str, redis_version: str, passwords: Path | None, show_passwords: bool, admin: bool) -> None:
-    """Prints a users.acl for redis-server: one user each for rollouts, workers and dashboards, and nobody else.
+@click.option(
+    "--admin/--no-admin",
+    default=True,
+    show_default=True,
+    help=f"Whether there is {ADMIN}, who may do everything: without it nobody can end an endless script (SCRIPT "
+    "KILL), or change the running server.",
+)
+def acl(queue: str, redis_version: str | None, passwords: Path | None, show_passwords: bool, admin: bool) -> None:
+    """Prints a users.acl for redis-server: one user each for rollouts, workers, dashboards and who looks after it.
 
     \b
-    vlac-queue acl --passwords secrets --admin > users.acl
+    vlac-queue acl --passwords secrets > users.acl
     redis-server --aclfile users.acl
     VLAC_REDIS_USERNAME=vlac-worker VLAC_REDIS_PASSWORD_FILE=secrets/vlac-worker vlac-queue worker
 
@@ -52,15 +58,35 @@ def acl(queue: str, redis_version: str, passwords: Path | None, show_passwords: 
         raise click.UsageError("say where the passwords go: --passwords FOLDER, or --show-passwords.")
     with errors_as_messages():
         keys = Keys(VlacConfig(queue=queue).queue)
+        version = redis_version or _of_this_host()
         chosen = users(keys)
         names = [user.name for user in chosen] + ([ADMIN] if admin else [])
         known = {name: _from_folder(passwords, name) if passwords else _made() for name in names}
-    lines = [DEFAULT_OFF, *(acl_line(user, known[user.name], VERSIONS[redis_version]) for user in chosen)]
+    lines = [DEFAULT_OFF, *(acl_line(user, known[user.name], VERSIONS[version]) for user in chosen)]
     if admin:
         lines.append(admin_line(known[ADMIN]))
     click.echo("\n".join(lines))
     for name in names if show_passwords else ():
         click.echo(f"{name} {known[name]}", err=True)
+
+
+def _of_this_host() -> str:
+    """The key of VERSIONS for the redis-server that would be started here; says which it is."""
+    try:
+        executable = find_redis_server()
+        found = server_version(executable)
+    except RedisUnavailable as error:
+        raise ConfigError(
+            f"which Redis reads the file? Say --redis-version {'|'.join(VERSIONS)} ({error})."
+        ) from None
+    told = ".".join(map(str, found))
+    known = [name for name, version in VERSIONS.items() if version <= found]
+    if not known:
+        raise ConfigError(f"Redis 6.2 or newer is needed, and {executable} is {told}; update it.")
+    click.echo(
+        f"for Redis {known[-1]}, since {executable} is {told}; for another server give --redis-version", err=True
+    )
+    return known[-1]
 
 
 def _made() -> str:

@@ -11,11 +11,13 @@ import click
 from vlac_queue.acl_command import acl
 from vlac_queue.config import VlacConfig, redact_url
 from vlac_queue.console import errors_as_messages, queue_option, redis_url_option
+from vlac_queue.control import worker_command
 from vlac_queue.demo.command import demo
 from vlac_queue.doctor.command import doctor
 from vlac_queue.episodes.command import episodes
 from vlac_queue.rescore.command import rescore
 from vlac_queue.score.command import score
+from vlac_queue.texts import many
 from vlac_queue.workers_command import workers
 
 #: Commands of packages that import this one: loaded by name, when they are called.
@@ -45,18 +47,21 @@ def main() -> None:
 @click.option(
     "--critic", help="Critic to run: vlac, reference or package.module:Class.  [default: VLAC_CRITIC, or vlac]"
 )
+@click.option("-v", "--verbose", is_flag=True, help="Log in detail, and errors with their tracebacks.")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def worker(redis_url: str, queue: str, critic: str | None, arguments: tuple[str, ...]) -> None:
+def worker(redis_url: str, queue: str, critic: str | None, verbose: bool, arguments: tuple[str, ...]) -> None:
     """Starts a critic worker: `rq worker` with our worker class.
 
     Settings come from the environment (VLAC_*); ARGUMENTS go to `rq worker`, after --.
     """
     with errors_as_messages():
         config = VlacConfig.from_env(redis_url=redis_url, queue=queue, critic=critic)
+    runs = f"critic {config.critic!r}"
+    if config.critic == "vlac":
+        runs += f" ({config.model_path or 'VLAC_MODEL_PATH is not set'}, engine {config.engine})"
     click.echo(
-        f"serving queue {config.queue!r} at {redact_url(config.redis_url)} with critic {config.critic!r}"
-        + (f" ({config.model_path}, engine {config.engine})" if config.critic == "vlac" else "")
-        + f", up to {config.max_batch} queries a batch"
+        f"serving queue {config.queue!r} at {redact_url(config.redis_url)} with {runs}, "
+        f"up to {many(config.max_batch, 'query')} a batch"
     )
     sys.stdout.flush()
     # By the environment and not as arguments: a password in the URL would show in `ps`. The URL as it was given:
@@ -70,7 +75,7 @@ def worker(redis_url: str, queue: str, critic: str | None, arguments: tuple[str,
         VLAC_CRITIC=config.critic,
         VLAC_QUEUE=queue,
     )
-    command = [sys.executable, "-m", "rq.cli", "worker", queue, "--with-scheduler", *arguments]
+    command = worker_command(queue, *(["--verbose"] if verbose else []), *arguments)
     os.execv(command[0], command)
 
 
@@ -87,7 +92,7 @@ def bench(arguments: tuple[str, ...]) -> None:
         raise click.ClickException(
             "the benchmark is not part of the installed package; run it in a checkout: make bench"
         ) from None
-    command.main(list(arguments), prog_name="vlac-queue bench")
+    command.main(list(arguments), prog_name="vlac-queue bench", help_option_names=["-h", "--help"])
 
 
 main.add_command(demo)

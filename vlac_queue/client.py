@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -56,6 +57,7 @@ from vlac_queue.metrics import publish_audit, publish_outcomes
 from vlac_queue.recovery import KeptFrames, Recovery
 from vlac_queue.rule import Outcome
 from vlac_queue.store import EpisodeMeta, EpisodeStore, Step
+from vlac_queue.texts import many
 
 _log = logging.getLogger(__name__)
 
@@ -839,11 +841,11 @@ class CriticClient:
             workers = live_workers(self._connection, self._keys)
             waiting = self._connection.llen(self._keys.rq_queue)
         hint = (
-            f"{len(workers)} workers listen and {waiting} jobs wait: raise timeout_s, or start more workers"
+            f"{many(len(workers), 'worker')} for {many(waiting, 'waiting job')}: raise timeout_s or add workers"
             if workers
             else f"no worker listens any more: start one with `rq worker {self.config.queue} --with-scheduler`"
         )
-        return CriticTimeout(f"{len(pendings)} queries were not answered within {waited:.1f} s; {hint}.")
+        return CriticTimeout(f"no answer to {many(len(pendings), 'query')} within {waited:.1f} s; {hint}.")
 
     def _check_open(self, episode: Episode) -> None:
         if episode.closed:
@@ -937,6 +939,8 @@ def load_frames(path: Path) -> Frames:
     try:
         loaded = np.load(path, allow_pickle=False)
         frames = loaded["frames"] if path.suffix == ".npz" else loaded
+    except FileNotFoundError:
+        raise FrameError(f"no such file: {path}; give an .npz with an array 'frames', or a .npy.") from None
     except (OSError, ValueError, KeyError, IndexError, EOFError, BadZipFile, zlib.error) as error:
         raise FrameError(
             f"{path} holds no frames ({error}); give an .npz with an array 'frames', or a .npy."

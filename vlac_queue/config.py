@@ -13,6 +13,7 @@ from typing import Any
 from vlac_queue.credentials import VARIABLES as CREDENTIALS
 from vlac_queue.credentials import with_credentials
 from vlac_queue.errors import ConfigError
+from vlac_queue.memory import allowed_bytes
 
 #: Prefix of the environment variable of each field, e.g. VLAC_REDIS_URL.
 ENV_PREFIX = "VLAC_"
@@ -134,9 +135,10 @@ class VlacConfig:
         "loses them; episodes beyond that fail then.",
     )
     history_bytes: int = _setting(
-        1 << 30,
+        min(1 << 30, allowed_bytes() // 16),
         "Most bytes of decoded frames that a worker keeps in main memory, so that value lists (and done queries "
-        "with history) decode nothing twice; 0 keeps the last frame of each episode only.",
+        "with history) decode nothing twice; 0 keeps the last frame of each episode only. By default 1 GiB, or a "
+        "sixteenth of the memory that the process may have, if that is less.",
     )
     decision_log: str = _setting(
         "", "Folder in which rollouts log verdicts and frames (docs/decision-log.md); empty: none."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
@@ -71,6 +72,20 @@ class WorkerInfo:
         """From the hash as Redis gives it; the texts are made fit for a terminal."""
         values = {field: read(said[key]) for key, field, read in _FIELDS if key in said}
         return cls(clean(name), **values)  # type: ignore[arg-type]
+
+
+# As `python -m rq.cli`, which would look for modules in the working folder first: a package `workers` there would
+# hide ours. RQ itself adds that folder last, so a critic that lies in it is still found.
+_RQ = "import sys; sys.path = [path for path in sys.path if path]; from rq.cli import main; main(prog_name='rq')"
+
+
+def worker_command(queue: str, *arguments: str) -> list[str]:
+    """Return the command that runs `rq worker QUEUE --with-scheduler` in this Python.
+
+    Args:
+        arguments: further ones of `rq worker`.
+    """
+    return [sys.executable, "-c", _RQ, "worker", queue, "--with-scheduler", *arguments]
 
 
 #: The same few texts come with every beat of every worker.

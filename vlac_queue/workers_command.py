@@ -10,18 +10,15 @@ from typing import Literal
 
 import click
 import redis
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from vlac_queue.config import redact_url
 from vlac_queue.connection import connect
-from vlac_queue.console import errors_as_messages, queue_option, redis_url_option
+from vlac_queue.console import errors_as_messages, print_table, queue_option, redis_url_option
 from vlac_queue.control import WorkerInfo, critic_workers, order_workers
 from vlac_queue.credentials import with_credentials
 from vlac_queue.faults import redis_errors
 from vlac_queue.keys import Keys
+from vlac_queue.texts import size
 
 _timeout_option = click.option(
     "--timeout", default=60.0, show_default=True, help="Seconds to wait for the workers."
@@ -90,17 +87,13 @@ def _order(
 
 
 def _show(found: Sequence[WorkerInfo]) -> None:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("worker", "host", "critic", "state"):
-        table.add_column(column)
-    for column in ("queries", "failed", "memory", "GPU memory"):
-        table.add_column(column, justify="right")
-    for worker in found:
-        table.add_row(
-            *map(escape, (worker.name, worker.host, worker.critic, worker.state)),
-            f"{worker.queries:,}",
-            f"{worker.failures:,}",
-            f"{worker.rss_bytes / 2**20:,.0f} MiB",
-            f"{worker.accelerator_bytes / 2**20:,.0f} MiB" if worker.accelerator_bytes else "-",
+    headers = ("worker", "host", "critic", "state", "queries", "failed", "memory", "GPU memory")
+    rows = [
+        (
+            worker.name, worker.host, worker.critic, worker.state, f"{worker.queries:,}", f"{worker.failures:,}",
+            size(worker.rss_bytes), size(worker.accelerator_bytes) if worker.accelerator_bytes else "-",
         )
-    Console().print(table)
+        for worker in found
+    ]  # fmt: skip
+    # Names stay whole, however narrow the terminal: `sleep` and `wake` want them.
+    print_table(headers, rows, texts=4)

@@ -6,6 +6,8 @@ import logging
 import re
 import traceback
 
+from vlac_queue.errors import VlacQueueError
+
 #: Colours, which RQ itself writes.
 _COLOUR = re.compile(r"\x1b\[[\d;]{0,8}m")
 #: Most characters of a record.
@@ -23,10 +25,22 @@ class SafeText(logging.Filter):
         return True
 
 
+class Sentences(logging.Filter):
+    """Leaves out the traceback of our own errors, whose message says all; with `rq worker --verbose` it stays."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        ours = record.exc_info and isinstance(record.exc_info[1], VlacQueueError)
+        if ours and not logging.getLogger("rq.worker").isEnabledFor(logging.DEBUG):
+            record.exc_info = None
+        return True
+
+
 def make_logs_safe() -> None:
-    """For RQ's worker and its scheduler; again changes nothing."""
+    """For RQ's worker and its scheduler, and what its command says of an error; again changes nothing."""
     for name in ("rq.worker", "rq.scheduler", "rq.job"):
         logging.getLogger(name).addFilter(_SAFE)
+    # The command that runs a worker logs with no logger of its own what ends it.
+    logging.getLogger().addFilter(_SENTENCES)
 
 
 def _printable(text: str, *, keep: str) -> str:
@@ -39,4 +53,4 @@ def _printable(text: str, *, keep: str) -> str:
     return "".join(part.replace("\x1b", "?") + colour for part, colour in zip(parts, colours, strict=True))
 
 
-_SAFE = SafeText()
+_SAFE, _SENTENCES = SafeText(), Sentences()

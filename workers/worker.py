@@ -49,6 +49,7 @@ from vlac_queue.messages import (
     decode_job,
 )
 from vlac_queue.store import NOTHING_AHEAD, EpisodeStore, ReadAhead
+from vlac_queue.texts import many
 from workers.asker import Answered, Asker, WorkerStats
 from workers.batcher import Batcher
 from workers.claims import Claims, TakenJob, history
@@ -105,6 +106,7 @@ class CriticWorker(SimpleWorker):
     """
 
     def __init__(self, queues: Any, name: str | None = None, *args: Any, **kwargs: Any) -> None:
+        make_logs_safe()
         kwargs["serializer"] = DataOnlySerializer
         names = [
             each if isinstance(each, str) else each.name
@@ -117,7 +119,6 @@ class CriticWorker(SimpleWorker):
             kwargs["connection"] = queues[0].connection
         unique = name or f"{socket.gethostname().split('.')[0]}-{os.getpid()}-{uuid.uuid4().hex[:4]}"
         super().__init__(names, unique, *args, **kwargs)
-        make_logs_safe()
         if not serves:  # RQ reads other workers' state through instances that never work
             return
         self.config = VlacConfig.from_env(queue=names[0])
@@ -485,10 +486,10 @@ class CriticWorker(SimpleWorker):
         queries = decode_job(text)
         blamed = [query for query in queries if query.id == job.trying] or queries
         failure = Failure(
-            f"{len(job.deaths)} workers died while they had this query: {history(job.deaths)}; it is not tried "
-            "again. See their logs."
+            f"{many(len(job.deaths), 'worker')} died while they had this query: {history(job.deaths)}; it is not "
+            "tried again. See their logs."
         )
-        self.log.error("Worker %s: %d queries fail: %s", self.name, len(blamed), failure.message)
+        self.log.error("Worker %s: failed: %s: %s", self.name, many(len(blamed), "query"), failure.message)
         with self.connection.pipeline(transaction=False) as pipeline:
             self._replies.fail(blamed, failure, pipeline)
             if len(blamed) < len(queries):
@@ -634,7 +635,7 @@ class CriticWorker(SimpleWorker):
         # A job may be just on its way from the claims to here: only what is unknown twice is lost.
         lost, self._unknown = unknown & self._unknown, unknown
         if lost:
-            self.log.warning("Worker %s: %d jobs were taken and lost on the way", self.name, len(lost))
+            self.log.warning("Worker %s: lost on the way: %s", self.name, many(len(lost), "job"))
             self._claims.give_back(lost)
         if lapsed and (gone := mine - claimed):
             self._batcher.remove(lambda each: each.job in gone)
@@ -741,7 +742,7 @@ class CriticWorker(SimpleWorker):
                 pipeline.delete(self._keys.worker(self.name))
                 pipeline.execute()
             if given_back:
-                self.log.info("Worker %s: gave %d jobs back to the queue", self.name, given_back)
+                self.log.info("Worker %s: gave %s back to the queue", self.name, many(given_back, "job"))
         except redis.RedisError as error:
             self.log.error(
                 "Worker %s: Redis is away (%s); others will find its jobs", self.name, type(error).__name__

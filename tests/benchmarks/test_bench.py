@@ -106,3 +106,8 @@ def test_workloads_have_a_frame_for_each_episode() -> None:
         assert len(frames) == 20 and all(frame.shape == shape for frame in frames)
     first, second = simulator().step(0, 1)[0], simulator().step(1, 1)[0]
     assert (first != second).any()
+
+
+def test_its_help_has_a_short_name() -> None:
+    ended = CliRunner().invoke(main, ["bench", "-h"])
+    assert ended.exit_code == 0 and "--most-workers" in ended.output

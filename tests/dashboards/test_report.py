@@ -168,6 +168,13 @@ def test_what_is_no_recording_is_refused(tmp_path: Path, text: str | None, part:
     assert not (tmp_path / "page").exists()
 
 
+def test_a_page_that_can_not_be_written_is_one_sentence(tmp_path: Path) -> None:
+    path = record(tmp_path / "r", list(looks(3)))
+    result = CliRunner().invoke(main, ["report", str(path), "-o", str(tmp_path / "nonexist" / "x.html")])
+    assert result.exit_code == 2 and isinstance(result.exception, SystemExit)
+    assert "x.html (No such file or directory); choose another -o." in result.stderr
+
+
 def test_long_recordings_are_drawn_by_means(tmp_path: Path) -> None:
     page = report(tmp_path, record(tmp_path / "r", looks(900)))
     curves = [path.count("L") for path in re.findall(r' d="([^"]*)"', page)]

@@ -91,6 +91,12 @@ def test_the_recorded_rollouts_are_what_they_claim() -> None:
         load_rollouts("perfect")
 
 
+def test_a_folder_that_can_not_be_written_is_one_sentence() -> None:
+    done = subprocess.run([*COMMAND, "--out", "/proc/x"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "can't write to /proc/x (No such file or directory); choose another --out." in done.stderr
+
+
 def test_live_says_what_it_needs(tmp_path: Path) -> None:
     # The simulator may be installed here: hide it.
     hidden = "import sys; sys.modules['metaworld'] = None; from vlac_queue.cli import main; main()"

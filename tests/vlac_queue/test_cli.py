@@ -21,7 +21,11 @@ from vlac_queue.server import RedisServer, find_redis_server
 
 
 def test_worker_starts_a_critic_worker_and_says_what_it_serves(client: CriticClient, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "vlac_queue.cli", "worker", "--critic", "reference", "--redis-url"]
+    # Of the working folder, a critic is found and a package `workers` hides none of ours.
+    (tmp_path / "mine.py").write_text("from workers.critics.reference import ReferenceCritic as Mine\n")
+    (tmp_path / "workers").mkdir()
+    (tmp_path / "workers" / "__init__.py").write_text("raise SystemExit('not meant')\n")
+    command = [sys.executable, "-m", "vlac_queue.cli", "worker", "--critic", "mine:Mine", "--redis-url"]
     with open(tmp_path / "log", "wb") as log:
         process = subprocess.Popen([*command, client.config.redis_url], stdout=log, stderr=log, cwd=tmp_path)
     try:
@@ -35,7 +39,7 @@ def test_worker_starts_a_critic_worker_and_says_what_it_serves(client: CriticCli
         process.kill()
         process.wait()
     first = (tmp_path / "log").read_text().splitlines()[0]
-    assert first.startswith("serving queue 'vlac' at redis://127.0.0.1") and "critic 'reference'" in first
+    assert first.startswith("serving queue 'vlac' at redis://127.0.0.1") and "critic 'mine:Mine'" in first
 
 
 def _listens(client: CriticClient) -> bool:
@@ -51,13 +55,45 @@ def test_worker_refuses_wrong_settings_in_one_sentence() -> None:
     assert "Did you mean 'reference'?" in result.output and "Traceback" not in result.output
 
 
+@pytest.mark.parametrize(
+    ("critic", "sentence"),
+    [("nosuch:Klass", "No module named 'nosuch'"), ("vlac", "could not be loaded")],
+)
+def test_a_worker_that_can_not_start_says_why_in_a_line(
+    critic: str, sentence: str, server: RedisServer, tmp_path: Path
+) -> None:
+    # Where torch is installed: VLAC's worker does not go further without it.
+    hidden = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['torch'] = None\n")
+
+    def said(command: list[str], **environ: str) -> str:
+        ran = subprocess.run(
+            command, env={**hidden, **environ}, capture_output=True, text=True, cwd=tmp_path, timeout=60
+        )
+        assert ran.returncode == 1
+        return ran.stderr
+
+    command = [sys.executable, "-m", "vlac_queue.cli", "worker", "--critic", critic, "--redis-url", server.url]
+    for stderr in (
+        said(command),
+        said(
+            [str(Path(sys.executable).with_name("rq")), "worker", "vlac"],
+            RQ_WORKER_CLASS="workers.CriticWorker", VLAC_CRITIC=critic, RQ_REDIS_URL=server.url,
+        ),
+    ):  # fmt: skip
+        assert sentence in stderr and stderr.count("\n") == 1, stderr
+    assert "Traceback" in said([*command, "-v"])
+
+
 def test_workers_are_listed_put_to_sleep_and_woken(client: CriticClient, workers: Workers) -> None:
     url = ["--redis-url", client.config.redis_url]
     empty = CliRunner().invoke(main, ["workers", "list", *url])
     assert empty.exit_code == 1 and "no critic worker" in empty.output
     assert CliRunner().invoke(main, ["workers", "sleep", *url]).exit_code == 1
-    workers.start("reference")
+    name = "a-worker-whose-name-is-longer-than-a-terminal-is-wide-" + "x" * 40
+    workers.start("reference", "--name", name)
     until(workers.described)
+    assert name in CliRunner().invoke(main, ["workers", "list", *url], env={"COLUMNS": "80"}).output
     listed = CliRunner().invoke(main, ["workers", "list", "--json", *url])
     (worker,) = json.loads(listed.output)
     assert (listed.exit_code, worker["critic"]) == (0, "reference")

@@ -249,7 +249,7 @@ def test_a_user_without_rights_on_our_keys_is_broken(server: RedisServer, connec
     finally:
         connection.execute_command("ACL", "DELUSER", "other")
     assert code == 1 and broken(findings) == {"reading"}
-    assert "~vlac:vlac:*" in findings["reading"].remedy
+    assert "user other" in findings["reading"].found and "vlac-queue acl" in findings["reading"].remedy
     assert findings["workers"] == Finding("skipped", "Redis could not be read", check="workers")
 
 
@@ -421,6 +421,40 @@ def test_what_others_wrote_can_not_reach_the_terminal(server: RedisServer, conne
     assert all(char.isprintable() or char == "\n" for finding in findings.values() for char in finding.found)
 
 
+def test_what_is_looked_at_goes_by_the_critic_that_workers_run(
+    server: RedisServer, connection: redis.Redis, host: Host
+) -> None:
+    host.hide("torch")
+    describe_worker(connection)
+    plain = CliRunner().invoke(command, ["--json", "--redis-url", server.url])
+    told = {row["check"]: row for row in json.loads(plain.stdout)["findings"]}
+    assert plain.exit_code == 0 and told["same critic"]["state"] == "ok", told
+    assert told["VLAC on this host"]["found"].startswith("the critic is reference")
+    # What was asked for is looked at all the same.
+    assert "torch" in broken(look("--redis-url", server.url, host="auto", critic="vlac")[1])
+
+
+def test_a_critic_of_ones_own_is_made(
+    server: RedisServer, connection: redis.Redis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(
+        "from workers.critics.reference import ReferenceCritic as Mine\nclass Other: pass\n"
+    )
+    says = {
+        "nosuch.mod:Klass": "No module named 'nosuch'",
+        "mine:Nobody": "no attribute 'Nobody'",
+        "mine:Other": "takes no arguments",
+        "mine:Mine": "mine:Mine can be made",
+    }
+    for critic, said in says.items():
+        describe_worker(connection, critic=critic)
+        code, findings = look("--redis-url", server.url, host="auto", critic=critic)
+        assert said in findings["critic"].found and broken(findings) == ({"critic"} if code else set())
+    assert code == 0
+    assert "critic" not in look("--redis-url", server.url, critic="nosuch.mod:Klass")[1]
+
+
 def test_different_models_are_a_warning(server: RedisServer, connection: redis.Redis) -> None:
     describe_worker(connection, "a", critic="vlac", engine="pt", model="/old")
     describe_worker(connection, "b", critic="vlac", engine="pt", model="/new")
@@ -441,7 +475,7 @@ def test_another_protocol_is_broken(server: RedisServer, connection: redis.Redis
     describe_worker(connection, "b", protocol=PROTOCOL_VERSION + 1)
     code, findings = look("--redis-url", server.url)
     assert code == 1 and broken(findings) == {"protocol"}
-    assert "pip install -U vlac-queue" in findings["protocol"].remedy
+    assert "the same version of vlac-queue" in findings["protocol"].remedy
 
 
 def test_a_worker_that_does_not_tell_its_protocol_is_named(server: RedisServer, connection: redis.Redis) -> None:
@@ -607,7 +641,7 @@ def test_a_gpu_host_that_has_everything(host: Host, engine: str) -> None:
     [
         ("packages", "rq", "2.6.0", "pt", "pip install 'rq>=3,<4'"),
         ("packages", "rq", "4.0.0", "pt", "pip install 'rq>=3,<4'"),
-        ("packages", "redis", "4.6.0", "pt", "pip install 'redis>=5.0'"),
+        ("packages", "redis", "5.3.0", "pt", "pip install 'redis>=6.0'"),
         ("packages", "numpy", "1.24.0", "pt", "pip install 'numpy>=1.26'"),
         ("packages", "lz4", "3.1.10", "pt", "pip install 'lz4>=4.3'"),
         ("packages", "lz4", None, "pt", "pip install 'lz4>=4.3'"),
@@ -812,7 +846,9 @@ def test_the_table_fits_and_tells_all(width: int) -> None:
     assert summary(findings) == "1 broken (eviction), 0 warnings, 3 skipped."
 
 
-def test_the_command_shows_a_table_and_how_to_leave_vlac_out(host: Host, server: RedisServer) -> None:
+def test_the_command_shows_a_table_and_how_to_leave_vlac_out(
+    host: Host, server: RedisServer, connection: redis.Redis
+) -> None:
     host.hide("torch")
     result = CliRunner().invoke(command, ["--redis-url", server.url], env={"COLUMNS": "100"})
     assert result.exit_code == 1

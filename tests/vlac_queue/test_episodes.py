@@ -139,7 +139,7 @@ def test_what_can_not_be_drawn_is_one_sentence(
         assert result.exit_code == 1 and message in result.output and "Traceback" not in result.output
     client.episode("lift", id="e-1").push(frame(1))
     result = run(client, "show", "e-1", "-o", tmp_path / "file" / "sheet.png")
-    assert result.exit_code == 1 and "choose another -o" in result.output
+    assert result.exit_code == 2 and "choose another -o" in result.output
 
 
 def test_what_a_user_of_redis_may_not_read_is_one_sentence(

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vlac_queue.client import CriticClient
 from vlac_queue.config import VlacConfig
-from vlac_queue.console import errors_as_messages
+from vlac_queue.console import errors_as_messages, writing
 from vlac_queue.demo import play, report
 from vlac_queue.demo.processes import WorkerProcesses
 from vlac_queue.demo.rollouts import load_rollouts
@@ -50,7 +50,9 @@ def demo(out: Path, json_file: Path | None, png: bool, live: str | None, count: 
     # A terminated demo takes its processes along, as an interrupted one does.
     signal.signal(signal.SIGTERM, _interrupt)
     console = Console()
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out, "--out"):
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "worker-1.log").touch()
     with errors_as_messages():
         if png:
             figure_class()  # better missed now than after the work
@@ -67,7 +69,8 @@ def demo(out: Path, json_file: Path | None, png: bool, live: str | None, count: 
                 processes.wait_until_ready(client)
             reports, asked = _play(client, server, runs, live is not None, console)
         if png:
-            report.write_picture(reports, out / "episodes.png")
+            with writing(out, "--out"):
+                report.write_picture(reports, out / "episodes.png")
     seconds = time.monotonic() - started
     trained = [each for each in reports if each.mode == "train"]
     right = sum((each.ended_by == "critic") == (each.environment_done is not None) for each in trained)
@@ -88,7 +91,8 @@ def demo(out: Path, json_file: Path | None, png: bool, live: str | None, count: 
         console.print(f"Picture: {out / 'episodes.png'}")
     if json_file:
         summary = {"seconds": seconds, "answers_during_evaluation": asked, "sent_bytes": sent, "raw_bytes": raw}
-        report.write_json(reports, json_file, summary)
+        with writing(json_file, "--json"):
+            report.write_json(reports, json_file, summary)
         console.print(f"Figures: {json_file}")
 
 

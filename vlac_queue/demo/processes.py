@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 from types import TracebackType
 
 from vlac_queue.client import CriticClient
+from vlac_queue.control import worker_command
 from vlac_queue.errors import NoWorkers, VlacQueueError
 
 #: Seconds that a worker may take to start.
@@ -38,7 +38,7 @@ class WorkerProcesses:
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> WorkerProcesses:
-        command = [sys.executable, "-m", "rq.cli", "worker", "vlac", "--with-scheduler"]
+        command = worker_command("vlac")
         for number in range(1, self._count + 1):
             with open(self._logs / f"worker-{number}.log", "wb") as log:
                 # A session of their own: Ctrl-C reaches the demo, which then ends them in order.

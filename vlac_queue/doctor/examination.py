@@ -16,7 +16,8 @@ from redis.retry import Retry
 from vlac_queue.client import load_frames
 from vlac_queue.config import VlacConfig, redact_url
 from vlac_queue.connection import connect
-from vlac_queue.doctor.finding import Finding, as_count
+from vlac_queue.doctor.critic_check import check_critic
+from vlac_queue.doctor.finding import Finding
 from vlac_queue.doctor.gpu_checks import check_gpu
 from vlac_queue.doctor.package_checks import (
     check_engine,
@@ -35,6 +36,7 @@ from vlac_queue.doctor.queue_checks import (
     check_waiting,
     check_workers,
     read_queue,
+    user_of,
 )
 from vlac_queue.doctor.redis_checks import (
     URL_REMEDY,
@@ -51,7 +53,7 @@ from vlac_queue.doctor.redis_checks import (
 from vlac_queue.doctor.weight_checks import check_weights
 from vlac_queue.errors import ConfigError, FrameError
 from vlac_queue.keys import Keys
-from vlac_queue.texts import clean
+from vlac_queue.texts import clean, many
 
 #: Where the doctor runs: "gpu" also looks at what the critic vlac needs, "auto" does so for critic vlac.
 Host = Literal["auto", "gpu", "rollout"]
@@ -100,7 +102,8 @@ def examine(
     """Makes all checks.
 
     Args:
-        redis_url, queue, critic: instead of those of the environment.
+        redis_url, queue, critic: instead of those of the environment. Where neither gives a critic, it is the one
+            that the workers of the queue run.
         host: see `Host`.
         environ: where the settings come from.
     """
@@ -113,16 +116,21 @@ def examine(
         return [*findings, *_not_made(["Redis", *checks], reason), *_made(packages)]
     if config.reference:
         findings += _made({"reference": check_reference}, config)
-    findings += _examine_redis(config, host) + _made(packages)
-    if host == "gpu" or (host == "auto" and config.critic == "vlac"):
+    given = critic or environ.get("VLAC_CRITIC")
+    found, config = _examine_redis(config, host, critic_given=bool(given))
+    findings += found + _made(packages)
+    if host == "rollout":
+        return findings + _not_made(["VLAC on this host"], "--host rollout")
+    if config.critic not in ("vlac", "reference"):
+        findings += _made({"critic": check_critic}, config)
+    if host == "gpu" or config.critic == "vlac":
         return findings + _made(_HOST_CHECKS, config)
-    why = (
-        "--host rollout" if host == "rollout" else f"the critic is {config.critic}; --host gpu looks all the same"
-    )
+    why = f"the critic is {config.critic}; --host gpu looks all the same"
     return findings + _not_made(["VLAC on this host"], why)
 
 
-def _examine_redis(config: VlacConfig, host: Host) -> list[Finding]:
+def _examine_redis(config: VlacConfig, host: Host, *, critic_given: bool) -> tuple[list[Finding], VlacConfig]:
+    """The findings, and the settings: with the critic that workers run where none is given."""
     queue_checks = _queue_checks(host)
     try:
         connection = connect(
@@ -133,26 +141,35 @@ def _examine_redis(config: VlacConfig, host: Host) -> list[Finding]:
         )
     except ConfigError as error:
         unusable = Finding("broken", clean(error), URL_REMEDY, check="Redis")
-        return [unusable, *_not_made([*_SERVER_CHECKS, *queue_checks], "the URL can't be used")]
+        return [unusable, *_not_made([*_SERVER_CHECKS, *queue_checks], "the URL can't be used")], config
     with connection:
         reached = check_reachable(connection, config)
         findings = [replace(reached, check="Redis")]
         if reached.state == "broken":
-            return findings + _not_made([*_SERVER_CHECKS, *queue_checks], "Redis can't be used")
+            return findings + _not_made([*_SERVER_CHECKS, *queue_checks], "Redis can't be used"), config
         try:
             findings += _made(_SERVER_CHECKS, read_server(connection), config)
-            findings += _made(queue_checks, read_queue(connection, Keys(config.queue)), config)
+            queue = read_queue(connection, Keys(config.queue))
+            running = {worker.critic for worker in queue.critics}
+            if not critic_given and len(running) == 1:
+                config = replace(config, critic=running.pop())
+            findings += _made(queue_checks, queue, config)
         except redis.exceptions.RedisError as error:
             made = {finding.check for finding in findings}
             left = [name for name in [*_SERVER_CHECKS, *queue_checks] if name not in made]
-            findings += [_not_read(error, config), *_not_made(left, "Redis could not be read")]
-    return findings
+            not_read = _not_read(error, config, user_of(connection))
+            findings += [not_read, *_not_made(left, "Redis could not be read")]
+    return findings, config
 
 
-def _not_read(error: redis.exceptions.RedisError, config: VlacConfig) -> Finding:
+def _not_read(error: redis.exceptions.RedisError, config: VlacConfig, user: str) -> Finding:
     """What the doctor reads in Redis, rollouts and workers read as well."""
+    if isinstance(error, redis.exceptions.NoPermissionError):
+        found = f"Redis' user {user} may not see who works, as each part of this project must: {clean(error)}"
+        remedy = f"use a user that `vlac-queue acl --queue {config.queue}` makes, here vlac-dashboard"
+        return Finding("broken", found, remedy, check="reading")
     if isinstance(error, redis.exceptions.ResponseError):
-        remedy = f"let this user use the keys ~vlac:{config.queue}:* and ~rq:* (redis-cli ACL SETUSER)"
+        remedy = "look at what writes to these keys besides vlac-queue"
         return Finding("broken", f"Redis refused: {clean(error)}", remedy, check="reading")
     remedy = "look at redis-server's log, and at the network between"
     return Finding("broken", f"Redis went away meanwhile: {clean(error)}", remedy, check="reading")
@@ -177,7 +194,8 @@ def read_settings(
         )
     except ConfigError as error:
         return None, Finding("broken", str(error), "correct that variable: export it anew, or unset it")
-    found = f"queue {config.queue} at {redact_url(config.redis_url)}, critic {config.critic}"
+    chosen = "" if critic or environ.get("VLAC_CRITIC") else " unless workers run another"
+    found = f"queue {config.queue} at {redact_url(config.redis_url)}, critic {config.critic}{chosen}"
     if redis_url is None and ours and rqs and ours != rqs:
         return config, Finding(
             "warning",
@@ -192,4 +210,4 @@ def check_reference(config: VlacConfig) -> Finding:
         frames = load_frames(Path(config.reference or ""))
     except FrameError as error:
         return Finding("broken", clean(error), "export VLAC_REFERENCE=FILE with the frames of a successful run")
-    return Finding("ok", f"{as_count(len(frames), 'frame')} of {frames.shape[2]}x{frames.shape[1]}")
+    return Finding("ok", f"{many(len(frames), 'frame')} of {frames.shape[2]}x{frames.shape[1]}")

@@ -26,11 +26,6 @@ class Finding:
     check: str = ""
 
 
-def as_count(count: int, noun: str) -> str:
-    """ "1 job", "2 jobs"."""
-    return f"{count} {noun}" + ("" if count == 1 else "s")
-
-
 def release(version: str) -> tuple[int, ...]:
     """The leading numbers of a version: "3.12.6.dev0" is (3, 12, 6)."""
     numbers = []

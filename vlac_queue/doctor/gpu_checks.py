@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from vlac_queue.config import VlacConfig
-from vlac_queue.doctor.finding import Finding, as_count
+from vlac_queue.doctor.finding import Finding
 from vlac_queue.doctor.package_checks import install_command, installed_version
 from vlac_queue.doctor.weight_checks import weight_bytes
-from vlac_queue.texts import clean, size
+from vlac_queue.texts import clean, many, size
 
 #: Seconds that torch may take to be imported and to look at a GPU; from a cold disk it is slow.
 _PROBE_S = 90.0
@@ -52,7 +52,7 @@ def check_gpu(config: VlacConfig) -> Finding:
 
 def _no_gpu(build: str | None, count: int, device: str) -> Finding:
     if count:
-        seen = f"torch sees {as_count(count, 'GPU')}, and VLAC_DEVICE={device}"
+        seen = f"torch sees {many(count, 'GPU')}, and VLAC_DEVICE={device}"
         return Finding("broken", seen, "export VLAC_DEVICE=auto, or look at CUDA_VISIBLE_DEVICES")
     return Finding(
         "broken",

@@ -12,7 +12,7 @@ from vlac_queue.doctor.finding import Finding, release
 #: The oldest version that fits, and the first that does not: what both sides of the queue need.
 _QUEUE_PACKAGES: dict[str, tuple[str, str]] = {
     "rq": ("3", "4"),
-    "redis": ("5.0", ""),
+    "redis": ("6.0", ""),
     "numpy": ("1.26", ""),
     "lz4": ("4.3", ""),
 }

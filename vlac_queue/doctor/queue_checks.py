@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import redis
 from rq.registry import FailedJobRegistry
@@ -13,10 +14,10 @@ from rq.suspension import WORKERS_SUSPENDED
 from vlac_queue.client import live_workers
 from vlac_queue.config import VlacConfig, redact_url
 from vlac_queue.control import WorkerInfo
-from vlac_queue.doctor.finding import Finding, as_count
+from vlac_queue.doctor.finding import Finding
 from vlac_queue.keys import Keys
 from vlac_queue.messages import PROTOCOL_VERSION
-from vlac_queue.texts import clean, size
+from vlac_queue.texts import clean, many, size
 
 #: Workers that are told one by one.
 _WORKERS_SHOWN = 8
@@ -26,9 +27,10 @@ _MAX_REASON_BYTES = 65_536
 
 @dataclass(frozen=True)
 class QueueState:
-    """The queue and who serves it.
+    """The queue and who serves it; None for what Redis does not tell this user.
 
     Attributes:
+        user: of Redis, who reads.
         plain: names of RQ workers that listen and neither are nor hold a CriticWorker.
         stranded: dead worker -> jobs that it had taken.
         waiting: jobs that no worker has taken.
@@ -37,20 +39,21 @@ class QueueState:
         last_failure: the reason of the last of them, or "".
     """
 
+    user: str = "default"
     critics: tuple[WorkerInfo, ...] = ()
     plain: tuple[str, ...] = ()
     stranded: Mapping[str, int] | None = None
-    waiting: int = 0
-    suspended: bool = False
-    failed: int = 0
-    last_failure: str = ""
+    waiting: int | None = None
+    suspended: bool | None = None
+    failed: int | None = None
+    last_failure: str | None = None
 
 
 def read_queue(connection: redis.Redis, keys: Keys) -> QueueState:
     """The queue and who serves it.
 
     Raises:
-        redis.RedisError: Redis can't be reached, or refuses.
+        redis.RedisError: Redis can't be reached, or does not tell this user who works.
     """
     registry = FailedJobRegistry.key_template.format(keys.queue)
     with connection.pipeline(transaction=False) as pipeline:
@@ -60,25 +63,55 @@ def read_queue(connection: redis.Redis, keys: Keys) -> QueueState:
         # The registry's own count would clean it up, and so change it.
         pipeline.zcard(registry)
         pipeline.zrange(registry, -1, -1)
-        members, waiting, suspended, failed, last = pipeline.execute()
+        members, *others = pipeline.execute(raise_on_error=False)
+    if isinstance(members, Exception):
+        raise members
+    waiting, suspended, failed, last = map(_told_or_none, others)
     names = sorted(name.decode(errors="replace") for name in members)
     with connection.pipeline(transaction=False) as pipeline:
         for name in names:
             pipeline.hgetall(keys.worker(name))
             pipeline.llen(keys.claims(name))
         pipeline.hget(keys.rq_job(last[0].decode(errors="replace") if last else ""), "exc_info")
-        *replies, reason = pipeline.execute()
+        *replies, reason = map(_told_or_none, pipeline.execute(raise_on_error=False))
     described = list(zip(names, replies[0::2], replies[1::2], strict=True))
+    claims_told = None not in replies[1::2]
     critics = tuple(WorkerInfo.from_hash(name, fields) for name, fields, _ in described if fields)
     ours = {critic.name for critic in critics} | {critic.parent for critic in critics}
     return QueueState(
+        user=user_of(connection),
         critics=critics,
         plain=tuple(clean(name) for name in live_workers(connection, keys) if clean(name) not in ours),
-        stranded={clean(name): claims for name, fields, claims in described if claims and not fields},
+        stranded={clean(name): claims for name, fields, claims in described if claims and not fields}
+        if claims_told
+        else None,
         waiting=waiting,
-        suspended=bool(suspended),
+        suspended=None if suspended is None else bool(suspended),
         failed=failed,
         last_failure=_reason(reason),
+    )
+
+
+def user_of(connection: redis.Redis) -> str:
+    """Return the name of Redis' user that `connection` logs in as."""
+    return clean(connection.connection_pool.connection_kwargs.get("username") or "default")
+
+
+def _told_or_none(reply: Any) -> Any:
+    """A reply, or None where it is for other users."""
+    if isinstance(reply, redis.exceptions.NoPermissionError):
+        return None
+    if isinstance(reply, Exception):
+        raise reply
+    return reply
+
+
+def _for_others(queue: QueueState) -> Finding:
+    """What rollouts need not know."""
+    return Finding(
+        "skipped",
+        f"not for Redis' user {queue.user}; look as vlac-dashboard: export VLAC_REDIS_USERNAME=vlac-dashboard "
+        "VLAC_REDIS_PASSWORD_FILE=FILE",
     )
 
 
@@ -112,7 +145,7 @@ def check_workers(queue: QueueState, config: VlacConfig, *, before_start: bool =
     if len(lines) > _WORKERS_SHOWN:
         lines[_WORKERS_SHOWN:] = [f"and {len(lines) - _WORKERS_SHOWN} more"]
     return Finding(
-        "ok", "\n".join([f"{as_count(len(queue.critics), 'CriticWorker')}, {len(queue.plain)} plain", *lines])
+        "ok", "\n".join([f"{many(len(queue.critics), 'CriticWorker')}, {len(queue.plain)} plain", *lines])
     )
 
 
@@ -158,7 +191,7 @@ def check_protocol(queue: QueueState, config: VlacConfig) -> Finding:
         return Finding(
             "broken",
             f"workers speak version {' and '.join(others)}, this host {PROTOCOL_VERSION}",
-            "install the same version on all hosts: pip install -U vlac-queue",
+            "install the same version of vlac-queue on all hosts, and start their workers anew",
         )
     silent = [critic.name for critic in queue.critics if not critic.protocol]
     if silent or not queue.critics:
@@ -167,16 +200,20 @@ def check_protocol(queue: QueueState, config: VlacConfig) -> Finding:
 
 
 def check_dead_workers(queue: QueueState, config: VlacConfig) -> Finding:
+    if queue.stranded is None:
+        return _for_others(queue)
     if not queue.stranded:
         return Finding("ok", "none holds a job")
-    found = ", ".join(f"{name} holds {as_count(count, 'job')}" for name, count in queue.stranded.items())
+    found = ", ".join(f"{name} holds {many(count, 'job')}" for name, count in queue.stranded.items())
     if queue.critics:
         return Finding("warning", found, "nothing: a live worker gives them back within 10 s; look again then")
     return Finding("warning", found, "start a CriticWorker: it gives them back to the queue")
 
 
 def check_waiting(queue: QueueState, config: VlacConfig) -> Finding:
-    found = f"{as_count(queue.waiting, 'job')} waiting"
+    if queue.waiting is None or queue.suspended is None:
+        return _for_others(queue)
+    found = f"{many(queue.waiting, 'job')} waiting"
     if queue.suspended:
         return Finding(
             "broken",
@@ -187,6 +224,8 @@ def check_waiting(queue: QueueState, config: VlacConfig) -> Finding:
 
 
 def check_failed(queue: QueueState, config: VlacConfig) -> Finding:
+    if queue.failed is None:
+        return _for_others(queue)
     if not queue.failed:
         return Finding("ok", "none")
     found = f"{queue.failed} failed or rejected" + (

@@ -11,7 +11,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from vlac_queue.doctor.finding import Finding, State, as_count
+from vlac_queue.doctor.finding import Finding, State
+from vlac_queue.texts import many
 
 #: Columns from which on the table has one for what to do; below, it stands under what was found.
 _WIDE = 120
@@ -57,7 +58,7 @@ def summary(findings: Sequence[Finding]) -> str:
     """Such as "1 broken (eviction), 2 warnings, 0 skipped"."""
     counts = {state: sum(finding.state == state for finding in findings) for state in _STYLES}
     names = ", ".join(finding.check for finding in findings if finding.state == "broken")
-    rest = f"{as_count(counts['warning'], 'warning')}, {counts['skipped']} skipped."
+    rest = f"{many(counts['warning'], 'warning')}, {counts['skipped']} skipped."
     return f"{counts['broken']} broken ({names}), {rest}" if names else f"Nothing broken, {rest}"
 
 

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 from vlac_queue.config import VlacConfig
-from vlac_queue.doctor.finding import Finding, as_count
-from vlac_queue.texts import clean, size
+from vlac_queue.doctor.finding import Finding
+from vlac_queue.texts import clean, many, size
 
 
 def check_weights(config: VlacConfig) -> Finding:
@@ -35,9 +35,7 @@ def check_weights(config: VlacConfig) -> Finding:
     if damaged:
         return Finding("broken", f"{path}: incomplete: {', '.join(damaged)}", again)
     files = _weight_files(folder)
-    return Finding(
-        "ok", f"{path}: {as_count(len(files), 'file')} of weights, {size(weight_bytes(folder))}, tokenizer"
-    )
+    return Finding("ok", f"{path}: {many(len(files), 'file')} of weights, {size(weight_bytes(folder))}, tokenizer")
 
 
 def _missing_files(folder: Path) -> list[str]:

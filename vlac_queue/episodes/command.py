@@ -24,7 +24,7 @@ from vlac_queue.errors import RedisDenied
 from vlac_queue.faults import redis_errors
 from vlac_queue.keys import Keys
 from vlac_queue.plot import figure_class
-from vlac_queue.texts import clean, duration, size
+from vlac_queue.texts import clean, duration, many, size
 
 _log_option = click.option(
     "--log",
@@ -101,7 +101,7 @@ def show(episode: str, out: Path, folder: Path | None, redis_url: str, queue: st
             with _reading(redis_url) as connection:
                 record = live.read_episode(connection, keys, episode)
                 shown, count = _draw(record, partial(live.read_batches, connection, keys, episode), out)
-    click.echo(f"Written: {out} ({shown} of {count} frames)")
+    click.echo(f"Written: {out} ({shown} of {many(count, 'frame')})")
 
 
 @contextmanager

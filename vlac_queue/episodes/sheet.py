@@ -12,6 +12,7 @@ from vlac_queue.messages import ValueVerdict
 from vlac_queue.plot import cut, evenly, shrunk
 from vlac_queue.score.figures import NO_PAIR, Score, negative_rate, value_order_correlation
 from vlac_queue.score.picture import COLUMNS, THUMBNAIL_HEIGHT, write_sheet
+from vlac_queue.texts import many
 
 #: Rows of frames that still fit a screen; longer episodes are shown by evenly chosen frames.
 _ROWS = 5
@@ -48,7 +49,7 @@ def write_episode(record: EpisodeRecord, batches: Callable[[], Iterable[bytes]],
         shown,
         path,
         title=f"{cut(record.task, 90)}   ({cut(record.id, 40)})",
-        note=_note(record, f"{of}{count} frames"),
+        note=_note(record, f"{of}{many(count, 'frame')}"),
         ended=ended,
         truth=record.truth,
         failed={each.frame for each in record.failures if each.frame is not None},

@@ -18,7 +18,7 @@ from vlac_queue.errors import CriticFailed, ProtocolError
 from vlac_queue.messages import CriticIdentity
 from vlac_queue.rescore.comparison import Comparison, Drift, together
 from vlac_queue.rescore.replay import Replayed, replay, verdicts
-from vlac_queue.texts import clean, percent
+from vlac_queue.texts import clean, many, percent
 
 #: Messages shown of a kind that may come by the thousand.
 _SHOWN = 10
@@ -161,7 +161,7 @@ def _reasons(found: Comparison, messages: _Messages, max_drift: float | None, ma
     if messages.refused:
         reasons.append(f"refused: {len(messages.refused):,} (see above)")
     if found.failed:
-        reasons.append(f"the critic failed on {found.failed:,} queries")
+        reasons.append(f"the critic failed on {many(found.failed, 'query')}")
     if max_drift is not None and found.largest_drift > max_drift:
         reasons.append(f"the largest drift is {found.largest_drift:.4g}, above --max-drift {max_drift:g}")
     if max_flips is not None and found.flips > max_flips:

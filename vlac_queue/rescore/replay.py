@@ -17,6 +17,7 @@ from vlac_queue.episodes.log import Note, read_batches, read_reference
 from vlac_queue.episodes.record import EpisodeRecord, decoded
 from vlac_queue.errors import CriticFailed, FrameError
 from vlac_queue.messages import CriticIdentity, DoneVerdict, Kind, ValueVerdict
+from vlac_queue.texts import many
 
 #: Most questions that wait for an answer at a time: enough for several workers' batches, little on Redis.
 MAX_OPEN = 64
@@ -141,7 +142,7 @@ def _ask(
         refuse(f"episode {record.id!r}: {error}")
         return
     if left:
-        note(f"episode {record.id!r}: the frames of {len(left)} verdicts were not logged")
+        note(f"episode {record.id!r}: frames were not logged, of {many(len(left), 'verdict')}")
 
 
 def _replayed(record: EpisodeRecord, then: Verdict, pending: Pending[Any]) -> Replayed:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlac_queue.messages import DoneVerdict, ValueVerdict
+from vlac_queue.texts import ordinal
 
 #: Why there are no values.
 NO_PAIR = "there are no two frames to compare"
@@ -148,7 +149,7 @@ def summary(score: Score) -> str:
     if score.values:
         span = f"{score.values[0]:.1f} at first, {score.values[-1]:.1f} at last, {max(score.values):.1f} at most"
     rows = {
-        "frames": f"{len(score.frames)}" + (f" (every {score.stride}.)" if score.stride > 1 else ""),
+        "frames": f"{len(score.frames)}" + (f" (every {ordinal(score.stride)})" if score.stride > 1 else ""),
         "value": span,
         "done": f"{done}; highest score {max(score.done_scores):.2f}, threshold {score.done_threshold:g}",
         "VOC": _figure(score.voc, score.voc_undefined),

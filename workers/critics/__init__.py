@@ -99,7 +99,9 @@ def make_critic(config: VlacConfig) -> Critic:
     try:
         critic = getattr(importlib.import_module(module_name), class_name)(config)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"the critic {config.critic!r} can't be made: {error}") from error
+        raise ConfigError(
+            f"the critic {config.critic!r} can't be made: {error}; correct VLAC_CRITIC or install its package."
+        ) from error
     if not isinstance(critic, Critic):
         raise ConfigError(f"{name} is no critic: it needs the methods load, answer, offload, wake and close.")
     return critic
