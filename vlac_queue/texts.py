@@ -81,5 +81,7 @@ def percent(part: float | None) -> str:
 
 
 def many(count: int, noun: str) -> str:
-    """ "1 job", "2,000 jobs"."""
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+    """ "1 job", "2,000 jobs", "3 queries"."""
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count:,} {noun[:-1]}ies" if noun.endswith("ry") else f"{count:,} {noun}s"

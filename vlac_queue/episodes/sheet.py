@@ -11,6 +11,7 @@ from vlac_queue.frames import Frames, read_header
 from vlac_queue.plot import cut, evenly, shrunk
 from vlac_queue.score.figures import NO_PAIR, Score, negative_rate, value_order_correlation
 from vlac_queue.score.picture import COLUMNS, THUMBNAIL_HEIGHT, write_sheet
+from vlac_queue.texts import many
 
 #: Rows of frames that still fit a screen; longer episodes are shown by evenly chosen frames.
 _ROWS = 5
@@ -46,7 +47,7 @@ def write_episode(record: EpisodeRecord, batches: Callable[[], Iterable[bytes]],
         make_score(record),
         shown,
         path,
-        title=f"{cut(record.task, 90)}   ({cut(record.id, 40)})",
+        name=record.id,
         note=_note(record, f"{of}{count} frames"),
         ended=ended,
         truth=record.truth,
@@ -84,8 +85,7 @@ def _note(record: EpisodeRecord, frames: str) -> str:
         " ".join(filter(None, (each.name, cut(each.model, 40), each.prompt and f"(prompts {each.prompt})")))
         for each in record.critics
     )
-    asked = f"{len(record.asked)} quer{'y' if len(record.asked) == 1 else 'ies'}"
-    parts = [f"critic {critics}" if critics else "no answer yet", frames, asked]
+    parts = [f"critic {critics}" if critics else "no answer yet", frames, many(len(record.asked), "query")]
     if record.pending:
         parts.append(f"{record.pending} on their way")
     if record.failures:
@@ -94,4 +94,4 @@ def _note(record: EpisodeRecord, frames: str) -> str:
         parts.append(
             "simulator: never done" if record.truth is None else f"simulator: done at frame {record.truth}"
         )
-    return "   ·   ".join(parts)
+    return "  ·  ".join(parts)
