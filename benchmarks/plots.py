@@ -26,7 +26,11 @@ def draw_peers(measured: Rounds, titles: Mapping[str, str], file: Path) -> None:
     labels = [titles[name] for name in names]
     shown = (
         ([each[name].queries_per_s for name in names], "queries/s, 64 at once: more is better", "{:,.0f}"),
-        ([1000 * each[name].single_p50_s for name in names], "a single query, median ms: less is better", "{:.2f}"),
+        (
+            [1000 * each[name].single_p50_s for name in names],
+            "a single query, median ms: less is better",
+            "{:.2f}",
+        ),
     )
     for axes, (values, title, form) in zip(panels, shown, strict=True):
         for label, name, value in zip(labels, names, values, strict=True):

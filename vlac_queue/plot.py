@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,8 @@ def lettered(text: str) -> tuple[str, list[str]]:
     if missing:
         # matplotlib's list is from its first start; a font may have been installed since.
         for path in set(findSystemFonts()) - {font.fname for font in fontManager.ttflist}:
-            _add_font(path)
+            with suppress(OSError, RuntimeError):  # damaged, or of a kind that matplotlib can't draw
+                fontManager.addfont(path)
         # A font of last resort has a box for every letter.
         fonts = [font for font in fontManager.ttflist if font.style == "normal" and "Last Resort" not in font.name]
         for font in sorted(fonts, key=lambda font: (not any(name in font.name for name in _WIDE), font.name)):
@@ -76,15 +78,6 @@ def _letters(path: str) -> frozenset[int]:
         return frozenset(FT2Font(path).get_charmap())
     except (OSError, RuntimeError):
         return frozenset()
-
-
-def _add_font(path: str) -> None:
-    from matplotlib.font_manager import fontManager
-
-    try:
-        fontManager.addfont(path)
-    except (OSError, RuntimeError):
-        pass  # damaged, or of a kind that matplotlib does not draw: as if it were not installed
 
 
 def text_width(text: str, points: float) -> float:

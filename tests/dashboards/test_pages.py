@@ -221,4 +221,4 @@ def test_texts_fit_their_columns() -> None:
         "abcdef", "abcd..", ".", "東..",
     )  # fmt: skip
     assert (pad("ab", 4), pad("ab", 4, right=True), pad("東", 3)) == ("ab  ", "  ab", "東 ")
-    assert (fit(Text("abc"), 5).plain, fit(Text("abcdef"), 3).plain) == ("abc  ", "abc")
+    assert (fit(Text("abc"), 5).plain, fit(Text("abcdef"), 5).plain) == ("abc  ", "abc..")

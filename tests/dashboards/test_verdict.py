@@ -86,7 +86,7 @@ def test_no_workers_says_how_to_start_one() -> None:
 
 def test_redis_is_away() -> None:
     assert first(None, "Redis at x can't be reached (refused)") == (
-        "bad", "redis-away", "Redis at x can't be reached (refused); trying on",
+        "bad", "redis-away", "Redis at x can't be reached (refused)",
     )  # fmt: skip
 
 

@@ -40,7 +40,7 @@ def tables(reports: Sequence[Report], width: int) -> list[Table]:
             table.add_column(column, justify="left" if place < 2 else "right", no_wrap=True)
         for report, row in zip(reports, rows, strict=True):
             if report.mode == mode:
-                task = row[0] if len(row[0]) <= room else row[0][: room - 1] + "…"
+                task = row[0] if len(row[0]) <= room else row[0][: room - 2].rstrip() + ".."
                 colour = _COLOURS[report.ended_by][0]
                 table.add_row(task, *row[1:3], f"[{colour}]{row[3]}", *row[4:])
         made.append(table)
@@ -61,14 +61,54 @@ def _row(report: Report) -> list[str]:
     ]
 
 
-def write_json(reports: Sequence[Report], path: Path, summary: dict[str, Any]) -> None:
-    """The table's figures, and `summary`, as JSON."""
+def legend() -> str:
+    """What the columns are."""
+    return (
+        "ended: chunk at which the episode ended; env.: chunk at which the environment itself says done; asked: "
+        "critic queries; ms: mean time from asking to the answer."
+    )
+
+
+def summary(reports: Sequence[Report], answers: int, seconds: float) -> str:
+    """The run in a paragraph.
+
+    Args:
+        answers: those that Redis counted during evaluation.
+        seconds: what it all took.
+    """
+    trained = [each for each in reports if each.mode == "train"]
+    right = sum(_agrees(each) for each in trained)
+    sent, raw = sum(each.sent_bytes for each in trained), sum(each.raw_bytes for each in trained)
+    return (
+        f"In {right} of {len(trained)} training episodes the critic agreed with the environment: done within one "
+        f"chunk of its done, or never where it was never done. Frames crossed the wire in 1/{raw / sent:.1f} of "
+        f"their size. Critic answers during evaluation, as Redis counts them: {answers}. {seconds:.1f} s."
+    )
+
+
+def _agrees(report: Report) -> bool:
+    if report.ended_by != "critic" or report.environment_done is None:
+        return report.ended_by != "critic" and report.environment_done is None
+    return abs(report.finish_step - report.environment_done) <= 1
+
+
+def write_json(reports: Sequence[Report], path: Path, answers: int, seconds: float) -> None:
+    """The table's figures as JSON; `answers` and `seconds` as in `summary`."""
+    trained = [each for each in reports if each.mode == "train"]
     rows = []
     for report in reports:
         row = asdict(report)
         del row["frames"]
         rows.append(row)
-    path.write_text(json.dumps({**summary, "episodes": rows}, indent=2) + "\n")
+    figures = {
+        "seconds": seconds,
+        "answers_during_evaluation": answers,
+        "agreed_within_one_chunk": sum(_agrees(each) for each in trained),
+        "sent_bytes": sum(each.sent_bytes for each in trained),
+        "raw_bytes": sum(each.raw_bytes for each in trained),
+        "episodes": rows,
+    }
+    path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 def write_picture(reports: Sequence[Report], path: Path) -> None:
@@ -115,7 +155,9 @@ def _draw_strip(axes: Any, report: Report) -> None:
     axes.spines[:].set_visible(False)
     mode = "training" if report.mode == "train" else "evaluation"
     truth = "never done" if report.environment_done is None else f"done at {report.environment_done}"
-    ended = f"ended by {report.ended_by} at {report.finish_step}, reward {report.reward:.2f} (environment: {truth})"
+    ended = (
+        f"ended by {report.ended_by} at {report.finish_step}, reward {report.reward:.2f} (environment: {truth})"
+    )
     axes.set_title(f"{mode}: {report.task}, {report.name}", fontsize=9, loc="left", pad=3)
     axes.set_title(ended, fontsize=9, loc="right", pad=3, color=colour)
 

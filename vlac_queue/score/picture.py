@@ -9,7 +9,20 @@ from typing import Any
 import numpy as np
 
 from vlac_queue.frames import Frames
-from vlac_queue.plot import CURVE, DONE, TEXT, UNDONE, WRONG, border, cut, figure_class, fitting, save, shrunk, text_width
+from vlac_queue.plot import (
+    CURVE,
+    DONE,
+    TEXT,
+    UNDONE,
+    WRONG,
+    border,
+    cut,
+    figure_class,
+    fitting,
+    save,
+    shrunk,
+    text_width,
+)
 from vlac_queue.score.figures import Score
 from vlac_queue.texts import many
 
@@ -123,7 +136,8 @@ def _draw_head(figure: Any, task: str, name: str, note: str) -> None:
     # The name is needed whole, to look the episode up; the note gives way.
     named = fitting(cut(name, 40), 8.5, room / 2)
     figure.text(right, 1 - 0.35 / _HEAD, **named, color=TEXT, va="top", ha="right")
-    figure.text(left, 1 - 0.35 / _HEAD, **fitting(note, 8.5, room - 0.2 - text_width(named["s"], 8.5)), color=TEXT, va="top")
+    noted = fitting(note, 8.5, room - 0.2 - text_width(named["s"], 8.5))
+    figure.text(left, 1 - 0.35 / _HEAD, **noted, color=TEXT, va="top")
 
 
 def _draw_frames(
