@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from dashboards.plots import plots
 from dashboards.record import Recorder, Recording
 from dashboards.run import read_run
 from dashboards.snapshot import Look, Rates, Snapshot, Training, Worker
@@ -166,6 +167,18 @@ def test_what_is_no_recording_is_refused(tmp_path: Path, text: str | None, part:
     assert result.exit_code == 1
     assert part in result.stderr
     assert not (tmp_path / "page").exists()
+
+
+def test_axes_have_round_numbers(tmp_path: Path) -> None:
+    drawn = {plot.title: plot.svg for plot in plots(read_run(Recording(record(tmp_path / "run.jsonl")).looks()))}
+    ticks = {title: re.findall(r"<text[^>]*>([^<]*)</text>", svg) for title, svg in drawn.items()}
+    # Nothing failed.
+    assert [tick for tick in ticks["Failures"] if tick.isdigit() and len(tick) == 1] == ["0", "1"]
+    assert [tick for tick in ticks["Memory of Redis"] if "iB" in tick] == [
+        "1.0 GiB", "2.0 GiB", "3.0 GiB", "4.0 GiB",
+    ]  # fmt: skip
+    # A single figure of the audit has its name.
+    assert "precision" in ticks["Audit"]
 
 
 def test_long_recordings_are_drawn_by_means(tmp_path: Path) -> None:
