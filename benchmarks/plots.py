@@ -12,29 +12,42 @@ from benchmarks.report import served_rates
 from benchmarks.workers import CRITICS, Served
 from vlac_queue.plot import figure_class
 
-_OURS, _OTHERS = "#1f6f8b", "#b8c4cc"
+_OURS, _OTHERS = "#1f6f8b", "#8c9aa5"
+_DPI = 150
 
 
 def draw_peers(measured: Rounds, titles: Mapping[str, str], file: Path) -> None:
-    """Queries per second and the time of a single query, of every peer."""
+    """Queries per second and the time of a single query, of every peer: points, since on a logarithmic axis the
+    length of a bar means nothing."""
     names = list(measured)[::-1]
     each = {name: median_round(measured[name]) for name in names}
-    figure = figure_class()(figsize=(10, 0.42 * len(names) + 1.2), layout="constrained")
-    rates, singles = figure.subplots(1, 2, sharey=True)
-    colours = [_OURS if name == OURS else _OTHERS for name in names]
+    figure = figure_class()(figsize=(9, 0.36 * len(names) + 1.0), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
     labels = [titles[name] for name in names]
     shown = (
-        (rates, [each[name].queries_per_s for name in names], "queries/s, 64 at once", "{:,.0f}"),
-        (singles, [1000 * each[name].single_p50_s for name in names], "single query, median ms", "{:.2f}"),
+        ([each[name].queries_per_s for name in names], "queries/s, 64 at once: more is better", "{:,.0f}"),
+        (
+            [1000 * each[name].single_p50_s for name in names],
+            "a single query, median ms: less is better",
+            "{:.2f}",
+        ),
     )
-    for axes, values, title, form in shown:
-        bars = axes.barh(labels, values, color=colours)
-        axes.bar_label(bars, [form.format(value) for value in values], padding=3, fontsize=8)
+    for axes, (values, title, form) in zip(panels, shown, strict=True):
+        for label, name, value in zip(labels, names, values, strict=True):
+            colour = _OURS if name == OURS else _OTHERS
+            weight = "bold" if name == OURS else "normal"
+            axes.plot([value], [label], "o", color=colour, markersize=7)
+            axes.annotate(form.format(value), (value, label), (7, 0), textcoords="offset points",
+                          va="center", fontsize=9, fontweight=weight)  # fmt: skip
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:,g}")
         axes.set_title(title, fontsize=10)
-        axes.margins(x=0.2)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file, dpi=120)
+        axes.margins(x=0.25)
+        axes.grid(axis="y", color="#eaeef2")
+        axes.set_axisbelow(True)
+        axes.tick_params(axis="y", length=0)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+    figure.savefig(file, dpi=_DPI)
 
 
 def draw_episodes(measured: Sequence[Asked], file: Path) -> None:
@@ -48,10 +61,11 @@ def draw_episodes(measured: Sequence[Asked], file: Path) -> None:
     ticks = sorted({each.episodes for each in measured})
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
+    axes.yaxis.set_major_formatter("{x:,g}")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file, dpi=120)
+    figure.savefig(file, dpi=_DPI)
 
 
 def draw_workers(measured: Sequence[Sequence[Served]], file: Path) -> None:
@@ -69,4 +83,4 @@ def draw_workers(measured: Sequence[Sequence[Served]], file: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file, dpi=120)
+    figure.savefig(file, dpi=_DPI)

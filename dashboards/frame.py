@@ -62,13 +62,15 @@ class Frame:
 
 
 def fit(text: Text, width: int) -> Text:
-    """The text, cut or filled up to exactly `width` columns."""
+    """The text in exactly `width` columns: filled up, or cut, which two dots show."""
     length = text.cell_len
     if length == width:
         return text
     text = text.copy()
     if length > width:
-        text.truncate(width)
+        dots = ".."[: max(0, width)]
+        text.truncate(width - len(dots))
+        text.append(dots)
         length = text.cell_len
     text.append(" " * (width - length))
     return text

@@ -30,7 +30,7 @@ from dashboards.snapshot import Look
 from dashboards.tables import SORTS
 from dashboards.verdict import Verdict, is_bad, judge
 from vlac_queue.config import VlacConfig
-from vlac_queue.console import queue_option, redis_url_option
+from vlac_queue.console import queue_option, redis_url_option, replace_what_can_not_be_shown
 from vlac_queue.credentials import with_credentials
 from vlac_queue.errors import ConfigError
 
@@ -94,6 +94,7 @@ def main(
         raise click.UsageError(
             "--once and --json look once; --record, --export and --port go on: give one or the other"
         )
+    replace_what_can_not_be_shown()
     # Ending in order gives the terminal back as it was.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     console = Console(highlight=False)
@@ -123,7 +124,8 @@ def main(
             else:
                 _print_each(feed, console, view)
     except KeyboardInterrupt:
-        pass
+        if once or as_json:
+            sys.exit(130)  # elsewhere it is one of the two ways to end it
     except ConfigError as error:
         raise click.UsageError(str(error)) from None
     except FileExistsError as error:
@@ -330,7 +332,7 @@ def _once(reader: Reader, queue: str, as_json: bool, console: Console) -> int:
     if as_json:
         click.echo(json.dumps({**head(reader.url, queue, _TWO_LOOKS_S), **document(look, verdicts)}, indent=2))
     else:
-        view = _empty_view(reader.url, queue, _TWO_LOOKS_S, "", console)
+        view = _empty_view(reader.url, queue, 0.0, "", console)
         view.series.add(look)
         _print(replace(view, look=look, verdicts=verdicts), console)
     return int(is_bad(tuple(verdicts)))
@@ -354,7 +356,12 @@ def _takers(
     if export:
         takers.append(lambda judged: write_metrics(export, metrics(*judged, queue)))
     if port is not None:
-        server = stack.enter_context(closing(MetricsServer(bind, port)))
+        try:
+            server = stack.enter_context(closing(MetricsServer(bind, port)))
+        except OSError as error:
+            raise click.ClickException(
+                f"can't serve metrics at {bind}:{port} ({error.strerror}); choose another --port or --bind."
+            ) from None
         takers.append(lambda judged: setattr(server, "text", metrics(*judged, queue)))
     return takers
 

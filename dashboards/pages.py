@@ -17,7 +17,7 @@ from dashboards.snapshot import Look, Snapshot
 from dashboards.tables import EPISODE_COLUMNS, FAILURE_COLUMNS, SORTS, WORKER_COLUMNS, Column, Item, lines_of
 from dashboards.verdict import Verdict, start_command
 from vlac_queue.metrics import PHASES
-from vlac_queue.texts import latency, many, number, percent, size
+from vlac_queue.texts import duration, latency, many, number, percent, size
 
 Page = Literal["overview", "workers", "episodes", "failures", "help"]
 #: Seconds that charts show, at least.
@@ -67,7 +67,7 @@ class View:
         url, queue: Redis, without password, and the queue's name.
         look: the last look.
         verdicts: of it, the worst first.
-        interval_s: seconds between two looks.
+        interval_s: seconds between two looks; 0: there is only this one.
         series: what the charts show.
         page: which page.
         sort: one of SORTS.
@@ -154,7 +154,8 @@ def _verdict_lines(view: View, width: int, most: int) -> list[Text]:
 
 def _away(view: View, width: int) -> list[Text]:
     error = [Text(line, "red") for line in textwrap.wrap(view.look.error, width)]
-    return [Text(), *error, Text(), Text(f"Trying again every {view.interval_s:g} s.")]
+    again = [Text(), Text(f"Trying again every {view.interval_s:g} s.")] if view.interval_s else []
+    return [Text(), *error, *again]
 
 
 # The overview.
@@ -254,13 +255,14 @@ def _server(snapshot: Snapshot, width: int) -> list[Text]:
     )  # fmt: skip
     lines = [_named("redis", redis), _named("training", Text(_told(snapshot)))]
     if training.audit:
-        audit = "  ".join(f"{name} {_figure(value)}" for name, value in training.audit.items())
-        lines.append(_named("audit", Text(audit)))
+        # No-break spaces keep a name and its figure on one line.
+        audit = "  ".join(f"{name}\u00a0{_figure(value)}" for name, value in training.audit.items())
+        for place, line in enumerate(textwrap.wrap(audit, width - 9)):
+            lines.append(_named("" if place else "audit", Text(line.replace("\u00a0", " "))))
     failed, window = snapshot.rates.failures_in_window, snapshot.rates.queries_in_window
     total = sum(worker.failures for worker in snapshot.alive)
-    last = snapshot.failed[0].error if snapshot.failed else _last_error(snapshot)
-    counts = f"{failed:,} of {window:,} in a minute, {total:,} in all"
-    lines.append(_named("failed", Text(counts + (f"; {last}" if last else ""), "red" if failed else "")))
+    counts = f"{failed:,} of {window:,} in a minute, {total:,} in all{_last_error(snapshot)}"
+    lines.append(_named("failed", Text(counts, "red" if failed else "")))
     return [fit(line, width) for line in lines]
 
 
@@ -274,8 +276,15 @@ def _told(snapshot: Snapshot) -> str:
 
 
 def _last_error(snapshot: Snapshot) -> str:
-    failing = [worker for worker in snapshot.workers if worker.last_error]
-    return max(failing, key=lambda worker: worker.last_error_at).last_error if failing else ""
+    """The last error and its age: it may be older than the workers, whose counts begin anew with them."""
+    errors = [(failed.at, failed.error) for failed in snapshot.failed[:1]]
+    errors = errors or [
+        (worker.last_error_at, worker.last_error) for worker in snapshot.workers if worker.last_error
+    ]
+    if not errors:
+        return ""
+    at, error = max(errors)
+    return f"; {duration(max(0.0, snapshot.time - at))} ago: {error}"
 
 
 def _figure(value: float | None) -> str:
@@ -286,7 +295,7 @@ def _figure(value: float | None) -> str:
 
 def _no_workers(view: View) -> list[Text]:
     return [
-        Text(f"No worker listens on the queue {view.queue!r}. Start one where the critic should run:"),
+        Text(f"No worker listens on queue {view.queue!r}. Start one where the critic should run:"),
         Text(),
         Text(f"  {start_command(view.url, view.queue)}", "bold"),
         Text(),

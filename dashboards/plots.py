@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ def plots(run: Run) -> list[Plot]:
         _plot(run, "Queue depth", "jobs", "Jobs that wait, and those that workers have taken.",
               [("waiting", "waiting", _ORANGE), ("taken", "taken", _BLUE)], _whole, filled=True),
         _plot(run, "Age of the oldest job", "", "How long the first job in the queue has waited.",
-              [("oldest", "oldest job", _ORANGE)], latency, filled=True),
+              [("oldest", "oldest job", _ORANGE)], lambda v: latency(v) if v else "0", filled=True),
         _plot(run, "Throughput", "queries/s", "Queries that arrive a second, and those answered.",
               [("arriving", "arriving", _GREY), ("queries", "answered", _GREEN)], _rounded),
         _plot(run, "Worker busy", "", "Part of the time for which critics work: mean, and from least to most.",
@@ -84,14 +85,12 @@ def _rounded(value: float) -> str:
 
 def _audit(run: Run) -> Plot:
     """Those figures of the audit that are shares."""
-    shares = {
-        name: values
-        for name, values in run.audit.items()
-        if all(not value > 1 and not value < 0 for value in values)
-    }
+    shares = [
+        name for name, values in run.audit.items() if all(not value > 1 and not value < 0 for value in values)
+    ]
     chosen = [(name, name.replace("_", " "), colour) for name, colour in zip(shares, _CYCLE, strict=False)]
     return _plot(run, "Audit", "", "The critic against the simulator's truth.", chosen, lambda v: f"{v:.1f}",
-                 top=1.0, columns=shares, missing="No audit ran; it needs a simulator.")  # fmt: skip
+                 top=1.0, columns=run.audit, missing="No audit ran; it needs a simulator.")  # fmt: skip
 
 
 def _plot(
@@ -143,7 +142,7 @@ def _plot(
         axes.xaxis.set_major_locator(locator)
         axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, show_offset=False))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: told(value)))
-        if len(drawn) > 1:
+        if len(curves) > 1 or columns is run.audit:
             axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(drawn), borderaxespad=0.1,
                         columnspacing=1.2, handlelength=1.2)  # fmt: skip
         file = io.StringIO()
@@ -163,8 +162,15 @@ def _dress(axes: Any, told: Callable[[float], str], unit: str, logarithmic: bool
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=9))
         axes.yaxis.set_minor_locator(NullLocator())
     else:
-        axes.yaxis.get_major_locator().set_params(integer=told is _whole)
-        axes.set_ylim(0, top * 1.04 if top else max(axes.get_ylim()[1], 1e-3))
+        highest = axes.dataLim.y1
+        axes.set_ylim(0, top * 1.04 if top else 1.05 * highest if highest > 0 else 1)
+        if told is size:
+            # Steps of bytes that are round numbers of KiB, MiB or GiB.
+            from matplotlib.ticker import MultipleLocator
+
+            axes.yaxis.set_major_locator(MultipleLocator(2 ** math.ceil(math.log2(max(1, highest) / 4))))
+        else:
+            axes.yaxis.get_major_locator().set_params(integer=told is _whole)
 
 
 def _any(values: Sequence[float]) -> bool:

@@ -46,7 +46,9 @@ class Recorder:
 
     def __init__(self, path: str, url: str, queue: str, interval_s: float) -> None:
         # A recording is made once; one that is there must not be lost to a command typed again.
-        self._file: TextIO = sys.stdout if path == "-" else open(path, "x" if _would_lose(path) else "w")  # noqa: SIM115
+        self._file: TextIO = sys.stdout
+        if path != "-":
+            self._file = open(path, "x" if _would_lose(path) else "w", encoding="utf-8")  # noqa: SIM115
         self._write(head(url, queue, interval_s))
 
     def add(self, look: Look, verdicts: Sequence[Verdict]) -> None:
@@ -57,7 +59,7 @@ class Recorder:
             self._file.close()
 
     def _write(self, value: dict[str, Any]) -> None:
-        self._file.write(json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n")
+        self._file.write(json.dumps(value, separators=(",", ":"), allow_nan=False) + "\n")
         self._file.flush()
 
 

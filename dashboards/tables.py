@@ -54,6 +54,11 @@ def _of_worker(text: Callable[[Worker], str]) -> Callable[[Worker | PlainWorker]
     return lambda worker: text(worker) if isinstance(worker, Worker) else ""
 
 
+def _clock(at: float) -> str:
+    """The time of day of seconds since 1970."""
+    return datetime.fromtimestamp(at).strftime("%H:%M:%S")
+
+
 def _state(worker: Worker | PlainWorker) -> str:
     return worker.state if isinstance(worker, Worker) else "plain"
 
@@ -96,7 +101,8 @@ WORKER_COLUMNS = (
     Column("up", 6, 10, _of_worker(lambda worker: duration(worker.uptime_s)), right=True),
     Column("beat", 6, 2, _of_worker(lambda worker: duration(worker.silent_s)), right=True,
            style=lambda worker: "red" if _state(worker) == "lost" else ""),
-    Column("last error", 40, 14, _of_worker(lambda worker: worker.last_error)),
+    Column("last error", 40, 14, _of_worker(
+        lambda worker: f"{_clock(worker.last_error_at)} {worker.last_error}" if worker.last_error else "")),
 )  # fmt: skip
 
 EPISODE_COLUMNS = (
@@ -111,7 +117,7 @@ EPISODE_COLUMNS = (
 )  # fmt: skip
 
 FAILURE_COLUMNS = (
-    Column("time", 8, 0, lambda failed: datetime.fromtimestamp(failed.at).strftime("%H:%M:%S")),
+    Column("time", 8, 0, lambda failed: _clock(failed.at)),
     Column("worker", 16, 2, lambda failed: failed.worker),
     Column("episode", 14, 3, lambda failed: failed.episode),
     Column("query", 5, 1, lambda failed: failed.query),

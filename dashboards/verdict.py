@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from dashboards.snapshot import Look, Snapshot, Worker
+from dashboards.snapshot import WINDOW_S, Look, Snapshot, Worker
 from vlac_queue.texts import duration, latency, many, percent, size
 
 #: "bad": answers do not come, come wrong, or soon will; "warning": works, and could be better; "ok".
@@ -53,7 +53,7 @@ def judge(look: Look, *, url: str = "", queue: str = "vlac") -> tuple[Verdict, .
         url, queue: where a worker would have to be started, without password.
     """
     if look.snapshot is None:
-        return (Verdict("bad", "redis-away", f"{look.error}; trying on"),)
+        return (Verdict("bad", "redis-away", look.error),)
     snapshot = look.snapshot
     flow = _flow(snapshot)
     found = [*_redis(snapshot), *_workers(snapshot, url, queue), *_answers(snapshot), *([flow] if flow else [])]
@@ -96,13 +96,13 @@ def _workers(snapshot: Snapshot, url: str, queue: str) -> Iterator[Verdict]:
     waiting = snapshot.queue.waiting
     lost = [worker for worker in snapshot.workers if worker.state == "lost"]
     if not snapshot.listening:
-        waits = f", {many(waiting, 'job')} wait" if waiting else ""
+        waits = f", {_wait(waiting)}" if waiting else ""
         yield Verdict("bad", "no-workers", f"no workers{waits}: start one with {start_command(url, queue)}")
     elif snapshot.queue.suspended:
         yield Verdict(
             "bad" if waiting else "warning",
             "suspended",
-            f"suspended: `rq suspend` holds all workers, {many(waiting, 'job')} wait: rq resume --url {url}",
+            f"suspended: `rq suspend` holds all workers, {_wait(waiting)}: rq resume --url {url}",
         )
     if lost:
         yield Verdict("bad" if not snapshot.listening else "warning", "lost-worker", _lost(lost))
@@ -130,11 +130,12 @@ def _lost(lost: list[Worker]) -> str:
 def _answers(snapshot: Snapshot) -> Iterator[Verdict]:
     queries, failures = snapshot.rates.queries_in_window, snapshot.rates.failures_in_window
     if failures:
-        last = next((f": {failed.error}" for failed in snapshot.failed if failed.error), "")
+        since = snapshot.time - WINDOW_S
+        last = next((f": {failed.error}" for failed in snapshot.failed if failed.error and failed.at > since), "")
         yield Verdict(
             "bad" if failures >= _FAILING * queries else "warning",
             "failing",
-            f"{failures:,} of {queries:,} queries failed within a minute{last}",
+            f"{failures:,} of {many(queries, 'query')} failed within a minute{last}",
         )
 
 
@@ -148,7 +149,7 @@ def _flow(snapshot: Snapshot) -> Verdict | None:
     awake = [worker for worker in alive if worker.state not in ("asleep", "loading")]
     loading = sum(worker.state == "loading" for worker in alive)
     if not awake and loading:
-        waits = f", {jobs} wait" if queue.waiting else ""
+        waits = f", {_wait(queue.waiting)}" if queue.waiting else ""
         severity: Severity = "warning" if queue.waiting else "ok"
         return Verdict(severity, "loading", f"loading: {many(loading, 'worker')} not ready yet{waits}")
     stuck_s = _STUCK_BUSY_S if any(worker.state == "busy" for worker in awake) else _STUCK_S
@@ -156,11 +157,12 @@ def _flow(snapshot: Snapshot) -> Verdict | None:
         return Verdict(
             "bad",
             "stuck",
-            f"stuck: {jobs} wait{oldest}, no answer for {duration(rates.still_s or 0.0)}: "
+            f"stuck: {_wait(queue.waiting)}{oldest}, no answer for {duration(rates.still_s or 0.0)}: "
             "see the workers' logs, run vlac-queue doctor",
         )
     if not awake and alive:
-        return Verdict("ok", "asleep", f"asleep: {_all(len(alive))} gave the GPU memory back; a query wakes them")
+        who, wakes = ("the worker", "it") if len(alive) == 1 else (f"all {len(alive)} workers", "them")
+        return Verdict("ok", "asleep", f"asleep: {who} gave the GPU memory back; a query wakes {wakes}")
     if rates.busy is None:
         if alive:
             return Verdict("ok", "measuring", f"measuring: {many(len(alive), 'worker')}, {jobs} waiting")
@@ -206,5 +208,5 @@ def start_command(url: str, queue: str) -> str:
     return command if queue == "vlac" else f"{command} --queue {queue}"
 
 
-def _all(count: int) -> str:
-    return "the worker" if count == 1 else f"all {count} workers"
+def _wait(jobs: int) -> str:
+    return "1 job waits" if jobs == 1 else f"{jobs:,} jobs wait"

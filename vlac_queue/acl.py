@@ -124,7 +124,8 @@ def _worker(keys: Keys) -> User:
         commands=f"{_CONNECTION} {_TRANSACTION} client|info client|setname script|exists script|load subscribe "
         "unsubscribe",
         grants=(
-            Grant(_READS, reads=(episode.meta, keys.reference("*"))),
+            # The names of open episodes for `vlac-queue episodes show`, which looks the beginning of one up.
+            Grant(_READS, reads=(episode.meta, keys.reference("*"), keys.open)),
             # Answers, and failures for people to see.
             Grant("hget hset", (episode.queries,)),
             Grant("expire xadd", (keys.client_answers("*"), keys.events)),

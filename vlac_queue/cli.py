@@ -10,7 +10,12 @@ import click
 
 from vlac_queue.acl_command import acl
 from vlac_queue.config import VlacConfig, redact_url
-from vlac_queue.console import errors_as_messages, queue_option, redis_url_option
+from vlac_queue.console import (
+    errors_as_messages,
+    queue_option,
+    redis_url_option,
+    replace_what_can_not_be_shown,
+)
 from vlac_queue.control import worker_command
 from vlac_queue.demo.command import demo
 from vlac_queue.doctor.command import doctor
@@ -39,6 +44,7 @@ class _Commands(click.Group):
 @click.version_option(package_name="vlac-queue")
 def main() -> None:
     """Serves the VLAC critic to robot reinforcement learning through Redis and RQ."""
+    replace_what_can_not_be_shown()
 
 
 @main.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 
 import click
@@ -39,7 +40,9 @@ def errors_as_messages() -> Iterator[None]:
         sys.exit(130)
 
 
-class _NotWritten(click.ClickException):
+class _Refused(click.ClickException):
+    """A sentence alone, with the exit code of a wrong option."""
+
     exit_code = 2
 
 
@@ -49,7 +52,7 @@ def writing(path: Path, option: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _NotWritten(f"can't write to {path} ({error.strerror}); choose another {option}.") from error
+        raise _Refused(f"can't write to {path} ({error.strerror}); choose another {option}.") from error
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int) -> None:
@@ -70,12 +73,38 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, texts:
     for row in rows:
         cells = list(row)
         if cell_len(cells[texts - 1]) > room:
-            cells[texts - 1] = set_cell_size(cells[texts - 1], room - 1) + "…"
+            cells[texts - 1] = set_cell_size(cells[texts - 1], room - 2).rstrip() + ".."
         table.add_row(*map(escape, cells))
     console.print(table, soft_wrap=True)
 
 
-def progress_bar() -> Progress:
-    """A bar on stderr; none where that is no terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+def progress_bar(unit: str = "") -> Progress:
+    """A bar on stderr that counts `unit`; none where that is no terminal, or one that can't go back a line."""
+    console = Console(stderr=True)
+    counts = (MofNCompleteColumn(), TextColumn(unit)) if unit else (MofNCompleteColumn(),)
+    columns = (TextColumn("{task.description}"), BarColumn(), *counts, TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True, disable=not _redraws(console))
+
+
+@contextmanager
+def doing(what: str) -> Iterator[None]:
+    """Says on stderr what takes some seconds: a line that goes again, or stays where nothing can be redrawn."""
+    console = Console(stderr=True)
+    if _redraws(console):
+        # The usual spinner is of Braille.
+        spinner = "dots" if console.encoding.startswith("utf") else "line"
+        with console.status(what, spinner=spinner):
+            yield
+    else:
+        click.echo(f"{what} ...", err=True)
+        yield
+
+
+def _redraws(console: Console) -> bool:
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+def replace_what_can_not_be_shown() -> None:
+    """Has letters that the terminal's encoding lacks written as question marks, and not end the program."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")

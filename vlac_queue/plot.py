@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
+from bisect import bisect_right
 from collections.abc import Iterable
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +35,71 @@ def figure_class() -> Any:
 
 def save(figure: Any, path: Path, dpi: int) -> None:
     """Writes a figure as PNG."""
-    with warnings.catch_warnings():
-        # A task's text in a script that the font lacks shows as boxes; a warning for each letter is no help.
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        figure.savefig(path, dpi=dpi, facecolor="white")
+    figure.savefig(path, dpi=dpi, facecolor="white")
+
+
+def lettered(text: str) -> tuple[str, list[str]]:
+    """The text, and the fonts for it: matplotlib's own, then installed ones that have the letters which it lacks.
+
+    Letters that no font has are escaped, such as \\u6253: a box would hide them.
+    """
+    from matplotlib.font_manager import findfont, findSystemFonts, fontManager
+
+    families = ["DejaVu Sans"]
+    missing = set(map(ord, text)) - _letters(findfont(families[0]))
+    if missing:
+        # matplotlib's list is from its first start; a font may have been installed since.
+        for path in set(findSystemFonts()) - {font.fname for font in fontManager.ttflist}:
+            with suppress(OSError, RuntimeError):  # damaged, or of a kind that matplotlib can't draw
+                fontManager.addfont(path)
+        # A font of last resort has a box for every letter.
+        fonts = [font for font in fontManager.ttflist if font.style == "normal" and "Last Resort" not in font.name]
+        for font in sorted(fonts, key=lambda font: (not any(name in font.name for name in _WIDE), font.name)):
+            if found := missing & _letters(font.fname):
+                families.append(font.name)
+                missing -= found
+            if not missing:
+                break
+    return "".join(
+        char.encode("unicode_escape").decode() if ord(char) in missing else char for char in text
+    ), families
+
+
+#: Parts of the names of fonts that have many scripts: looked into first.
+_WIDE = ("CJK", "Noto Sans", "WenQuanYi", "Droid Sans Fallback", "Arial Unicode", "Unifont")
+
+
+@cache
+def _letters(path: str) -> frozenset[int]:
+    """Code points that a font has; none where it can't be read."""
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        return frozenset(FT2Font(path).get_charmap())
+    except (OSError, RuntimeError):
+        return frozenset()
+
+
+def text_width(text: str, points: float) -> float:
+    """Inches that a line of text takes at a size of `points`."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    text, families = lettered(text)
+    font = FontProperties(family=families, size=points)
+    return float(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]) / 72
+
+
+def fitting(text: str, points: float, inches: float) -> dict[str, Any]:
+    """A text on one line, cut to `inches` at a size of `points`: the arguments for `Figure.text`."""
+    text, families = lettered(" ".join(text.split()))
+    if text_width(text, points) > inches:
+        fits = range(len(text))
+        # The first length that is too much, less one.
+        length = bisect_right(fits, inches, key=lambda length: text_width(text[:length] + "…", points)) - 1
+        text = text[:length].rstrip() + "…"
+    # A dollar sign in a task's text is no formula.
+    return {"s": text, "fontfamily": families, "fontsize": points, "parse_math": False}
 
 
 def evenly(count: int, most: int, also: Iterable[int] = ()) -> list[int]:

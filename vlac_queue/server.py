@@ -15,6 +15,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from vlac_queue.errors import RedisUnavailable
+from vlac_queue.signals import signals_held
 
 
 def find_redis_server() -> str:
@@ -55,7 +56,9 @@ def server_version(executable: str) -> tuple[int, ...]:
 
 
 class RedisServer:
-    """A redis-server on a free port of 127.0.0.1, without persistence; ends with its `with` block.
+    """A redis-server on a free port of 127.0.0.1 that ends with its `with` block.
+
+    It writes nothing to disk, neither snapshots nor a log: a failed snapshot can't make it refuse writes.
 
     A program that is itself ended by a signal must turn it into an exception, or the server stays.
 
@@ -88,27 +91,36 @@ class RedisServer:
         ]
         command += ["--save", "", "--appendonly", "no", *self._arguments]
         # A session of its own: Ctrl-C reaches the program around it, which then ends it in order.
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+        with signals_held():
+            self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+        try:
+            self._wait_until_it_answers(self._process, command)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def _wait_until_it_answers(self, process: subprocess.Popen[bytes], command: list[str]) -> None:
         deadline = time.monotonic() + 20
         with redis.Redis(port=self.port, host="127.0.0.1", retry=Retry(NoBackoff(), 0)) as connection:
             while True:
                 try:
                     connection.ping()
-                    return self
+                    return
                 except redis.exceptions.AuthenticationError:
-                    return self
+                    return
                 except redis.exceptions.ConnectionError as error:
-                    if self._process.poll() is not None or time.monotonic() > deadline:
-                        self.stop()
+                    if process.poll() is not None or time.monotonic() > deadline:
                         raise RedisUnavailable(f"redis-server did not start: {' '.join(command)}") from error
                     time.sleep(0.02)
 
     def stop(self) -> None:
         """Ends it; its data is gone."""
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait()
-            self._process = None
+        with signals_held():
+            if self._process is not None:
+                self._process.terminate()
+                self._process.wait()
+                self._process = None
 
     def __enter__(self) -> RedisServer:
         return self.start()

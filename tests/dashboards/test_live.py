@@ -25,7 +25,7 @@ from dashboards.screen import keys_in
 from dashboards.snapshot import Snapshot, from_json
 from dashboards.verdict import judge
 from tests.conftest import ROOT, until
-from tests.dashboards.redis_state import contents, describe_worker, fail
+from tests.dashboards.redis_state import contents, describe_worker, fail, open_episode
 from tests.dashboards.states import AT, LOOKS, URL
 from vlac_queue.server import RedisServer, free_port
 
@@ -96,6 +96,12 @@ def test_json_tells_a_redis_that_is_away() -> None:
     assert (read["snapshot"], read["verdicts"][0]["kind"]) == (None, "redis-away")
     assert f"Redis at redis://:***@127.0.0.1:{port}/0 can't be reached" in read["error"]
     assert "s3cr3t" not in result.output
+
+
+def test_one_look_does_not_promise_another() -> None:
+    result = run("--once", "--redis-url", f"redis://127.0.0.1:{free_port()}/0")
+    assert result.exit_code == 1 and "can't be reached" in result.output
+    assert "again" not in result.output
 
 
 def test_the_queue_is_a_choice(server: RedisServer, connection: redis.Redis) -> None:
@@ -276,6 +282,41 @@ def test_metrics_are_written_and_served(started: Any, tmp_path: Path, connection
         values = {s.name: s.value for f in text_string_to_metric_families(text) for s in f.samples}
         assert values["vlac_up"] == 1.0
         assert values["vlac_worker_queries_total"] == 120
+
+
+def test_a_port_that_is_taken_is_named(started: Any, server: RedisServer) -> None:
+    process = started("--port", str(server.port))
+    assert process.wait(30) == 1
+    place = f"127.0.0.1:{server.port}"
+    assert f"can't serve metrics at {place} (Address already in use); choose another" in process.stderr.read()
+
+
+def test_one_look_that_is_interrupted_is_no_good_news(started: Any, connection: redis.Redis) -> None:
+    def looks() -> int:
+        return int(connection.info("commandstats")["cmdstat_smembers"]["calls"])  # type: ignore[index]
+
+    # With a worker it waits between its two looks.
+    describe_worker(connection, ttl_ms=600_000)
+    connection.smembers("before")
+    before = looks()
+    process = started("--json")
+    until(lambda: looks() > before)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130 and process.stdout.read() == process.stderr.read() == ""
+
+
+def test_a_task_in_any_script_on_any_terminal(started: Any, connection: redis.Redis, tmp_path: Path) -> None:
+    open_episode(connection, "e-1")
+    connection.hset("vlac:vlac:episode:e-1", "task", "打开抽屉")
+    fail(connection, task="打开抽屉", error="错误")
+    describe_worker(connection, ttl_ms=600_000)
+    path = tmp_path / "run.jsonl"
+    process = started("--record", str(path), PYTHONUTF8="0", PYTHONIOENCODING="latin-1", LC_ALL="C")
+    until(lambda: path.exists() and path.read_text().count("\n") >= 3)
+    process.send_signal(signal.SIGINT)
+    assert "????" not in process.stderr.read() and process.wait(30) == 0
+    snapshots = [look.snapshot for look, _ in Recording(path).looks()]
+    assert snapshots[0] is not None and snapshots[0].failed[0].task == "打开抽屉"
 
 
 def test_a_file_that_can_not_be_written_ends_it_with_a_sentence(started: Any, tmp_path: Path) -> None:

@@ -137,6 +137,15 @@ def test_workers_are_sorted(sort: str) -> None:
     assert f"by {sort}" in text
 
 
+def test_an_old_error_is_told_with_its_age() -> None:
+    """Workers that were started anew count from 0; what failed before is still known."""
+    anew = replace(CRITIC_BOUND, failed=(Failed(AT - 300, error="ValueError: banana"),))
+    assert "0 in all; 5 min ago: ValueError: banana" in picture(view(Look(AT, anew)))
+    by_worker = replace(CRITIC_BOUND, workers=(worker(1, last_error="OSError: no", last_error_at=AT - 20),))
+    assert "0 in all; 20 s ago: OSError: no" in picture(view(Look(AT, by_worker)))
+    assert "11:59:40 OSError: no" in picture(view(Look(AT, by_worker), page="workers"), 250)
+
+
 def test_the_wider_the_more_columns() -> None:
     def titles(width: int) -> str:
         return next(line for line in picture(view(page="workers"), width).splitlines() if "│ worker" in line)
@@ -221,4 +230,4 @@ def test_texts_fit_their_columns() -> None:
         "abcdef", "abcd..", ".", "東..",
     )  # fmt: skip
     assert (pad("ab", 4), pad("ab", 4, right=True), pad("東", 3)) == ("ab  ", "  ab", "東 ")
-    assert (fit(Text("abc"), 5).plain, fit(Text("abcdef"), 3).plain) == ("abc  ", "abc")
+    assert (fit(Text("abc"), 5).plain, fit(Text("abcdef"), 5).plain) == ("abc  ", "abc..")

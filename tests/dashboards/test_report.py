@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from dashboards.plots import plots
 from dashboards.record import Recorder, Recording
 from dashboards.run import read_run
 from dashboards.snapshot import Look, Rates, Snapshot, Training, Worker
@@ -173,6 +174,18 @@ def test_a_page_that_can_not_be_written_is_one_sentence(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["report", str(path), "-o", str(tmp_path / "nonexist" / "x.html")])
     assert result.exit_code == 2 and isinstance(result.exception, SystemExit)
     assert "x.html (No such file or directory); choose another -o." in result.stderr
+
+
+def test_axes_have_round_numbers(tmp_path: Path) -> None:
+    drawn = {plot.title: plot.svg for plot in plots(read_run(Recording(record(tmp_path / "run.jsonl")).looks()))}
+    ticks = {title: re.findall(r"<text[^>]*>([^<]*)</text>", svg) for title, svg in drawn.items()}
+    # Nothing failed.
+    assert [tick for tick in ticks["Failures"] if tick.isdigit() and len(tick) == 1] == ["0", "1"]
+    assert [tick for tick in ticks["Memory of Redis"] if "iB" in tick] == [
+        "1.0 GiB", "2.0 GiB", "3.0 GiB", "4.0 GiB",
+    ]  # fmt: skip
+    # A single figure of the audit has its name.
+    assert "precision" in ticks["Audit"]
 
 
 def test_long_recordings_are_drawn_by_means(tmp_path: Path) -> None:

@@ -84,9 +84,23 @@ def test_no_workers_says_how_to_start_one() -> None:
     assert start_command(URL, "q2") == f"vlac-queue worker --redis-url {URL} --queue q2"
 
 
+def test_one_is_not_many() -> None:
+    one = changed(TROUBLED, rates={"queries_in_window": 1, "failures_in_window": 1}, failed=FAILED[:1])
+    sentences = [verdict.sentence for verdict in judge(Look(AT, one))]
+    assert "1 of 1 query failed within a minute: ValueError: the model said 'banana0'" in sentences
+    waiting = changed(NO_WORKERS, queue={"waiting": 1, "oldest_s": 12.0})
+    assert first(waiting)[2].startswith("no workers, 1 job waits: start one")
+
+
+def test_an_error_of_long_ago_is_not_blamed_for_a_failure_of_now() -> None:
+    since = changed(TROUBLED, failed=(replace(FAILED[0], at=AT - 300),))
+    failing = next(verdict for verdict in judge(Look(AT, since)) if verdict.kind == "failing")
+    assert failing.sentence == "31 of 2,550 queries failed within a minute"
+
+
 def test_redis_is_away() -> None:
     assert first(None, "Redis at x can't be reached (refused)") == (
-        "bad", "redis-away", "Redis at x can't be reached (refused); trying on",
+        "bad", "redis-away", "Redis at x can't be reached (refused)",
     )  # fmt: skip
 
 

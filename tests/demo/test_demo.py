@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,8 @@ import psutil
 import pytest
 
 from tests.conftest import until
+from vlac_queue.demo.play import Report
+from vlac_queue.demo.report import summary
 from vlac_queue.demo.rollouts import load_rollouts, success_step
 
 COMMAND = [sys.executable, "-m", "vlac_queue.cli", "demo"]
@@ -25,9 +31,17 @@ def run(tmp_path_factory: Any) -> tuple[subprocess.CompletedProcess[str], dict[s
     folder = tmp_path_factory.mktemp("demo")
     command = [*COMMAND, "--json", "figures.json"]
     done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=100, env={**os.environ, "COLUMNS": "80"}
+        command,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        # Whatever the terminal's encoding is.
+        env={**os.environ, "COLUMNS": "80", "PYTHONIOENCODING": "latin-1"},
     )
     assert done.returncode == 0, done.stderr
+    # Without a terminal a line says what takes some seconds.
+    assert re.findall(r"(\w+) .*\.\.\.$", done.stderr, re.MULTILINE) == ["starting", "playing", "drawing"]
     return done, json.loads((folder / "figures.json").read_text()), folder
 
 
@@ -57,27 +71,96 @@ def test_frames_cross_the_wire_in_a_quarter_of_their_size_or_less(run: Any) -> N
     assert 0 < run[1]["sent_bytes"] <= run[1]["raw_bytes"] / 4
 
 
+def test_an_end_one_chunk_off_is_called_agreement_within_one_chunk(run: Any) -> None:
+    done, figures, _ = run
+    trained = [each for each in figures["episodes"] if each["mode"] == "train"]
+    off = [abs(each["finish_step"] - each["environment_done"]) for each in trained if each["environment_done"]]
+    assert max(off) == 1 and figures["agreed_within_one_chunk"] == len(trained) == 15
+    words = " ".join(done.stdout.split())
+    assert "In 15 of 15 training episodes the critic agreed with the environment: done within one chunk" in words
+    early, late, failed = (
+        replace(_REPORT, environment_done=environment_done) for environment_done in (9, 10, None)
+    )
+    for reports, agreed in (([early], 1), ([late], 0), ([failed], 0), ([early, late, failed], 1)):
+        assert f"In {agreed} of {len(reports)} " in summary(reports, 0, 1.0)
+
+
+#: Ended by the critic at 8.
+_REPORT = Report(
+    "expert 7", "lift", "train", 8, "critic", 1.0, 9, 8, 10, 100, 1.0, np.zeros((9, 8, 8, 3), np.uint8)
+)
+
+
 def test_the_table_fits_80_columns_and_the_picture_is_there(run: Any) -> None:
     done, _, folder = run
     assert max(map(len, done.stdout.splitlines())) <= 80
-    assert "stalled 31" in done.stdout and "environment" in done.stdout
+    assert "stalled 31" in done.stdout and "environment" in done.stdout and done.stdout.isascii()
     assert (folder / "demo-out" / "episodes.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_demo_leaves_no_process_behind(number: signal.Signals, tmp_path: Path) -> None:
+def _started_by(mark: str) -> list[psutil.Process]:
+    """Living processes that have this in their environment, whoever their parent is by now."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("DEMO_MARK") == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+#: Moments of a demo: a condition on the command lines of what it has started so far.
+_MOMENTS: dict[str, Callable[[list[str]], bool]] = {
+    "Redis starts": lambda lines: any("redis-server" in line for line in lines),
+    "a worker starts": lambda lines: any("rq.cli" in line for line in lines),
+    "all run": lambda lines: sum("rq.cli" in line for line in lines) >= 3,  # two, and a scheduler
+}
+
+
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [
+        (signal.SIGINT, "Redis starts"),
+        (signal.SIGINT, "a worker starts"),
+        (signal.SIGHUP, "a worker starts"),
+        (signal.SIGTERM, "all run"),
+    ],
+)
+def test_an_interrupted_demo_leaves_no_process_behind(number: signal.Signals, moment: str, tmp_path: Path) -> None:
+    mark = str(tmp_path)
     process = subprocess.Popen(
-        [*COMMAND, "--no-png"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+        [*COMMAND, "--no-png"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        env={**os.environ, "DEMO_MARK": mark},
+    )  # fmt: skip
     parent = psutil.Process(process.pid)
-    # Redis, two workers, and the scheduler of one of them.
-    until(lambda: len(parent.children()) == 3 and len(parent.children(recursive=True)) >= 4)
-    children = parent.children(recursive=True)
+
+    def lines() -> list[str]:
+        assert process.poll() is None
+        found = []
+        for each in parent.children(recursive=True):
+            with suppress(psutil.Error):
+                found.append(" ".join(each.cmdline()))
+        return found
+
+    until(lambda: _MOMENTS[moment](lines()))
+    # Who presses twice must not stop the end of it all.
     process.send_signal(number)
-    assert process.wait(30) == 130
-    assert b"interrupted" in process.stderr.read()  # type: ignore[union-attr]
-    _, alive = psutil.wait_procs(children, timeout=20)
-    assert not alive
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130 and b"Traceback" not in errors
+    assert errors.splitlines()[-1] == b"interrupted; everything that was started has ended"
+    assert not _started_by(mark)
+
+
+_WRONG = {"--workers": ("0", "0 is not in the range"), "--out": ("/proc/x", "choose another --out"),
+          "--json": ("/proc/x", "choose another --json")}  # fmt: skip
+
+
+@pytest.mark.parametrize("option", _WRONG)
+def test_a_wrong_option_is_refused_before_anything_starts(option: str, tmp_path: Path) -> None:
+    value, sentence = _WRONG[option]
+    done = subprocess.run([*COMMAND, option, value], cwd=tmp_path, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr
+    assert "starting" not in done.stderr
 
 
 def test_the_recorded_rollouts_are_what_they_claim() -> None:

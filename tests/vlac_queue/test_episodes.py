@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,12 +19,12 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.conftest import Workers
+from tests.conftest import ROOT, Workers
 from tests.workers.critics import NAME, frame
 from vlac_queue import CriticClient, CriticFailed
 from vlac_queue.cli import main
 from vlac_queue.demo.rollouts import load_rollouts
-from vlac_queue.plot import evenly, shrunk
+from vlac_queue.plot import evenly, fitting, shrunk, text_width
 
 ROLLOUTS = {rollout.name: rollout for rollout in load_rollouts()}
 
@@ -75,6 +78,66 @@ def test_small_frames_are_not_enlarged() -> None:
     assert shrunk(np.full((400, 1, 3), 7, np.uint8), 160).max() == 7
 
 
+# Texts.
+
+
+def test_texts_are_cut_to_their_place() -> None:
+    task = "pick up the black bowl and put it on the plate, " * 9
+    cut = fitting(task, 12, 8.9)
+    assert cut["s"].endswith("…") and 8.5 < text_width(cut["s"], 12) <= 8.9
+    assert fitting("lift  the\ncup", 12, 8.9)["s"] == "lift the cup"
+
+
+#: Prints what `lettered` makes of a text where the only installed fonts are those of a folder.
+_LETTERED = """
+import sys
+from matplotlib import font_manager, get_data_path
+font_manager.X11FontDirectories[:] = [sys.argv[1]]
+fonts = font_manager.fontManager.ttflist
+fonts[:] = [font for font in fonts if font.fname.startswith(get_data_path())]
+from vlac_queue.plot import lettered
+print(ascii(lettered("打开 drawer é")))
+"""
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_letters_come_from_an_installed_font_or_are_escaped(installed: bool, tmp_path: Path) -> None:
+    if installed:
+        make_font(tmp_path / "chinese.ttf", "打开")
+    # Without a PATH fontconfig isn't asked.
+    environ = {**os.environ, "PATH": "", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", _LETTERED, str(tmp_path)]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+    if installed:
+        expected = ("打开 drawer é", ["DejaVu Sans", "Chinese"])
+    else:
+        expected = ("\\u6253\\u5f00 drawer é", ["DejaVu Sans"])
+    assert ast.literal_eval(done.stdout) == expected
+
+
+def make_font(path: Path, letters: str) -> None:
+    """A font with boxes for these letters."""
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.pens.ttGlyphPen import TTGlyphPen
+
+    pen = TTGlyphPen(None)
+    pen.moveTo((0, 0))
+    for corner in ((0, 700), (700, 700), (700, 0)):
+        pen.lineTo(corner)
+    pen.closePath()
+    names = [".notdef", *(f"uni{ord(letter):04X}" for letter in letters)]
+    made = FontBuilder(1000, isTTF=True)
+    made.setupGlyphOrder(names)
+    made.setupCharacterMap({ord(letter): name for letter, name in zip(letters, names[1:], strict=True)})
+    made.setupGlyf({name: pen.glyph() for name in names})
+    made.setupHorizontalMetrics({name: (1000, 0) for name in names})
+    made.setupHorizontalHeader(ascent=800, descent=-200)
+    made.setupNameTable({"familyName": "Chinese", "styleName": "Regular"})
+    made.setupOS2()
+    made.setupPost()
+    made.save(path)
+
+
 # On Redis.
 
 
@@ -101,7 +164,7 @@ def test_open_episodes_are_listed_those_used_last_first(client: CriticClient, wo
 def test_a_tasks_escape_sequences_do_not_reach_the_terminal(client: CriticClient) -> None:
     client.episode("\x1b[2Jlift \x07[red]")
     output = run(client, "list").output
-    assert "\x1b" not in output and "\x07" not in output and "?[2Jlift ?[" in output
+    assert "\x1b" not in output and "\x07" not in output and "?[2Jlift ?" in output
 
 
 def test_an_open_episode_is_drawn(client: CriticClient, workers: Workers, tmp_path: Path) -> None:
@@ -115,7 +178,30 @@ def test_an_open_episode_is_drawn(client: CriticClient, workers: Workers, tmp_pa
         result = run(client, "show", "e-1", "-o", tmp_path / "sheet.png")
     assert result.output == f"Written: {tmp_path / 'sheet.png'} (6 of 6 frames)\n"
     pixels = picture(tmp_path / "sheet.png")
-    assert pixels.shape[1] == 1320 and not has(pixels, GREEN) and not has(pixels, BROWN)
+    assert pixels.shape[1] == 1350 and not has(pixels, GREEN) and not has(pixels, BROWN)
+
+
+def test_the_beginning_of_an_id_is_enough_where_one_episode_has_it(
+    logging: CriticClient, workers: Workers, tmp_path: Path
+) -> None:
+    workers.start(NAME)
+    ids = ["3493d376ca9c4d15b4041551cc2dca0d", "3493d376aa", "7f", "7f3"]
+    episodes = logging.episodes([f"lift {id}" for id in ids], ids=ids)
+    for episode in episodes:
+        episode.observe(frame(1)).result()
+    expected = {
+        "3493d376ca9c4d15": 0,
+        "3493d376ca9c4d15..": 0,
+        "7f": 0,  # one that is called so, though another begins so
+        "3493": "2 episodes have ids that begin with '3493': 3493d376aa, 3493d376ca9c4d15b4041551cc2dca0d; give",
+        "8": "episode '8'",
+    }
+    for place in ([], ["--log", tmp_path / "log"]):
+        for id, message in expected.items():
+            result = run(logging, "show", id, *place, "-o", tmp_path / "sheet.png")
+            assert result.exit_code == (0 if message == 0 else 1), result.output
+            assert message == 0 or str(message) in result.output
+        logging.close_many(episodes) if not place else None
 
 
 def test_what_can_not_be_drawn_is_one_sentence(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 from vlac_queue.client import CriticClient
 from vlac_queue.control import worker_command
 from vlac_queue.errors import NoWorkers, VlacQueueError
+from vlac_queue.signals import signals_held
 
 #: Seconds that a worker may take to start.
 _START_S = 60.0
@@ -40,12 +43,12 @@ class WorkerProcesses:
     def __enter__(self) -> WorkerProcesses:
         command = worker_command("vlac")
         for number in range(1, self._count + 1):
-            with open(self._logs / f"worker-{number}.log", "wb") as log:
+            with signals_held(), open(self._logs / f"worker-{number}.log", "wb") as log:
                 # A session of their own: Ctrl-C reaches the demo, which then ends them in order.
                 started = subprocess.Popen(
                     command, env=self._environ, stdout=log, stderr=log, start_new_session=True
                 )
-            self._processes.append(started)
+                self._processes.append(started)
         return self
 
     def wait_until_ready(self, client: CriticClient) -> None:
@@ -73,11 +76,17 @@ class WorkerProcesses:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        for process in self._processes:
-            process.terminate()
-        for process in self._processes:
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
+        self._end()
+
+    def _end(self) -> None:
+        with signals_held():
+            for process in self._processes:
+                process.terminate()
+            for process in self._processes:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(10)
+                # What is left of its session: itself, or a scheduler whose worker was ended while it started.
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+            self._processes.clear()

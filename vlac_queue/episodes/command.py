@@ -88,17 +88,20 @@ def list_episodes(folder: Path | None, limit: int, redis_url: str, queue: str, a
 def show(episode: str, out: Path, folder: Path | None, redis_url: str, queue: str) -> None:
     """Draws an episode: frames with their done scores, the value curve and the done curve (needs matplotlib).
 
-    Long episodes are shown by 40 frames, evenly chosen: the first, the last and the one that was found done are
-    always among them. A green border marks what the critic found done, a brown one the end without it.
+    The beginning of ID is enough where only one episode has it. Long episodes are drawn by 40 frames, evenly
+    chosen: the first, the last and the one that was found done are always among them. A green border marks what
+    the critic found done, a brown one the end without it.
     """
     with errors_as_messages():
         figure_class()  # better missed now than after the work
+        episode = episode.removesuffix("..")  # as copied from a dashboard, which cuts ids so
         if folder is not None:
             record = log.find_episode(folder, episode, _note)
             shown, count = _draw(record, partial(log.read_batches, record, _note), out)
         else:
             keys = Keys(queue)
             with _reading(redis_url) as connection:
+                episode = live.find_episode(connection, keys, episode)
                 record = live.read_episode(connection, keys, episode)
                 shown, count = _draw(record, partial(live.read_batches, connection, keys, episode), out)
     click.echo(f"Written: {out} ({shown} of {many(count, 'frame')})")

@@ -8,7 +8,7 @@ from typing import Any
 
 import redis
 
-from vlac_queue.episodes.record import Asked, EpisodeRecord
+from vlac_queue.episodes.record import Asked, EpisodeRecord, one_of
 from vlac_queue.errors import ProtocolError
 from vlac_queue.keys import Keys
 from vlac_queue.messages import DoneVerdict, ValueVerdict, check_id, decode_answer
@@ -64,6 +64,24 @@ def open_episodes(connection: redis.Redis, keys: Keys, most: int) -> tuple[list[
     return found, count
 
 
+def find_episode(connection: redis.Redis, keys: Keys, start: str) -> str:
+    """The id of the open episode that is called so, or, where there is none, of the only one whose id begins so.
+
+    Raises:
+        ProtocolError: there is none, or there are several.
+    """
+    if connection.exists(keys.episode(check_id(start)).meta):
+        return start
+    members: list[bytes] = connection.zrange(keys.open, 0, -1)  # type: ignore[assignment]
+    found = one_of([member.decode() for member in members if member.startswith(start.encode())], start)
+    if found is None:
+        raise ProtocolError(
+            f"no open episode {start!r} on queue {keys.queue!r}; see `vlac-queue episodes list`. Closed ones are "
+            "in the decision log, if there is one: --log DIR."
+        )
+    return found
+
+
 def read_episode(connection: redis.Redis, keys: Keys, episode: str) -> EpisodeRecord:
     """What Redis knows of an open episode.
 
@@ -76,10 +94,7 @@ def read_episode(connection: redis.Redis, keys: Keys, episode: str) -> EpisodeRe
         pipeline.hgetall(names.queries)
         fields, queries = pipeline.execute()
     if not fields:
-        raise ProtocolError(
-            f"no open episode {episode!r} on queue {keys.queue!r}; see `vlac-queue episodes list`. Closed ones "
-            "are in the decision log, if there is one: --log DIR."
-        )
+        raise ProtocolError(f"episode {episode!r} is no longer open: it was closed, or it expired.")
     meta = EpisodeMeta.from_hash(fields)
     ordered = sorted(queries.items(), key=lambda item: _number(item[0]))
     return EpisodeRecord(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vlac_queue.decision_log import LINES, LOG_VERSION, frames_path, reference_path
-from vlac_queue.episodes.record import Asked, EpisodeRecord
+from vlac_queue.episodes.record import Asked, EpisodeRecord, one_of
 from vlac_queue.errors import FrameError, ProtocolError
 from vlac_queue.frames import HEADER_BYTES, MAX_BATCH_BYTES, Frames, decode_episode
 from vlac_queue.messages import (
@@ -66,18 +66,28 @@ def read_log(folder: Path, note: Note) -> Iterator[EpisodeRecord]:
         yield from _read_writer(writer, note)
 
 
-def find_episode(folder: Path, episode: str, note: Note) -> EpisodeRecord:
-    """The episode of that id; the last one where a log has several.
+def find_episode(folder: Path, start: str, note: Note) -> EpisodeRecord:
+    """The episode that is called so, or, where there is none, the only one whose id begins so; the last one where
+    a log has several of that id.
 
     Raises:
-        ProtocolError: as `read_log`, or there is no such episode.
+        ProtocolError: as `read_log`, or there is no such episode, or there are several.
     """
-    found = [record for record in read_log(folder, note) if record.id == episode]
-    if not found:
-        raise ProtocolError(f"no episode {episode!r} in {folder}; see `vlac-queue episodes list --log {folder}`.")
-    found.sort(key=lambda record: record.opened or 0.0)
+    check_id(start)
+    found: list[EpisodeRecord] = []
+    ids: set[str] = set()
+    for record in read_log(folder, note):
+        if record.id.startswith(start):
+            ids.add(record.id)
+            # Of many episodes that are not meant, only the ids are kept.
+            if len(ids) == 1 or record.id == start:
+                found.append(record)
+    name = start if start in ids else one_of(ids, start)
+    if name is None:
+        raise ProtocolError(f"no episode {start!r} in {folder}; see `vlac-queue episodes list --log {folder}`.")
+    found = sorted((each for each in found if each.id == name), key=lambda record: record.opened or 0.0)
     if len(found) > 1:
-        note(f"{len(found)} episodes have the id {episode!r}; this is the last one")
+        note(f"{len(found)} episodes have the id {name!r}; this is the last one")
     return found[-1]
 
 

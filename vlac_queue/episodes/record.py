@@ -6,8 +6,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vlac_queue.errors import ProtocolError
 from vlac_queue.frames import Base, Frames, decode_many
 from vlac_queue.messages import Answer, CriticIdentity, DoneVerdict, Failure, Kind, ValueVerdict
+
+#: Most ids that an error lists.
+_TOLD = 10
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,25 @@ class EpisodeRecord:
     def critics(self) -> list[CriticIdentity]:
         """Who answered, each once."""
         return list(dict.fromkeys(each.critic for each in self.asked if each.critic is not None))
+
+
+def one_of(ids: Iterable[str], start: str) -> str | None:
+    """The only one of several ids; None where there is none.
+
+    Args:
+        ids: those that begin with `start`; the same one may come more than once.
+
+    Raises:
+        ProtocolError: there are several; the message lists them.
+    """
+    found = sorted(set(ids))
+    if len(found) > 1:
+        more = f" and {len(found) - _TOLD} more" if len(found) > _TOLD else ""
+        raise ProtocolError(
+            f"{len(found)} episodes have ids that begin with {start!r}: {', '.join(found[:_TOLD])}{more}; "
+            "give more of it."
+        )
+    return found[0] if found else None
 
 
 def decoded(batches: Iterable[bytes]) -> Iterator[tuple[int, Frames]]:

@@ -48,7 +48,7 @@ def write_episode(record: EpisodeRecord, batches: Callable[[], Iterable[bytes]],
         make_score(record, count - 1),
         shown,
         path,
-        title=f"{cut(record.task, 90)}   ({cut(record.id, 40)})",
+        name=record.id,
         note=_note(record, f"{of}{many(count, 'frame')}"),
         ended=ended,
         truth=record.truth,
@@ -89,8 +89,7 @@ def _note(record: EpisodeRecord, frames: str) -> str:
         " ".join(filter(None, (each.name, cut(each.model, 40), each.prompt and f"(prompts {each.prompt})")))
         for each in record.critics
     )
-    asked = f"{len(record.asked)} quer{'y' if len(record.asked) == 1 else 'ies'}"
-    parts = [f"critic {critics}" if critics else "no answer yet", frames, asked]
+    parts = [f"critic {critics}" if critics else "no answer yet", frames, many(len(record.asked), "query")]
     if record.pending:
         parts.append(f"{record.pending} on their way")
     if record.failures:
@@ -99,4 +98,4 @@ def _note(record: EpisodeRecord, frames: str) -> str:
         parts.append(
             "simulator: never done" if record.truth is None else f"simulator: done at frame {record.truth}"
         )
-    return "   ·   ".join(parts)
+    return "  ·  ".join(parts)

@@ -9,13 +9,31 @@ from typing import Any
 import numpy as np
 
 from vlac_queue.frames import Frames
-from vlac_queue.plot import CURVE, DONE, TEXT, UNDONE, WRONG, border, cut, figure_class, save, shrunk
+from vlac_queue.plot import (
+    CURVE,
+    DONE,
+    TEXT,
+    UNDONE,
+    WRONG,
+    border,
+    cut,
+    figure_class,
+    fitting,
+    save,
+    shrunk,
+    text_width,
+)
 from vlac_queue.score.figures import Score
+from vlac_queue.texts import many
 
 #: Frames in a row of the picture, and about their height in pixels.
 COLUMNS, THUMBNAIL_HEIGHT = 8, 160
 #: Inches: the picture's width, the most that a frame is high, a frame's caption, and the two curves.
-_WIDTH, _MAX_CELL, _CAPTION, _VALUES, _DONES = 11.0, 2.4, 0.24, 2.8, 2.0
+_WIDTH, _MAX_CELL, _CAPTION, _VALUES, _DONES = 9.0, 2.0, 0.24, 2.6, 1.9
+#: Inches: the lines at the top, and what they leave free at the left and at the right.
+_HEAD, _MARGIN = 0.58, 0.06
+#: Pixels an inch: a page shows the picture at some 800 pixels, where its smallest letters are 10 high.
+_DPI = 150
 #: A curve of up to this many points shows them.
 _MARKED_POINTS = 80
 
@@ -58,8 +76,8 @@ def write_picture(score: Score, thumbnails: Thumbnails, path: Path) -> None:
         ImportError: matplotlib is missing.
     """
     shown = [(place * score.stride, frame) for place, frame in thumbnails.chosen()]
-    title = f"{cut(score.task, 90)}   ({cut(Path(score.source).name, 40)})"
-    write_sheet(score, shown, path, title=title)
+    note = many(len(score.frames), "frame") + (f", stride {score.stride}" if score.stride > 1 else "")
+    write_sheet(score, shown, path, name=Path(score.source).name, note=note)
 
 
 def write_sheet(
@@ -67,8 +85,8 @@ def write_sheet(
     shown: Sequence[tuple[int, Frames]],
     path: Path,
     *,
-    title: str,
-    note: str = "",
+    name: str,
+    note: str,
     ended: int | None = None,
     truth: int | None = None,
     failed: Collection[int] = (),
@@ -78,7 +96,8 @@ def write_sheet(
     Args:
         score: the curves; either may be empty, and there is no panel for values then.
         shown: numbers of frames and small copies of them, uint8 (h,w,3), ascending, one or more.
-        title, note: the first line, and a smaller second one.
+        name: the episode's id or the recording's name; stands at the right of the second line.
+        note: the rest of the second line; the first is the task.
         ended: number of the frame whose value is the reward, where none is done; it gets a border as the first
             done one does.
         truth: number of the first frame that the simulator calls done, where that is known.
@@ -90,14 +109,11 @@ def write_sheet(
     rows = -(-len(shown) // COLUMNS)
     height, width, _ = shown[0][1].shape
     strip = rows * (min(_WIDTH / COLUMNS * height / width, _MAX_CELL) + _CAPTION)
-    head = 0.58 if note else 0.34
     curves = _VALUES + _DONES if score.values else _DONES
-    figure = figure_class()(figsize=(_WIDTH, head + strip + curves), layout="constrained")
+    figure = figure_class()(figsize=(_WIDTH, _HEAD + strip + curves), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.03, hspace=0.0)
-    above, top, bottom = figure.subfigures(3, 1, height_ratios=[head, strip, curves])
-    # A dollar sign in a task's text is no formula.
-    above.text(0.006, 1 - 0.08 / head, title, fontsize=12, va="top", parse_math=False)
-    above.text(0.006, 1 - 0.34 / head, note, fontsize=8.5, color=TEXT, va="top", parse_math=False)
+    above, top, bottom = figure.subfigures(3, 1, height_ratios=[_HEAD, strip, curves])
+    _draw_head(above, score.task, name, note)
     _draw_frames(top, shown, score, rows, ended, failed)
     ratios = [_VALUES, _DONES] if score.values else [_DONES]
     panels = bottom.subplots(len(ratios), 1, sharex=True, height_ratios=ratios, squeeze=False).ravel()
@@ -110,7 +126,18 @@ def write_sheet(
     _draw_done(panels[-1], score)
     last = max((shown[-1][0], *score.frames, *score.value_frames))
     panels[-1].set_xlim(_limits(0, max(last, 1), 0.015))
-    save(figure, path, dpi=120)
+    save(figure, path, dpi=_DPI)
+
+
+def _draw_head(figure: Any, task: str, name: str, note: str) -> None:
+    room = _WIDTH - 2 * _MARGIN
+    left, right = _MARGIN / _WIDTH, 1 - _MARGIN / _WIDTH
+    figure.text(left, 1 - 0.08 / _HEAD, **fitting(task, 12, room), va="top")
+    # The name is needed whole, to look the episode up; the note gives way.
+    named = fitting(cut(name, 40), 8.5, room / 2)
+    figure.text(right, 1 - 0.35 / _HEAD, **named, color=TEXT, va="top", ha="right")
+    noted = fitting(note, 8.5, room - 0.2 - text_width(named["s"], 8.5))
+    figure.text(left, 1 - 0.35 / _HEAD, **noted, color=TEXT, va="top")
 
 
 def _draw_frames(
