@@ -20,7 +20,7 @@ from dashboards.run import read_run
 from dashboards.snapshot import Look, Rates, Snapshot, Training, Worker
 from dashboards.verdict import judge
 from tests.dashboards.states import AT, CRITIC_BOUND, FAILED, LATENCY, ROLLOUT_BOUND, URL, worker
-from tests.dashboards.tools import need
+from tests.tools import need
 from vlac_queue.cli import main
 
 
