@@ -169,7 +169,7 @@ def test_what_is_no_recording_is_refused(tmp_path: Path, text: str | None, part:
 
 
 def test_long_recordings_are_drawn_by_means(tmp_path: Path) -> None:
-    page = report(tmp_path, record(tmp_path / "r", looks(900)))
+    page = report(tmp_path, record(tmp_path / "r", looks(650)))
     curves = [path.count("L") for path in re.findall(r' d="([^"]*)"', page)]
     assert 100 < max(curves) <= 2 * 600 + 5
 
