@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,14 @@ from vlac_queue.keys import Keys
 from vlac_queue.server import RedisServer
 
 ROOT = Path(__file__).parent.parent
+
+
+with suppress(ImportError):  # the environments of `make test-vlac` and `make test-verl` are without it
+    from hypothesis import HealthCheck, settings
+
+    # How long a machine takes is no property of ours.
+    settings.register_profile("tests", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("tests")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

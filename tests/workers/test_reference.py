@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlac_queue.demo.rollouts import Rollout, load_rollouts, success_step
+from tests.rollouts import ROLLOUTS
+from vlac_queue.demo.rollouts import Rollout, success_step
 from vlac_queue.errors import CriticFailed
 from vlac_queue.messages import DoneVerdict, ValueVerdict
 from workers.critics import CriticQuery
 from workers.critics.reference import ReferenceCritic, shrink
 
-ROLLOUTS = load_rollouts()
 REFERENCES = {rollout.env: rollout for rollout in ROLLOUTS if rollout.kind == "reference"}
 SUCCESSES = [rollout for rollout in ROLLOUTS if rollout.kind == "expert"]
 FAILURES = [rollout for rollout in ROLLOUTS if rollout.kind in ("random", "stalled")]
