@@ -9,7 +9,7 @@ FUZZ_EXAMPLES ?= 20000
 # What CI installs: exact versions with their hashes.
 LOCK := requirements-ci.txt
 
-.PHONY: setup demo test test-chaos test-day fuzz lint lock audit bench clean
+.PHONY: setup demo test test-all test-chaos test-day fuzz lint lock audit bench clean
 
 # LOCKED=1 installs the versions in requirements-ci.txt, whose hashes are checked, instead of the newest.
 setup: $(READY)
@@ -30,8 +30,15 @@ endif
 demo: setup
 	$(BIN)/vlac-queue demo
 
+# PYTEST holds options, e.g. make test PYTEST='-k gate'. Two processes a core: half of the time a test waits.
+PYTEST_ALL := $(BIN)/pytest -n auto --dist worksteal
+
 test: setup
-	$(BIN)/pytest
+	$(PYTEST_ALL) $(PYTEST)
+
+# Those that take long too.
+test-all: setup
+	$(PYTEST_ALL) -m 'not chaos' $(PYTEST)
 
 # Harm done for real: kills, partitions, lost data; prints the table of docs/reliability.md.
 test-chaos: setup

@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,47 @@ from vlac_queue.server import RedisServer
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(autouse=True)
-def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith(("VLAC_", "RQ_"))]:
-        monkeypatch.delenv(name)
+with suppress(ImportError):  # the environments of `make test-vlac` and `make test-verl` are without it
+    from hypothesis import HealthCheck, settings
+
+    # How long a machine takes is no property of ours.
+    settings.register_profile("tests", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("tests")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--none-skipped", action="store_true", help="Fail if a test was skipped.")
+
+
+def pytest_sessionstart() -> None:
+    """Forget the user's own settings, before anything is collected and any fixture begins."""
+    for name in list(os.environ):
+        if name.startswith(("VLAC_", "RQ_")) or name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):
+            del os.environ[name]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return how many processes share the tests: two a core, since half of the time a test waits."""
+    return 2 * len(os.sched_getaffinity(0))
+
+
+def _skipped(config: pytest.Config) -> list[pytest.TestReport]:
+    reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
+    return list(reporter.stats.get("skipped", ())) if reporter else []
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if session.config.getoption("--none-skipped") and _skipped(session.config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Say in one line what was skipped and why, e.g. "9 skipped: tmux is missing (6), chromium is missing (3)"."""
+    reasons = Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in _skipped(config))  # type: ignore[index]
+    if reasons:
+        told = ", ".join(f"{reason} ({times})" for reason, times in reasons.most_common())
+        terminalreporter.write_line(f"{reasons.total()} skipped: {told}")
 
 
 @pytest.fixture(scope="session")

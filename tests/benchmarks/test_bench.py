@@ -49,6 +49,7 @@ def compared(tmp_path: Path, *names: str) -> tuple[str, dict[str, Any]]:
     return output, figures
 
 
+@pytest.mark.slow
 def test_peers_are_compared(tmp_path: Path) -> None:
     _, figures = compared(tmp_path, "list-grouped", "memory")
     rounds = figures["peers"]["rounds"]
@@ -87,6 +88,7 @@ def test_a_worker_is_kept_busy(tmp_path: Path) -> None:
     assert "busy part of a 50 ms critic" in output
 
 
+@pytest.mark.slow
 def test_rollouts_with_and_without_the_critic(tmp_path: Path) -> None:
     output, figures = bench(tmp_path, "--only", "overlap")
     assert {"no critic", "overlapped", "blocking"} <= set(figures["overlap"])

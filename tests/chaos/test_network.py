@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -17,15 +16,14 @@ from tests.chaos.hosts import Hosts
 from tests.chaos.rollout import start, told
 from tests.chaos.servers import Server
 from tests.conftest import ROOT, Workers, until
-
-pytestmark = pytest.mark.skipif(
-    (os.geteuid() != 0 or not shutil.which("ip")) and "CI" not in os.environ,
-    reason="network namespaces need root and iproute2",
-)
+from tests.tools import need
 
 
 @harm(2, short=1)
 def test_hosts_with_delay_loss_and_a_partition(tmp_path: Path, table: Table, times: int) -> None:
+    need("ip")
+    if os.geteuid():
+        pytest.skip("network namespaces need root")
     with Hosts("redis", "gpu1", "gpu2", "rollout") as hosts:
         with hosts.inside("redis"):
             server = Server(tmp_path / "redis", host=hosts.address("redis"), prefix=hosts.command("redis")).start()

@@ -21,7 +21,7 @@ from dashboards.run import read_run
 from dashboards.snapshot import Look, Rates, Snapshot, Training, Worker
 from dashboards.verdict import judge
 from tests.dashboards.states import AT, CRITIC_BOUND, FAILED, LATENCY, ROLLOUT_BOUND, URL, worker
-from tests.dashboards.tools import need
+from tests.tools import need
 from vlac_queue.cli import main
 
 
@@ -189,7 +189,7 @@ def test_axes_have_round_numbers(tmp_path: Path) -> None:
 
 
 def test_long_recordings_are_drawn_by_means(tmp_path: Path) -> None:
-    page = report(tmp_path, record(tmp_path / "r", looks(900)))
+    page = report(tmp_path, record(tmp_path / "r", looks(650)))
     curves = [path.count("L") for path in re.findall(r' d="([^"]*)"', page)]
     assert 100 < max(curves) <= 2 * 600 + 5
 

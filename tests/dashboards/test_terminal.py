@@ -19,7 +19,7 @@ from dashboards.record import Recorder
 from dashboards.verdict import judge
 from tests.conftest import ROOT, Workers, until
 from tests.dashboards.states import LOOKS, URL
-from tests.dashboards.tools import need
+from tests.tools import need
 from tests.workers.critics import NAME as TASK_CRITIC
 from tests.workers.critics import frame
 from vlac_queue import CriticClient, VlacConfig

@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from tests.conftest import until
+from tests.security.test_secrets import CommandLines
 from vlac_queue.demo.play import Report
 from vlac_queue.demo.report import summary
 from vlac_queue.demo.rollouts import load_rollouts, success_step
@@ -26,22 +27,22 @@ from vlac_queue.demo.rollouts import load_rollouts, success_step
 COMMAND = [sys.executable, "-m", "vlac_queue.cli", "demo"]
 
 
+#: Settings of a user's own queue, which don't concern the demo.
+SETTINGS = {"VLAC_REDIS_USERNAME": "vlac-rollout", "VLAC_REDIS_PASSWORD": "hush", "VLAC_CRITIC": "vlac"}
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: Any) -> tuple[subprocess.CompletedProcess[str], dict[str, Any], Path]:
     folder = tmp_path_factory.mktemp("demo")
     command = [*COMMAND, "--json", "figures.json"]
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        # Whatever the terminal's encoding is.
-        env={**os.environ, "COLUMNS": "80", "PYTHONIOENCODING": "latin-1"},
-    )
+    # Whatever the terminal's encoding is.
+    environ = {**os.environ, **SETTINGS, "COLUMNS": "80", "PYTHONIOENCODING": "latin-1"}
+    with CommandLines() as lines:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100, env=environ)
     assert done.returncode == 0, done.stderr
     # Without a terminal a line says what takes some seconds.
     assert re.findall(r"(\w+) .*\.\.\.$", done.stderr, re.MULTILINE) == ["starting", "playing", "drawing"]
+    (folder / "command-lines.log").write_text("\n".join(lines.seen))
     return done, json.loads((folder / "figures.json").read_text()), folder
 
 
@@ -96,6 +97,12 @@ def test_the_table_fits_80_columns_and_the_picture_is_there(run: Any) -> None:
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert "stalled 31" in done.stdout and "environment" in done.stdout and done.stdout.isascii()
     assert (folder / "demo-out" / "episodes.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_nothing_shows_the_password_of_a_users_own_server(run: Any) -> None:
+    done, _, folder = run
+    for text in (done.stdout, done.stderr, *(path.read_text() for path in folder.rglob("*.log"))):
+        assert SETTINGS["VLAC_REDIS_PASSWORD"] not in text
 
 
 def _started_by(mark: str) -> list[psutil.Process]:

@@ -170,9 +170,9 @@ def test_less_maxmemory_than_pending_bytes_is_a_warning_until_the_remedy_was_app
 @pytest.mark.parametrize(
     ("arguments", "settings"),
     [
-        (("--save", "3600 1"), ["save ''"]),
+        (("--save", "3600", "1"), ["save ''"]),
         (("--appendonly", "yes"), ["appendonly no"]),
-        (("--save", "60 1", "--appendonly", "yes"), ["save ''", "appendonly no"]),
+        (("--save", "60", "1", "--appendonly", "yes"), ["save ''", "appendonly no"]),
     ],
 )
 def test_persistence_is_a_hint(arguments: tuple[str, ...], settings: list[str]) -> None:

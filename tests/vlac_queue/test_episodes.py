@@ -20,13 +20,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import ROOT, Workers
+from tests.rollouts import ROLLOUTS as SHIPPED
 from tests.workers.critics import NAME, frame
 from vlac_queue import CriticClient, CriticFailed
 from vlac_queue.cli import main
-from vlac_queue.demo.rollouts import load_rollouts
 from vlac_queue.plot import evenly, fitting, shrunk, text_width
 
-ROLLOUTS = {rollout.name: rollout for rollout in load_rollouts()}
+ROLLOUTS = {rollout.name: rollout for rollout in SHIPPED}
 
 
 @pytest.fixture

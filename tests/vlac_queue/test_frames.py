@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlac_queue.demo.rollouts import Rollout, load_rollouts
+from tests.rollouts import ROLLOUTS
+from vlac_queue.demo.rollouts import Rollout
 from vlac_queue.errors import FrameError
 from vlac_queue.frames import (
     HEADER_BYTES,
@@ -466,7 +467,7 @@ def test_no_batches_are_no_frames() -> None:
 
 @pytest.fixture(scope="module")
 def rollouts() -> list[Rollout]:
-    return load_rollouts()
+    return ROLLOUTS
 
 
 def test_a_still_camera_costs_at_most_a_quarter(rollouts: list[Rollout]) -> None:

@@ -148,7 +148,9 @@ def test_late_answers_in_any_order_change_nothing(scripts: Any, on_failure: str,
         except CriticFailed as error:
             return str(error)
 
-    assert run(overlap=True) == run(overlap=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vlac_queue.gate.time.sleep", lambda seconds: None)
+        assert run(overlap=True) == run(overlap=False)
 
 
 def test_push_failures_follow_the_policy() -> None:

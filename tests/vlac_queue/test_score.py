@@ -14,9 +14,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.conftest import Workers
+from tests.rollouts import ROLLOUTS as SHIPPED
 from vlac_queue import CriticClient, FrameError
 from vlac_queue.client import Episode, Pending
-from vlac_queue.demo.rollouts import load_rollouts, success_step
+from vlac_queue.demo.rollouts import success_step
 from vlac_queue.frames import Frames
 from vlac_queue.messages import DoneVerdict, ValueVerdict
 from vlac_queue.score import (
@@ -31,7 +32,7 @@ from vlac_queue.score import (
 )
 from vlac_queue.score.command import MAX_OPEN, ask, score
 
-ROLLOUTS = {rollout.name: rollout for rollout in load_rollouts()}
+ROLLOUTS = {rollout.name: rollout for rollout in SHIPPED}
 REFERENCE = ROLLOUTS["door-open-v3_reference_s0"]
 
 

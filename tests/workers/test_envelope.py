@@ -54,7 +54,9 @@ def test_a_job_written_by_rq_is_read() -> None:
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-@pytest.mark.parametrize("compress", [zlib.compress, lambda data: zlib.compress(data, 9), bytes], ids=str)
+@pytest.mark.parametrize(
+    "compress", [zlib.compress, lambda data: zlib.compress(data, 9), bytes], ids=["zlib", "zlib-9", "none"]
+)
 @pytest.mark.parametrize(
     "text", ["", "x", _TEXT, "Tür öffnen \U0001f916 " * 100], ids=["empty", "x", "job", "utf-8"]
 )

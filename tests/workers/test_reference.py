@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlac_queue.demo.rollouts import Rollout, load_rollouts, success_step
+from tests.rollouts import ROLLOUTS
+from vlac_queue.demo.rollouts import Rollout, success_step
 from vlac_queue.errors import CriticFailed
 from vlac_queue.messages import DoneVerdict, ValueVerdict
 from workers.critics import CriticQuery
 from workers.critics.reference import ReferenceCritic, shrink
 
-ROLLOUTS = load_rollouts()
 REFERENCES = {rollout.env: rollout for rollout in ROLLOUTS if rollout.kind == "reference"}
 SUCCESSES = [rollout for rollout in ROLLOUTS if rollout.kind == "expert"]
 FAILURES = [rollout for rollout in ROLLOUTS if rollout.kind in ("random", "stalled")]
@@ -70,11 +73,17 @@ def test_failures_have_lower_values_than_successes(env: str) -> None:
     assert min(failures) < 15
 
 
+@cache
+def asked_alone() -> tuple[list[CriticQuery], list[Any]]:
+    """A query about each rollout, and its answer in a batch of its own."""
+    queries = [query("done", rollout, 7) for rollout in SUCCESSES + FAILURES]
+    return queries, [ReferenceCritic().answer([each])[0] for each in queries]
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.permutations(range(len(SUCCESSES) + len(FAILURES))), st.integers(1, 15))
 def test_what_else_is_in_the_batch_never_changes_an_answer(order: list[int], size: int) -> None:
-    queries = [query("done", rollout, 7) for rollout in SUCCESSES + FAILURES]
-    alone = [ReferenceCritic().answer([each])[0] for each in queries]
+    queries, alone = asked_alone()
     critic = ReferenceCritic()
     for start in range(0, len(order), size):
         part = order[start : start + size]

@@ -191,7 +191,7 @@ def test_a_giant_job_is_refused_unread(client: CriticClient, workers: Workers, c
     queue = Queue("vlac", connection=connection)
     bomb = Job.create(JOB_FUNCTION, args=("",), connection=connection, id="bomb", origin="vlac")
     bomb.save()
-    connection.hset(bomb.key, "data", zlib.compress(bytes(512 << 20), 9))
+    connection.hset(bomb.key, "data", zlib.compress(bytes(512 << 20), 1))
     connection.rpush("rq:queue:vlac", bomb.id)
     worker = workers.start(NAME)
     until(lambda: queue.failed_job_registry.get_job_count(cleanup=False) == 1)

@@ -1,0 +1,5 @@
+"""The shipped rollouts, read once for all tests of a process."""
+
+from vlac_queue.demo.rollouts import load_rollouts
+
+ROLLOUTS = load_rollouts()
