@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
+from rich.cells import cell_len
 from rich.text import Text
 
 from dashboards.charts import ASCII_BLOCKS, BLOCKS, bars, bins, gauge
@@ -111,7 +112,7 @@ def page(view: View, width: int, height: int | None = None) -> list[Text]:
     if rows is not None:
         body = body[:rows] + [frame.row(Text())] * (rows - len(body))
     lines = [*head, *body, frame.bottom(_KEYS[view.page] if height is not None else "")]
-    return [fit(line, width) for line in lines]
+    return [fit(_ascii(line) if view.ascii else line, width) for line in lines]
 
 
 def listed(view: View) -> int:
@@ -263,7 +264,7 @@ def _server(snapshot: Snapshot, width: int) -> list[Text]:
     total = sum(worker.failures for worker in snapshot.alive)
     counts = f"{failed:,} of {window:,} in a minute, {total:,} in all{_last_error(snapshot)}"
     lines.append(_named("failed", Text(counts, "red" if failed else "")))
-    return [fit(line, width) for line in lines]
+    return [fit(_ascii(line) if view.ascii else line, width) for line in lines]
 
 
 def _told(snapshot: Snapshot) -> str:
@@ -336,6 +337,13 @@ def _workers(
 
 
 # Texts.
+
+
+def _ascii(line: Text) -> Text:
+    """The line with question marks, as wide, for letters that the terminal lacks; without its styles then."""
+    if line.plain.isascii():
+        return line
+    return Text("".join(char if char.isascii() else "?" * cell_len(char) for char in line.plain))
 
 
 def _named(name: str, text: Text) -> Text:

@@ -68,7 +68,7 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, texts:
     console = Console(width=max(console.width, others + min(room, widths[texts - 1])))
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for place, header in enumerate(headers):
-        least = None if place == texts - 1 else widths[place]
+        least = min(widths[place], room) if place == texts - 1 else widths[place]
         table.add_column(header, justify="left" if place < texts else "right", no_wrap=True, min_width=least)
     for row in rows:
         cells = list(row)

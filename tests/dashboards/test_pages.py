@@ -170,6 +170,9 @@ def test_ascii_where_the_terminal_knows_no_more() -> None:
     for name in LOOKS:
         for shown in _PAGES:
             assert picture(view(name, page=shown, ascii=True)).isascii(), (name, shown)
+    look = Look(AT, replace(CRITIC_BOUND, episodes=Episodes(1, 0, 0, (Episode("e-1", "打开 é"),))))
+    text = picture(view(look, page="episodes", ascii=True))
+    assert "????" in text and {len(line) for line in text.splitlines()[2:]} == {80}
 
 
 def styled(shown: View, **settings: object) -> str:

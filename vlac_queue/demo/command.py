@@ -91,7 +91,10 @@ def _run(live: str | None, count: int, logs: Path) -> tuple[list[Report], int]:
             client = stack.enter_context(CriticClient(config))
             runs = play.live_runs(live) if live else play.recorded_runs(load_rollouts())
             processes.wait_until_ready(client)
-        return _play(client, server, runs, live is not None)
+        played = _play(client, server, runs, live is not None)
+        with doing("ending Redis and workers"):
+            stack.close()
+    return played
 
 
 def _play(client: CriticClient, server: RedisServer, runs: list[play.Run], live: bool) -> tuple[list[Report], int]:

@@ -158,7 +158,7 @@ def _row(record: EpisodeRecord) -> dict[str, Any]:
 
 def _print_open(rows: Sequence[dict[str, Any]]) -> None:
     print_table(
-        ("episode", "task", "batches", "size", "asked", "expires in"),
+        ("episode", "task", "pushes", "size", "asked", "expires"),
         [
             (
                 clean(row["id"]),
