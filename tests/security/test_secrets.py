@@ -11,6 +11,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import psutil
@@ -115,6 +116,32 @@ def test_programs_show_it_nowhere(environ: dict[str, str], tmp_path: Path) -> No
     for text in (*said, log.read_text(), *lines.seen):
         hidden(text)
     assert any("rq.cli worker" in line for line in lines.seen)
+
+
+def test_the_critic_pools_workers_have_no_password_of_a_file(
+    server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What it needs Ray for is not tried here (tests/real_verl).
+    for name in ("ray", "ray.util"):
+        monkeypatch.setitem(sys.modules, name, MagicMock())
+    monkeypatch.delitem(sys.modules, "verl_adapter.critic_pool", raising=False)
+    from verl_adapter.critic_pool import CriticHost
+
+    file = tmp_path / "redis-password"
+    file.write_text(_PASSWORD)
+    file.chmod(0o600)
+    monkeypatch.setenv("RQ_REDIS_URL", "redis://127.0.0.1:1/0")  # of the node
+    monkeypatch.setenv("VLAC_REDIS_PASSWORD", "of the node, too")
+    given = {"VLAC_REDIS_URL": server.url, "VLAC_REDIS_PASSWORD_FILE": str(file), "VLAC_CRITIC": "reference"}
+    host = CriticHost("critic", given)
+    try:
+        assert host.listens().startswith("critic-")
+        worker = psutil.Process(host._process.pid)
+        for process in (worker, *worker.children(recursive=True)):
+            hidden("\n".join(f"{name}={value}" for name, value in process.environ().items()))
+    finally:
+        host.drain()
+        monkeypatch.delitem(sys.modules, "verl_adapter.critic_pool")
 
 
 def test_the_demo_does_not_care_for_the_environments_password(tmp_path: Path) -> None:
