@@ -127,6 +127,8 @@ def test_the_critic_pools_workers_have_no_password_of_a_file(
     monkeypatch.delitem(sys.modules, "verl_adapter.critic_pool", raising=False)
     from verl_adapter.critic_pool import CriticHost
 
+    monkeypatch.setattr(os, "_exit", lambda code: None)  # ends an actor whose worker ended
+    monkeypatch.setattr("verl_adapter.critic_pool._START_S", 30)
     file = tmp_path / "redis-password"
     file.write_text(_PASSWORD)
     file.chmod(0o600)
