@@ -27,6 +27,7 @@ import ray
 from ray.util import list_named_actors
 
 from vlac_queue import CriticClient, CriticTimeout, NoWorkers, VlacConfig, VlacQueueError
+from vlac_queue.credentials import VARIABLES as CREDENTIALS
 
 #: Ray namespace of the actors.
 NAMESPACE = "vlac-critic-pool"
@@ -52,10 +53,16 @@ class CriticHost:
         self._name = f"{name}-{uuid.uuid4().hex[:4]}"
         self._config = VlacConfig.from_env(settings)
         self._told = threading.Event()
+        # RQ_REDIS_URL wins over RQ_CONFIG, and would hold the password that a file keeps out of the environment.
+        # User and password are those of `settings`, whatever this node has.
+        left_out = ("RQ_REDIS_URL", *CREDENTIALS)
+        inherited = {name: value for name, value in os.environ.items() if name not in left_out}
         environment = {
-            **os.environ,
+            **inherited,
+            "VLAC_REDIS_URL": VlacConfig.redis_url,
             **settings,
-            "RQ_REDIS_URL": self._config.redis_url,
+            "RQ_CONFIG": "vlac_queue.rq_settings",
+            "RQ_CONNECTION_CLASS": "vlac_queue.connection.AnyRedis",
             "RQ_WORKER_CLASS": "workers.CriticWorker",
         }
         command = [sys.executable, "-m", "rq.cli", "worker", self._config.queue, "--with-scheduler"]

@@ -24,20 +24,60 @@ _CRITIC_CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
+#: What of a URL without "@" is surely no password: hosts with their ports, and a path of Redis or Sentinel.
+_HOSTS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[\w.-]*)(?::\d*)?(?:,(?:\[[0-9A-Fa-f:.]+\]|[\w.-]+)(?::\d*)?)*")
+_PATH = re.compile(r"(?:/[\w.-]*){0,2}")
+_USER = re.compile(r"(?:[\w.+-]|%[0-9A-Fa-f]{2})*")
+#: Options that may be shown.
+_OPTION = re.compile(
+    r"(?:ssl|socket)_(?!password)\w+|(?:sentinel_)?username|db|protocol|timeout|client_name|health_check_interval|"
+    r"max_connections|retry_on_\w+"
+)
+
+
+def cut_by_password(url: str) -> bool:
+    """Whether a / ? or # of a user or password seems to end the host's part of the URL: an @ comes later."""
+    scheme, _, authority, rest = _parts(url)
+    if scheme == "unix":  # has no host, and a path that may hold anything
+        return bool(authority) and not authority.endswith("@")
+    return "@" in rest
+
+
 def redact_url(url: str) -> str:
     """The URL with its password replaced by ***, fit for logs and messages.
 
-    Takes whatever was typed: what can't be told from a password (before the last @) is hidden too.
+    Takes whatever was typed: what can't be told from a password is hidden too.
     """
-    scheme, separator, rest = url.rpartition("://")
-    rest = re.sub(r"(?i)(password=)[^&]*", r"\1***", rest)
-    credentials, at, host = rest.rpartition("@")
-    if not at:
-        return f"{scheme}{separator}{host}"
+    scheme, separator, authority, rest = _parts(url)
+    if cut_by_password(url):
+        return f"{scheme}{separator}***"
+    credentials, at, hosts = authority.rpartition("@")
     user, colon, _ = credentials.partition(":")
-    if separator:
-        return f"{scheme}{separator}{user}{':***' if colon else ''}@{host}"
-    return f"***@{host}"
+    path, mark, query = rest.partition("?")
+    # Without an @, a password may stand where host and port should, or be all there is.
+    usual = _HOSTS.fullmatch(hosts) and (scheme == "unix" or _PATH.fullmatch(path)) and (separator or ":" in hosts)
+    if not at and not usual:
+        return f"{scheme}{separator}***"
+    options = "&".join(map(_shown_option, query.split("&")))
+    user = user if separator and _USER.fullmatch(user) else "***"
+    shown = f"{user}{':***' if colon and separator else ''}@" if at else ""
+    return f"{scheme}{separator}{shown}{hosts}{path}{mark}{options}"
+
+
+def _parts(url: str) -> tuple[str, str, str, str]:
+    """Scheme, "://", what names user and host, and the rest; no scheme where none can be told."""
+    scheme, separator, rest = url.partition("://")
+    if not separator or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
+        scheme, separator, rest = "", "", url
+    end = min((rest.find(mark) for mark in "/?#" if mark in rest), default=len(rest))
+    return scheme, separator, rest[:end], rest[end:]
+
+
+def _shown_option(option: str) -> str:
+    name, equals, _ = option.partition("=")
+    if _OPTION.fullmatch(name) or not option:
+        return option
+    return f"{name}=***" if equals and re.fullmatch(r"(?i)(?:\w+_)?password", name) else "***"
 
 
 def _setting(default: Any, doc: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -9,6 +10,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import redis
 from redis.sentinel import Sentinel
 
+from vlac_queue.config import cut_by_password
 from vlac_queue.faults import error_code
 
 #: Schemes of a Redis behind Sentinel, without and with TLS: redis+sentinel://host:26379,host2:26379/mymaster/0
@@ -17,6 +19,11 @@ SENTINEL_SCHEMES = ("redis+sentinel", "rediss+sentinel")
 _SENTINEL_PORT = 26379
 #: Seconds for one sentinel to answer; the next one is asked then.
 _SENTINEL_TIMEOUT_S = 1.0
+_UNUSABLE = (
+    "it must be like redis://user:password@host:6379/0, unix:///path?db=0 or, for Sentinel, redis+sentinel://"
+    "host:26379,host2:26379/mymaster/0, with options that redis-py knows. Write what is special in a password "
+    "percent-encoded (urllib.parse.quote(password, safe='')), or leave it out and set VLAC_REDIS_PASSWORD_FILE."
+)
 
 
 class _Following:
@@ -111,11 +118,26 @@ def connection_arguments(url: str) -> dict[str, Any]:
     """What a `redis.ConnectionPool` needs for `url`, `connection_class` among it.
 
     Raises:
-        ValueError: the URL can't be used.
+        ValueError: the URL can't be used; the message holds nothing of it.
     """
     scheme = url.partition("://")[0]
-    if scheme in SENTINEL_SCHEMES:
-        return _sentinel_arguments(url)
+    arguments: dict[str, Any] = {}
+    # What urllib and redis-py say of a URL may be a piece of the password, which they took for a port, say.
+    with contextlib.suppress(ValueError, TypeError, redis.RedisError):
+        if not cut_by_password(url):
+            arguments = (_sentinel_arguments if scheme in SENTINEL_SCHEMES else _arguments)(url)
+            # Looks at all of them, and connects to nothing.
+            made = arguments["connection_class"](**_without_class(arguments))
+            str(getattr(made, "host", "")).encode("idna")
+            return arguments
+    raise ValueError(_UNUSABLE)
+
+
+def _without_class(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if name != "connection_class"}
+
+
+def _arguments(url: str) -> dict[str, Any]:
     arguments: dict[str, Any] = redis.connection.parse_url(url)
     return {**arguments, "connection_class": following(arguments.get("connection_class", redis.Connection))}
 
@@ -125,9 +147,7 @@ def _sentinel_arguments(url: str) -> dict[str, Any]:
     credentials, _, hosts = parts.netloc.rpartition("@")
     service, _, database = parts.path.strip("/").partition("/")
     if not hosts or not service:
-        raise ValueError(
-            "a URL of Sentinel names its hosts and the master: redis+sentinel://host:26379,host2:26379/mymaster/0"
-        )
+        raise ValueError("no hosts or no master")
     # The options of a URL of Redis are read as redis-py reads them.
     tls = parts.scheme.startswith("rediss")
     arguments: dict[str, Any] = redis.connection.parse_url(

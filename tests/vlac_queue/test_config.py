@@ -239,7 +239,17 @@ def test_a_password_is_shown_as_stars(url: str, shown: str) -> None:
     assert _SECRET not in str(config)
 
 
-@pytest.mark.parametrize("url", ["redis://localhost:6379/0", "rediss://h:1/2?db=3", "redis://user@h/1"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://localhost:6379/0",
+        "rediss://h:1/2?db=3",
+        "redis://user@h/1",
+        "unix:///run/a@b.sock?db=1",
+        "localhost:6379",
+        "redis+sentinel://gpu1,[::1]:26380/mymaster/0?socket_timeout=3",
+    ],
+)
 def test_a_url_without_password_is_shown_as_it_is(url: str) -> None:
     assert redact_url(url) == url
 
