@@ -30,7 +30,9 @@ def process(command: Sequence[str], **environ: str) -> Iterator[psutil.Process]:
     What it leaves behind is ended as well.
     """
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    started = psutil.Popen([sys.executable, *command], env={**os.environ, "PYTHONPATH": path, **environ})
+    # Settings of a queue of the user's own would change what is measured.
+    outside = {name: text for name, text in os.environ.items() if not name.startswith(("VLAC_", "RQ_"))}
+    started = psutil.Popen([sys.executable, *command], env={**outside, "PYTHONPATH": path, **environ})
     try:
         yield started
     finally:

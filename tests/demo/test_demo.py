@@ -28,7 +28,13 @@ COMMAND = [sys.executable, "-m", "vlac_queue.cli", "demo"]
 
 
 #: Settings of a user's own queue, which don't concern the demo.
-SETTINGS = {"VLAC_REDIS_USERNAME": "vlac-rollout", "VLAC_REDIS_PASSWORD": "hush", "VLAC_CRITIC": "vlac"}
+SETTINGS = {
+    "VLAC_REDIS_USERNAME": "vlac-rollout",
+    "VLAC_REDIS_PASSWORD": "hush",
+    "VLAC_CRITIC": "vlac",
+    "VLAC_LOG_LEVEL": "1",  # no setting of ours: a worker of the queue refuses it
+    "RQ_REDIS_URL": "redis://127.0.0.1:1/0",
+}
 
 
 @pytest.fixture(scope="module")

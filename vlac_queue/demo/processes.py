@@ -31,8 +31,10 @@ class WorkerProcesses:
 
     def __init__(self, count: int, *, redis_url: str, critic: str, logs: Path) -> None:
         self._count = count
+        # Settings of a queue of the user's own don't concern these.
+        outside = {name: text for name, text in os.environ.items() if not name.startswith(("VLAC_", "RQ_"))}
         self._environ = {
-            **os.environ,
+            **outside,
             "RQ_REDIS_URL": redis_url,
             "RQ_WORKER_CLASS": "workers.CriticWorker",
             "VLAC_CRITIC": critic,
