@@ -22,6 +22,7 @@ import uuid
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import redis
@@ -39,7 +40,7 @@ from rq.worker_registration import clean_worker_registry
 from vlac_queue.config import VlacConfig
 from vlac_queue.connection import RedisClock, reconnect
 from vlac_queue.errors import ConfigError, CriticFailed, ProtocolError
-from vlac_queue.faults import fault_of, passes
+from vlac_queue.faults import Fault, fault_of, passes
 from vlac_queue.keys import CLIENT_TTL_S, WORKER_TTL_MS, Keys
 from vlac_queue.messages import (
     MAX_JOB_BYTES,
@@ -59,6 +60,8 @@ from workers.intake import Intake, Prepared
 from workers.log import make_logs_safe
 from workers.replies import OpenJobs, Replies
 from workers.restart import may_restart, restart
+from workers.scheduler import Scheduler
+from workers.trouble import Trouble
 from workers.watchdog import Watchdog
 
 #: Seconds between two beats, and so between two looks for dead workers.
@@ -168,6 +171,10 @@ class CriticWorker(SimpleWorker):
         #: Whether this process may begin anew where the critic hangs or has lost its accelerator.
         self._restarts = False
         self._halt = threading.Event()
+        self._taking, self._beating, self._listening, self._housekeeping = (
+            Trouble(self.log, self.name, part, self.connection)
+            for part in ("taking jobs", "heartbeat", "listening to commands", "maintenance")
+        )
         self._suspended = False
         #: Whether there was no work at the last look, and is something to decode ahead.
         self._quiet = False
@@ -227,6 +234,7 @@ class CriticWorker(SimpleWorker):
             CriticFailed: the critic could not be loaded, or its thread died.
         """
         self._restarts = may_restart() and self._parent is None
+        self._wait_until_served()
         self._check_server()
         self._clock.sync()
         self.bootstrap(logging_level, date_format, log_format)
@@ -270,7 +278,13 @@ class CriticWorker(SimpleWorker):
         return reconnect(connection)
 
     def register_birth(self) -> None:
-        super().register_birth()
+        try:
+            super().register_birth()
+        except redis.ResponseError as error:
+            # Lists of a wrong type, which are for people: the rest is written.
+            if passes(error) or self.birth_date is None:
+                raise
+            self._beating.met(error)
         # RQ would have a worker that dies before its first beat listed for 8 minutes.
         self.connection.pexpire(self.key, WORKER_TTL_MS)
 
@@ -296,6 +310,42 @@ class CriticWorker(SimpleWorker):
             sleep_time=60, daemon=True, exception_handler=self._pubsub_exception_handler
         )
 
+    def _start_scheduler(
+        self,
+        burst: bool = False,
+        logging_level: str | None = "INFO",
+        date_format: str = DEFAULT_LOGGING_DATE_FORMAT,
+        log_format: str = DEFAULT_LOGGING_FORMAT,
+    ) -> None:
+        """As RQ's; where Redis refuses, it is left to the maintenance."""
+        self.scheduler = Scheduler(
+            self.queues,
+            connection=self.connection,
+            logging_level=logging_level if logging_level is not None else self.log.level,
+            date_format=date_format,
+            log_format=log_format,
+            serializer=self.serializer,
+        )
+        try:
+            if not self.scheduler.acquire_locks():
+                return
+            if not burst:
+                self.scheduler.start()
+                return
+            try:
+                self.scheduler.enqueue_scheduled_jobs()
+            finally:
+                self.scheduler.release_locks()
+        except redis.RedisError as error:
+            self._housekeeping.met(error)
+
+    def _pubsub_exception_handler(self, exc: Exception, pubsub: Any, pubsub_thread: Any) -> None:
+        """Goes on listening whatever Redis said; RQ's would end its thread at all but a lost connection."""
+        if not isinstance(exc, redis.RedisError):
+            raise exc
+        self._listening.met(exc)
+        time.sleep(_REDIS_PAUSE_S)
+
     def handle_payload(self, message: Any) -> None:
         """Follows RQ's command `shutdown`; the others are about work-horses, which this worker has none of."""
         try:
@@ -315,15 +365,28 @@ class CriticWorker(SimpleWorker):
             self.log.warning("Worker %s: no such order: %s", self.name, _shown(message["data"]))
 
     def run_maintenance_tasks(self) -> None:
-        """Restarts a dead scheduler and forgets dead workers and old failures.
+        """Restarts a dead scheduler and forgets dead workers and old failures; what fails is tried the next time.
 
         RQ's own round also fails abandoned jobs and calls the callbacks they name: code named on Redis.
         """
+        errors = []
+        for task in (
+            self._revive_scheduler,
+            self._clock.sync,
+            partial(clean_worker_registry, self.queues[0]),
+            self._failed_registry().cleanup,
+        ):
+            try:
+                task()
+            except redis.RedisError as error:
+                errors.append(error)
+            except Exception:  # others' entries that RQ can't read, no room for a process: none is worth a worker
+                self.log.exception("Worker %s: maintenance failed", self.name)
+        self._housekeeping.met(errors[0]) if errors else self._housekeeping.over()
+
+    def _revive_scheduler(self) -> None:
         if self.scheduler and (not self.scheduler._process or not self.scheduler._process.is_alive()):
             self.scheduler.acquire_locks(auto_start=True)
-        self._clock.sync()
-        clean_worker_registry(self.queues[0])
-        self._failed_registry().cleanup()
 
     # The main thread: jobs in.
 
@@ -338,7 +401,7 @@ class CriticWorker(SimpleWorker):
             if max_jobs is not None and self.stats.jobs >= max_jobs:
                 break
             try:
-                if time.monotonic() - last_maintenance > _MAINTENANCE_S:
+                if time.monotonic() - last_maintenance > min(_MAINTENANCE_S, self.maintenance_interval):
                     last_maintenance = time.monotonic()
                     self.run_maintenance_tasks()
                 if self._alone_waits and not self._suspended:
@@ -358,11 +421,10 @@ class CriticWorker(SimpleWorker):
                 unread, self._at_hand = [], frozenset()
             except redis.RedisError as error:
                 # The jobs at hand are kept and read again.
-                self.log.error(
-                    "Worker %s: Redis is %s (%s); trying again", self.name, fault_of(error).value, error
-                )
+                self._taking.met(error)
                 self._halt.wait(_REDIS_PAUSE_S)
                 continue
+            self._taking.over()
             busy = bool(self._jobs)
             if jobs or busy:
                 idle_since = time.monotonic()
@@ -567,26 +629,25 @@ class CriticWorker(SimpleWorker):
     # The beating thread.
 
     def _beat_loop(self) -> None:
-        away = False
         while not self._halt.wait(BEAT_S):
             if where := self._watchdog.look(BEAT_S):
                 self._end_hung(where)
             try:
-                self._beat()
-                away = False
+                wrong = self._beat()
+                self._beating.met(wrong[0]) if wrong else self._beating.over()
             except redis.RedisError as error:
-                if not away:
-                    self.log.error(
-                        "Worker %s: no heartbeat, Redis is %s (%s)", self.name, fault_of(error).value, error
-                    )
-                away = True
+                self._beating.met(error)
             except Exception as error:
                 self._fatal = self._fatal or error
                 self.log.exception("Worker %s: the heartbeat failed", self.name)
                 return
 
-    def _beat(self) -> None:
-        """Says that this worker lives, learns what it should know, and finds dead workers."""
+    def _beat(self) -> list[redis.RedisError]:
+        """Says that this worker lives, learns what it should know, and finds dead workers.
+
+        Returns:
+            Errors that do not pass, of keys that are of a wrong type, say: what else there is to do is done.
+        """
         self._replies.new_beat()
         self._state = (WorkerStatus.BUSY if self._jobs else WorkerStatus.IDLE).value
         worker_key = self._keys.worker(self.name)
@@ -606,21 +667,27 @@ class CriticWorker(SimpleWorker):
             pipeline.sadd(self._keys.workers, self.name)
             pipeline.hset(worker_key, mapping=self._description())
             pipeline.pexpire(worker_key, WORKER_TTL_MS)
-            names, suspended, was_there, claimed, alone, parent_stops = pipeline.execute()[:6]
+            replies = pipeline.execute(raise_on_error=False)
+        wrong = [reply for reply in replies if isinstance(reply, redis.RedisError)]
+        for error in filter(passes, wrong):
+            raise error
+        known = [None if isinstance(reply, redis.RedisError) else reply for reply in replies[:6]]
+        names, suspended, was_there, claimed, alone, parent_stops = known
         self._suspended = bool(suspended)
         self._alone_waits = bool(alone)
-        self._check_claims(
-            mine,
-            frozenset(job.decode(errors="replace") for job in claimed),
-            lapsed=self._beats > 0 and not was_there,
-        )
+        if claimed is not None:
+            self._check_claims(
+                mine,
+                frozenset(job.decode(errors="replace") for job in claimed),
+                lapsed=self._beats > 0 and not was_there,
+            )
         self._beats += 1
         if self._parent and not self._stop_requested and (parent_stops or self._orphaned()):
             self.log.info("Worker %s: its parent %s stops, stopping too", self.name, self._parent.name)
             self._request_stop()
-        others = sorted(self._known(names) - {self.name})
+        others = sorted(self._known(names or ()) - {self.name})
         self._others = len(others)
-        self._recover(others)
+        return wrong + self._recover(others)
 
     def _check_claims(self, mine: frozenset[str], claimed: frozenset[str], *, lapsed: bool) -> None:
         """Makes claims and what is at hand agree, after a reply was lost or this worker was thought dead.
@@ -692,25 +759,35 @@ class CriticWorker(SimpleWorker):
     def _orphaned(self) -> bool:
         return self._parent is not None and not self._parent.same_process and os.getppid() != self._parent.pid
 
-    def _recover(self, others: Sequence[str]) -> None:
+    def _recover(self, others: Sequence[str]) -> list[redis.RedisError]:
+        """Takes over what dead workers had; returns errors that do not pass, each of one of them."""
         if not others:
-            return
+            return []
+        wrong = []
         with self.connection.pipeline(transaction=False) as pipeline:
             for name in others:
                 pipeline.exists(self._keys.worker(name))
             alive = pipeline.execute()
         for name, lives in zip(others, alive, strict=True):
-            if lives:
-                continue
-            given_back, spent = self._claims.recover(name)
-            if given_back or spent:
-                self.log.warning(
-                    "Worker %s: worker %s died; %d of its jobs go to others, %d have no retries left",
-                    self.name, name, given_back, len(spent),
-                )  # fmt: skip
-            for job in spent:
-                for _, text in self._readable([job]):
-                    self._bury(job, text)
+            try:
+                if not lives:
+                    self._take_over(name)
+            except redis.RedisError as error:
+                if passes(error):
+                    raise
+                wrong.append(error)
+        return wrong
+
+    def _take_over(self, name: str) -> None:
+        given_back, spent = self._claims.recover(name)
+        if given_back or spent:
+            self.log.warning(
+                "Worker %s: worker %s died; %d of its jobs go to others, %d have no retries left",
+                self.name, name, given_back, len(spent),
+            )  # fmt: skip
+        for job in spent:
+            for _, text in self._readable([job]):
+                self._bury(job, text)
 
     # The end.
 
@@ -755,6 +832,19 @@ class CriticWorker(SimpleWorker):
 
     def _failed_registry(self) -> FailedJobRegistry:
         return FailedJobRegistry(self.queues[0].name, connection=self.connection, serializer=DataOnlySerializer)
+
+    def _wait_until_served(self) -> None:
+        """Waits for a Redis that refuses writes for now; `__init__` has found that it is there."""
+        while True:
+            try:
+                self.connection.hset(self._keys.worker(self.name), "state", WorkerStatus.STARTED.value)
+                self.connection.pexpire(self._keys.worker(self.name), WORKER_TTL_MS)
+                return self._beating.over()
+            except redis.ResponseError as error:
+                if fault_of(error) is not Fault.REFUSED:
+                    raise
+                self._beating.met(error)
+                time.sleep(_REDIS_PAUSE_S)
 
     def _check_server(self) -> None:
         version = self.get_redis_server_version()
