@@ -13,19 +13,25 @@ from workers.trouble import Trouble
 
 
 class Scheduler(RQScheduler):
-    """Enqueues jobs that RQ has scheduled, in a process of its own; takes RQ's arguments.
+    """Enqueues jobs that RQ has scheduled, in a process of its own; takes RQ's arguments, and its worker's name.
 
     RQ's own process ends at the first error of Redis, and stays when its worker is killed: with what it has
     inherited, the accelerator among it.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, worker: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._worker = worker
         self._worker_pid = os.getpid()
+
+    def kill(self) -> None:
+        """End the process, whatever it waits for."""
+        if self._process:
+            self._process.kill()
 
     def work(self) -> None:
         self._install_signal_handlers()
-        trouble = Trouble(self.log, str(self._worker_pid), "scheduler", self.connection)
+        trouble = Trouble(self.log, self._worker, "scheduler", self.connection)
         while not self._stop_requested and os.getppid() == self._worker_pid:
             try:
                 if not self.pid:

@@ -6,7 +6,8 @@ Three threads, so that the critic never waits for Redis:
     critic   takes batches and asks the critic (workers/asker.py)
     replies  writes the answers and finishes the jobs
 
-and a fourth that beats once a second, and gives the jobs of dead workers back to the queue.
+a fourth that beats once a second, and gives the jobs of dead workers back to the queue; and one that ends a
+stopping worker whatever Redis does.
 """
 
 from __future__ import annotations
@@ -79,6 +80,8 @@ _MAINTENANCE_S = 60.0
 _FAILURE_TTL_S = 3600
 #: Seconds to wait after a failed connection.
 _REDIS_PAUSE_S = 0.5
+#: Seconds that a worker takes to end once its critic is done with the batch at hand.
+_END_S = 10.0
 #: Most characters of a worker's name.
 _MOST_NAME_CHARS = 512
 
@@ -142,7 +145,7 @@ class CriticWorker(SimpleWorker):
             self._batcher,
             self._clock,
             idle_offload_s=self.config.idle_offload_s,
-            deliver=lambda answered: self._replies.deliver_from_critic(answered),
+            deliver=lambda answered: self._replies.deliver(answered),
             still_open=self._still_open,
             watchdog=self._watchdog,
             stats=self.stats,
@@ -159,7 +162,6 @@ class CriticWorker(SimpleWorker):
             stats=self.stats,
             log=self.log,
             finish=self._finish_jobs,
-            lacks_work=self._batcher.empty,
         )
         self._replies.critic = CriticIdentity(self.config.critic, self.config.model_path)
         #: Jobs taken whose queries are not open yet, and claims that nobody here knew of at the last beat.
@@ -184,7 +186,10 @@ class CriticWorker(SimpleWorker):
         self._others = 0
         self._loading = False
         self._fatal: BaseException | None = None
+        #: Set once this worker is to end, and once it has.
+        self._ending, self._ended = threading.Event(), threading.Event()
         self._parent: _Parent | None = None
+        self.scheduler: Scheduler | None = None
         self._adopted: tuple[str, str] | None = None
         self._started = time.monotonic()
 
@@ -243,6 +248,7 @@ class CriticWorker(SimpleWorker):
             for loop in (self._asker.run, self._replies.run)
         ]
         beat = threading.Thread(target=self._beat_loop, name="beat", daemon=True)
+        threading.Thread(target=self._end_in_time, args=(threads[0],), name="end", daemon=True).start()
         try:
             if with_scheduler:
                 self._start_scheduler(burst, logging_level, date_format, log_format)
@@ -254,7 +260,11 @@ class CriticWorker(SimpleWorker):
             self._load()
             for thread in threads:
                 thread.start()
-            self._serve(burst, max_jobs, max_idle_time)
+            try:
+                self._serve(burst, max_jobs, max_idle_time)
+            except Exception as error:
+                self._fatal = self._fatal or error
+                self.log.exception("Worker %s: taking jobs failed", self.name)
         except StopRequested:
             pass
         finally:
@@ -268,6 +278,7 @@ class CriticWorker(SimpleWorker):
                 self._die()
             self.critic.close()
             self.teardown()
+            self._ended.set()
         if self._fatal is not None:
             self._restart_if_possible(burst)
             raise CriticFailed(f"the worker stopped: {self._fatal}") from self._fatal
@@ -298,7 +309,7 @@ class CriticWorker(SimpleWorker):
         """Stops taking jobs, and ends the critic's thread after the batch at hand."""
         self._stop_requested = True
         self._batcher.close()
-        self._replies.hurry()
+        self._ending.set()
 
     def subscribe(self) -> None:
         """As RQ's, and to the channel with orders for the critic."""
@@ -325,6 +336,7 @@ class CriticWorker(SimpleWorker):
             date_format=date_format,
             log_format=log_format,
             serializer=self.serializer,
+            worker=self.name,
         )
         try:
             if not self.scheduler.acquire_locks():
@@ -802,12 +814,27 @@ class CriticWorker(SimpleWorker):
     def _finish(self, threads: Sequence[threading.Thread]) -> None:
         """Ends the critic's thread after the batch at hand, then the replies'."""
         self._batcher.close()
+        self._ending.set()
         asking, replying = threads
         if asking.ident is not None:
             asking.join()
         if replying.is_alive():
             self._replies.close()
             replying.join()
+
+    def _end_in_time(self, asking: threading.Thread) -> None:
+        """Ends this process where Redis keeps it from ending: it is silent, and each try at it takes long."""
+        self._ending.wait()
+        if asking.ident is not None:
+            asking.join()
+        if self._ended.wait(_END_S):
+            return
+        self.log.critical("Worker %s: ends without a word to Redis; others find its jobs", self.name)
+        if self.scheduler:
+            self.scheduler.kill()
+        if self._fatal is not None:
+            self._restart_if_possible(False)
+        os._exit(0 if self._fatal is None else 1)
 
     def _leave(self) -> None:
         """Gives unfinished jobs back and takes this worker off the lists; others do it where Redis is away."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import redis
 
@@ -151,3 +152,31 @@ def _listening(client: CriticClient) -> list[str]:
     with contextlib.suppress(Exception):
         return list(client.ping())
     return []
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.chaos)])
+def test_a_worker_ends_while_redis_is_away(number: signal.Signals, tmp_path: Path, fleets: Any) -> None:
+    """However many answers it could not write."""
+    with Server(tmp_path / "redis") as server, server.connection() as control:
+        workers: Workers = fleets(server.url, control)
+        process = workers.start(NAME, VLAC_MAX_BATCH="1")
+        client = CriticClient(VlacConfig(redis_url=server.url, max_batch=256, patience_s=0))
+        gate = tmp_path / "gate"
+        episodes = [client.episode(task) for task in (f"hold {gate}", *["task"] * 255)]
+        client.push_many([(episode, frame(51)) for episode in episodes])
+        client.ask_done_many(episodes)
+        until((tmp_path / "gate.begun").exists)
+        server.send(number)
+        gate.touch()
+        if number == signal.SIGKILL:
+            until(lambda: "answers" in workers.log.read_text())
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+
+
+def test_the_scheduler_ends_with_its_worker(tmp_path: Path, workers: Workers) -> None:
+    process = workers.start(NAME)
+    (scheduler,) = until(psutil.Process(process.pid).children)
+    process.kill()
+    process.wait()
+    until(lambda: not psutil.pid_exists(scheduler.pid))
