@@ -59,7 +59,14 @@ def test_jobs_that_wait_are_answered_in_one_batch(client: CriticClient, workers:
 
 @pytest.mark.parametrize(
     ("task", "message"),
-    [("refuse", "banana"), ("explode", "the batch exploded"), ("lie", "ValueVerdict"), ("nan", "not finite")],
+    [
+        ("refuse", "banana"),
+        ("explode", "the batch exploded"),
+        ("lie", "TaskCritic gave a wrong answer to a done query: .* ValueVerdict"),
+        ("nan", "not finite"),
+        ("one", "done must be True or False"),
+        ("seven", "score must be within"),
+    ],
 )
 def test_one_querys_failure_never_fails_its_neighbours(
     task: str, message: str, client: CriticClient, workers: Workers, tmp_path: Path
@@ -71,6 +78,14 @@ def test_one_querys_failure_never_fails_its_neighbours(
     assert (before.result().score, after.result().score, held.result().score) == (0.2, 0.4, 0.2)
     with pytest.raises(CriticFailed, match=message):
         bad.result()
+
+
+def test_a_critic_may_answer_with_numpys_numbers(client: CriticClient, workers: Workers) -> None:
+    workers.start(NAME)
+    with client.episode("array") as episode:
+        episode.push(frame(0))
+        assert episode.ask_done().result().score == 0.5
+        assert episode.ask_value().result().values == (50.0,)
 
 
 def test_missing_frames_are_pushed_again_and_damaged_ones_fail_their_query_alone(
