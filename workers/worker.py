@@ -164,9 +164,11 @@ class CriticWorker(SimpleWorker):
             finish=self._finish_jobs,
         )
         self._replies.critic = CriticIdentity(self.config.critic, self.config.model_path)
-        #: Jobs taken whose queries are not open yet, and claims that nobody here knew of at the last beat.
+        #: Jobs taken whose queries are not open yet; and what did not agree at the last beat: claims that nobody
+        #: here knew of, and jobs at hand without a claim.
         self._at_hand: frozenset[str] = frozenset()
         self._unknown: frozenset[str] = frozenset()
+        self._unclaimed: frozenset[str] = frozenset()
         #: Whether jobs wait to be tried alone.
         self._alone_waits = False
         self._beats = 0
@@ -406,7 +408,7 @@ class CriticWorker(SimpleWorker):
         unread: list[TakenJob] = []
         if self._adopted is not None:
             job_id, text = self._adopted
-            self._claims.add(job_id)
+            self._claims.add([job_id])
             self._accept([(job_id, text)])
         idle_since = last_maintenance = time.monotonic()
         while not self._stop_requested and self._fatal is None:
@@ -702,7 +704,8 @@ class CriticWorker(SimpleWorker):
         return wrong + self._recover(others)
 
     def _check_claims(self, mine: frozenset[str], claimed: frozenset[str], *, lapsed: bool) -> None:
-        """Makes claims and what is at hand agree, after a reply was lost or this worker was thought dead.
+        """Makes claims and what is at hand agree: a reply was lost, Redis lost the claims, or others thought this
+        worker dead.
 
         Args:
             mine: jobs at hand before `claimed` was read.
@@ -715,10 +718,20 @@ class CriticWorker(SimpleWorker):
         if lost:
             self.log.warning("Worker %s: %d jobs were taken and lost on the way", self.name, len(lost))
             self._claims.give_back(lost)
-        if lapsed and (gone := mine - claimed):
-            self._batcher.remove(lambda each: each.job in gone)
-            self._jobs.drop(gone)
-            self.log.warning("Worker %s: was thought dead; %d of its jobs went to others", self.name, len(gone))
+        unclaimed = mine - claimed
+        if lapsed:
+            if unclaimed:
+                self._batcher.remove(lambda each: each.job in unclaimed)
+                self._jobs.drop(unclaimed)
+                self.log.warning(
+                    "Worker %s: was thought dead; %d of its jobs went to others", self.name, len(unclaimed)
+                )
+            unclaimed = frozenset()
+        # Answers may be just on their way, or jobs to here: as above.
+        evicted, self._unclaimed = unclaimed & self._unclaimed, unclaimed
+        if evicted:
+            self.log.warning("Worker %s: Redis lost the claims of %d jobs; made again", self.name, len(evicted))
+            self._claims.add(evicted)
 
     def _end_hung(self, where: str) -> None:
         """Ends this process: its critic hangs in a batch."""
