@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 
 import redis
 
 from vlac_queue.faults import as_ours, error_code
+
+#: Seconds without it after which an error is a new one, even if nobody said that it was over.
+_NEW_S = 120.0
 
 
 class Trouble:
@@ -24,14 +29,15 @@ class Trouble:
         self._where = f"Worker {worker}: {part}"
         self._server = _address(connection)
         self._last: tuple[type[Exception], str] | None = None
+        self._met_at = -math.inf
 
     def met(self, error: redis.RedisError) -> None:
         """Log an error, unless it is the last one again."""
         ours = as_ours(error, self._server)
-        kind = type(ours), error_code(error)
-        if kind != self._last:
-            self._last = kind
+        kind, now = (type(ours), error_code(error)), time.monotonic()
+        if kind != self._last or now - self._met_at > _NEW_S:
             self._log.error("%s: %s", self._where, ours)
+        self._last, self._met_at = kind, now
 
     def over(self) -> None:
         """Log that it works again, if it did not."""

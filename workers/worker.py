@@ -175,9 +175,9 @@ class CriticWorker(SimpleWorker):
         #: Whether this process may begin anew where the critic hangs or has lost its accelerator.
         self._restarts = False
         self._halt = threading.Event()
-        self._taking, self._beating, self._listening, self._housekeeping = (
+        self._taking, self._beating, self._listening, self._housekeeping, self._leaving = (
             Trouble(self.log, self.name, part, self.connection)
-            for part in ("taking jobs", "heartbeat", "listening to commands", "maintenance")
+            for part in ("taking jobs", "heartbeat", "listening to commands", "maintenance", "leaving its jobs")
         )
         self._suspended = False
         #: Whether there was no work at the last look, and is something to decode ahead.
@@ -750,7 +750,7 @@ class CriticWorker(SimpleWorker):
         try:
             self.connection.delete(self._keys.worker(self.name), self.key)
         except redis.RedisError as error:
-            self.log.error("Worker %s: Redis is away (%s); others find its jobs later", self.name, error)
+            self._leaving.met(error)
 
     def _restart_if_possible(self, burst: bool) -> None:
         if burst or not self._restarts:
@@ -850,7 +850,7 @@ class CriticWorker(SimpleWorker):
         os._exit(0 if self._fatal is None else 1)
 
     def _leave(self) -> None:
-        """Gives unfinished jobs back and takes this worker off the lists; others do it where Redis is away."""
+        """Gives unfinished jobs back and takes this worker off the lists; else others find them."""
         try:
             given_back = self._claims.give_back()
             with self.connection.pipeline() as pipeline:
@@ -860,15 +860,13 @@ class CriticWorker(SimpleWorker):
             if given_back:
                 self.log.info("Worker %s: gave %d jobs back to the queue", self.name, given_back)
         except redis.RedisError as error:
-            self.log.error(
-                "Worker %s: Redis is away (%s); others will find its jobs", self.name, type(error).__name__
-            )
+            self._leaving.met(error)
 
     def teardown(self) -> None:
         try:
             super().teardown()
         except redis.RedisError as error:
-            self.log.error("Worker %s: Redis is away (%s) at the end", self.name, type(error).__name__)
+            self._leaving.met(error)
 
     def _failed_registry(self) -> FailedJobRegistry:
         return FailedJobRegistry(self.queues[0].name, connection=self.connection, serializer=DataOnlySerializer)
