@@ -12,10 +12,11 @@ from typing import Literal, TypeVar
 
 from vlac_queue.connection import RedisClock
 from vlac_queue.errors import ProtocolError
-from vlac_queue.messages import Answer, DoneVerdict, Failure, ValueVerdict, encode_answer
+from vlac_queue.messages import Answer, Failure
 from workers.batcher import Batcher
 from workers.critics import Critic, CriticQuery
 from workers.intake import Prepared
+from workers.verdicts import checked_verdict
 from workers.watchdog import Watchdog
 
 Order = Literal["sleep", "wake"]
@@ -160,7 +161,17 @@ class Asker:
                 len(batch), type(error).__name__, error,
             )  # fmt: skip
             return [answer for each in batch for answer in self.ask([each])]
-        return [_checked(each, answer) for each, answer in zip(batch, answers, strict=True)]
+        return [self._checked(each, answer) for each, answer in zip(batch, answers, strict=True)]
+
+    def _checked(self, prepared: Prepared, answer: object) -> Answer:
+        """The critic's answer in plain numbers, if it is one to this query; else a failure of this query alone."""
+        if isinstance(answer, Exception):
+            return _failure(answer)
+        try:
+            return checked_verdict(answer, prepared.query)
+        except ProtocolError as error:
+            name = type(self._critic).__qualname__
+            return Failure(f"{name} gave a wrong answer to a {prepared.query.kind} query: {error}; correct it.")
 
     def _timed(self, work: Callable[[], Result], left_s: float = 0.0) -> Result:
         """Does `work`, for queries that are waited for that much longer."""
@@ -183,22 +194,6 @@ class Asker:
             self._critic.wake()
             self.asleep = False
             self._log.info("the critic is back on the accelerator")
-
-
-def _checked(prepared: Prepared, answer: object) -> Answer:
-    """A critic's answer, if it is one to this query; else a failure of this query alone."""
-    if isinstance(answer, Exception):
-        return _failure(answer)
-    expected = DoneVerdict if prepared.query.kind == "done" else ValueVerdict
-    if not isinstance(answer, expected):
-        return Failure(f"the critic answered a {prepared.query.kind} query with {type(answer).__name__}.")
-    if isinstance(answer, ValueVerdict) and not answer.values:
-        return Failure("the critic answered with an empty value list.")
-    try:
-        encode_answer(prepared.query.id, answer)
-    except (ProtocolError, TypeError) as error:
-        return Failure(str(error))
-    return answer
 
 
 def _failure(error: BaseException) -> Failure:

@@ -260,9 +260,9 @@ class Claims:
         pipeline.hdel(self._keys.rq_job(job_id), "trying")
         pipeline.rpush(self._keys.alone, job_id)
 
-    def add(self, job_id: str) -> None:
-        """Claims a job that came by another way."""
-        self._connection.rpush(self.key, job_id)
+    def add(self, job_ids: Collection[str]) -> None:
+        """Claims jobs that came by another way, or whose claims Redis has lost."""
+        self._connection.rpush(self.key, *job_ids)
 
     def give_back(self, job_ids: Collection[str] = ()) -> int:
         """Puts claimed jobs (none given: all) back to the front of the queue; how many."""

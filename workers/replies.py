@@ -20,13 +20,12 @@ from vlac_queue.metrics import PHASES, Histogram, first_line, publish_event
 from vlac_queue.store import EpisodeStore
 from workers.asker import Answered, WorkerStats
 from workers.critics import CriticQuery
+from workers.trouble import Trouble
 
-#: Batches of answers that may wait for Redis before the critic does.
-_WAITING = 8
 #: Seconds to wait after a failed connection.
 _PAUSE_S = 0.5
-#: Seconds for which a stopping worker goes on trying to write its last answers.
-_LAST_ANSWERS_S = 10.0
+#: Seconds for which a stopping worker goes on trying to write its last answers, all of them together.
+_LAST_ANSWERS_S = 3.0
 #: Failures published as events between two beats; what is more is counted only.
 _EVENTS_A_BEAT = 10
 
@@ -106,7 +105,6 @@ class Replies:
         stats: counts jobs, queries and failures.
         log: tells what the user should know.
         finish: adds to a pipeline what finishes jobs.
-        lacks_work: whether the critic has nothing to do but to write answers itself.
     """
 
     def __init__(
@@ -121,7 +119,6 @@ class Replies:
         stats: WorkerStats,
         log: logging.Logger,
         finish: Callable[[Sequence[str], Pipeline], None],
-        lacks_work: Callable[[], bool],
     ) -> None:
         self._connection = connection
         self._keys = keys
@@ -132,10 +129,10 @@ class Replies:
         self._stats = stats
         self._log = log
         self._finish = finish
-        self._lacks_work = lacks_work
-        self._waiting: queue.Queue[Answered | None] = queue.Queue(_WAITING)
-        self._writing = threading.Lock()
-        self._closing = False
+        # Without a limit: from a Redis that takes no answers, no jobs are taken either.
+        self._waiting: queue.SimpleQueue[Answered | None] = queue.SimpleQueue()
+        self._gives_up_at: float | None = None
+        self._trouble = Trouble(log, worker, "answers", connection)
         self._events_left = _EVENTS_A_BEAT
         #: Who answers.
         self.critic = CriticIdentity()
@@ -145,44 +142,21 @@ class Replies:
         self.last_error = ("", 0.0)
 
     def deliver(self, answered: Answered) -> None:
-        """Takes answers; from any thread."""
-        self._waiting.put(answered)
-
-    def deliver_from_critic(self, answered: Answered) -> None:
-        """Takes answers from the critic's thread, which writes them itself where nothing else waits for it."""
-        if self._waiting.empty() and self._lacks_work() and self._writing.acquire(blocking=False):
-            try:
-                self._write(answered)
-                return
-            except redis.RedisError as error:
-                self._log.error("Worker %s: Redis is %s; answers wait", self._worker, fault_of(error).value)
-            finally:
-                self._writing.release()
+        """Takes answers, from any thread, and never waits."""
         self._waiting.put(answered)
 
     def run(self) -> None:
-        """Writes what is delivered, until closed."""
+        """Writes what is delivered, until closed; then it waits for a Redis that is away only a little longer."""
         while (answered := self._waiting.get()) is not None:
-            gives_up = None
-            while True:
-                try:
-                    with self._writing:
-                        self._write(answered)
-                    break
-                except redis.RedisError as error:
-                    if self._closing:
-                        gives_up = gives_up or time.monotonic() + _LAST_ANSWERS_S
-                        if time.monotonic() > gives_up:
-                            raise
-                    self._log.error("Worker %s: Redis is %s; answers wait", self._worker, fault_of(error).value)
-                    time.sleep(_PAUSE_S)
-
-    def hurry(self) -> None:
-        """Tells that the worker stops: Redis is waited for a little while only."""
-        self._closing = True
+            while not self._written(answered):
+                if self._gives_up_at is not None and time.monotonic() > self._gives_up_at:
+                    self._log.error("Worker %s: stops with answers unwritten; others will give them", self._worker)
+                    return
+                time.sleep(_PAUSE_S)
 
     def close(self) -> None:
-        """Ends `run` once everything delivered is written."""
+        """Ends `run` once everything delivered is written, or some seconds later."""
+        self._gives_up_at = time.monotonic() + _LAST_ANSWERS_S
         self._waiting.put(None)
 
     def new_beat(self) -> None:
@@ -195,8 +169,21 @@ class Replies:
         for command in self._store.answer(answers, self._worker):
             pipeline.execute_command(*command)
 
-    def _write(self, answered: Answered) -> None:
-        """Writes answers, and finishes the jobs whose last ones they are; doing it again changes nothing."""
+    def _written(self, answered: Answered) -> bool:
+        try:
+            wrong = self._write(answered)
+        except redis.RedisError as error:
+            self._trouble.met(error)
+            return False
+        self._trouble.met(wrong[0]) if wrong else self._trouble.over()
+        return True
+
+    def _write(self, answered: Answered) -> list[redis.RedisError]:
+        """Writes answers, and finishes the jobs whose last ones they are; doing it again changes nothing.
+
+        Returns:
+            Errors that do not pass, of a client's keys of a wrong type, say: the answers of others are written.
+        """
         texts: list[tuple[Query, str]] = []
         ttl_s = None
         for prepared, answer in answered.answers:
@@ -215,18 +202,18 @@ class Replies:
                 self._publish_failures(answered, pipeline)
                 yield from (words for words, _ in pipeline.command_stack)
 
-        for index, reply in enumerate(exchange(self._connection, commands())):
+        replies = exchange(self._connection, commands())
+        wrong = [(index, reply) for index, reply in enumerate(replies) if isinstance(reply, redis.RedisError)]
+        for index, error in wrong:
             # A full Redis takes answers (see store.py) and no counters, which nobody waits for.
-            if passes(reply) and (index < len(answers) or fault_of(reply) is not Fault.FULL):
-                raise reply
-            if isinstance(reply, Exception):
-                # A client's keys of a wrong type: the answers of others are written all the same.
-                self._log.error("Worker %s: answers could not be written: %s", self._worker, reply)
+            if passes(error) and (index < len(answers) or fault_of(error) is not Fault.FULL):
+                raise error
         self._measure(answered)
         self._jobs.answered(job_ids)
         self._stats.jobs += len(finished)
         self._stats.queries += len(texts)
         self._stats.failures += sum(isinstance(answer, Failure) for _, answer in answered.answers)
+        return [error for _, error in wrong]
 
     def _measure(self, answered: Answered) -> None:
         """Where the time of queries went, now that their answers are written."""

@@ -6,7 +6,8 @@ Three threads, so that the critic never waits for Redis:
     critic   takes batches and asks the critic (workers/asker.py)
     replies  writes the answers and finishes the jobs
 
-and a fourth that beats once a second, and gives the jobs of dead workers back to the queue.
+a fourth that beats once a second, and gives the jobs of dead workers back to the queue; and one that ends a
+stopping worker whatever Redis does.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import uuid
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import redis
@@ -39,7 +41,7 @@ from rq.worker_registration import clean_worker_registry
 from vlac_queue.config import VlacConfig
 from vlac_queue.connection import RedisClock, reconnect
 from vlac_queue.errors import ConfigError, CriticFailed, ProtocolError
-from vlac_queue.faults import fault_of, passes
+from vlac_queue.faults import Fault, fault_of, passes
 from vlac_queue.keys import CLIENT_TTL_S, WORKER_TTL_MS, Keys
 from vlac_queue.messages import (
     MAX_JOB_BYTES,
@@ -60,6 +62,8 @@ from workers.intake import Intake, Prepared
 from workers.log import make_logs_safe
 from workers.replies import OpenJobs, Replies
 from workers.restart import may_restart, restart
+from workers.scheduler import Scheduler
+from workers.trouble import Trouble
 from workers.watchdog import Watchdog
 
 #: Seconds between two beats, and so between two looks for dead workers.
@@ -77,6 +81,8 @@ _MAINTENANCE_S = 60.0
 _FAILURE_TTL_S = 3600
 #: Seconds to wait after a failed connection.
 _REDIS_PAUSE_S = 0.5
+#: Seconds that a worker takes to end once its critic is done with the batch at hand.
+_END_S = 10.0
 #: Most characters of a worker's name.
 _MOST_NAME_CHARS = 512
 
@@ -140,7 +146,7 @@ class CriticWorker(SimpleWorker):
             self._batcher,
             self._clock,
             idle_offload_s=self.config.idle_offload_s,
-            deliver=lambda answered: self._replies.deliver_from_critic(answered),
+            deliver=lambda answered: self._replies.deliver(answered),
             still_open=self._still_open,
             watchdog=self._watchdog,
             stats=self.stats,
@@ -157,18 +163,23 @@ class CriticWorker(SimpleWorker):
             stats=self.stats,
             log=self.log,
             finish=self._finish_jobs,
-            lacks_work=self._batcher.empty,
         )
         self._replies.critic = CriticIdentity(self.config.critic, self.config.model_path)
-        #: Jobs taken whose queries are not open yet, and claims that nobody here knew of at the last beat.
+        #: Jobs taken whose queries are not open yet; and what did not agree at the last beat: claims that nobody
+        #: here knew of, and jobs at hand without a claim.
         self._at_hand: frozenset[str] = frozenset()
         self._unknown: frozenset[str] = frozenset()
+        self._unclaimed: frozenset[str] = frozenset()
         #: Whether jobs wait to be tried alone.
         self._alone_waits = False
         self._beats = 0
         #: Whether this process may begin anew where the critic hangs or has lost its accelerator.
         self._restarts = False
         self._halt = threading.Event()
+        self._taking, self._beating, self._listening, self._housekeeping, self._leaving = (
+            Trouble(self.log, self.name, part, self.connection)
+            for part in ("taking jobs", "heartbeat", "listening to commands", "maintenance", "leaving its jobs")
+        )
         self._suspended = False
         #: Whether there was no work at the last look, and is something to decode ahead.
         self._quiet = False
@@ -178,7 +189,10 @@ class CriticWorker(SimpleWorker):
         self._others = 0
         self._loading = False
         self._fatal: BaseException | None = None
+        #: Set once this worker is to end, and once it has.
+        self._ending, self._ended = threading.Event(), threading.Event()
         self._parent: _Parent | None = None
+        self.scheduler: Scheduler | None = None
         self._adopted: tuple[str, str] | None = None
         self._started = time.monotonic()
 
@@ -228,6 +242,7 @@ class CriticWorker(SimpleWorker):
             CriticFailed: the critic could not be loaded, or its thread died.
         """
         self._restarts = may_restart() and self._parent is None
+        self._wait_until_served()
         self._check_server()
         self._clock.sync()
         self.bootstrap(logging_level, date_format, log_format)
@@ -236,6 +251,7 @@ class CriticWorker(SimpleWorker):
             for loop in (self._asker.run, self._replies.run)
         ]
         beat = threading.Thread(target=self._beat_loop, name="beat", daemon=True)
+        threading.Thread(target=self._end_in_time, args=(threads[0],), name="end", daemon=True).start()
         try:
             if with_scheduler:
                 self._start_scheduler(burst, logging_level, date_format, log_format)
@@ -247,7 +263,11 @@ class CriticWorker(SimpleWorker):
             self._load()
             for thread in threads:
                 thread.start()
-            self._serve(burst, max_jobs, max_idle_time)
+            try:
+                self._serve(burst, max_jobs, max_idle_time)
+            except Exception as error:
+                self._fatal = self._fatal or error
+                self.log.exception("Worker %s: taking jobs failed", self.name)
         except StopRequested:
             pass
         finally:
@@ -261,6 +281,7 @@ class CriticWorker(SimpleWorker):
                 self._die()
             self.critic.close()
             self.teardown()
+            self._ended.set()
         if self._fatal is not None:
             self._restart_if_possible(burst)
             raise CriticFailed(f"the worker stopped: {self._fatal}") from self._fatal
@@ -271,7 +292,13 @@ class CriticWorker(SimpleWorker):
         return reconnect(connection)
 
     def register_birth(self) -> None:
-        super().register_birth()
+        try:
+            super().register_birth()
+        except redis.ResponseError as error:
+            # Lists of a wrong type, which are for people: the rest is written.
+            if passes(error) or self.birth_date is None:
+                raise
+            self._beating.met(error)
         # RQ would have a worker that dies before its first beat listed for 8 minutes.
         self.connection.pexpire(self.key, WORKER_TTL_MS)
 
@@ -285,7 +312,7 @@ class CriticWorker(SimpleWorker):
         """Stops taking jobs, and ends the critic's thread after the batch at hand."""
         self._stop_requested = True
         self._batcher.close()
-        self._replies.hurry()
+        self._ending.set()
 
     def subscribe(self) -> None:
         """As RQ's, and to the channel with orders for the critic."""
@@ -296,6 +323,43 @@ class CriticWorker(SimpleWorker):
         self.pubsub_thread = self.pubsub.run_in_thread(  # type: ignore[assignment]
             sleep_time=60, daemon=True, exception_handler=self._pubsub_exception_handler
         )
+
+    def _start_scheduler(
+        self,
+        burst: bool = False,
+        logging_level: str | None = "INFO",
+        date_format: str = DEFAULT_LOGGING_DATE_FORMAT,
+        log_format: str = DEFAULT_LOGGING_FORMAT,
+    ) -> None:
+        """As RQ's; where Redis refuses, it is left to the maintenance."""
+        self.scheduler = Scheduler(
+            self.queues,
+            connection=self.connection,
+            logging_level=logging_level if logging_level is not None else self.log.level,
+            date_format=date_format,
+            log_format=log_format,
+            serializer=self.serializer,
+            worker=self.name,
+        )
+        try:
+            if not self.scheduler.acquire_locks():
+                return
+            if not burst:
+                self.scheduler.start()
+                return
+            try:
+                self.scheduler.enqueue_scheduled_jobs()
+            finally:
+                self.scheduler.release_locks()
+        except redis.RedisError as error:
+            self._housekeeping.met(error)
+
+    def _pubsub_exception_handler(self, exc: Exception, pubsub: Any, pubsub_thread: Any) -> None:
+        """Goes on listening whatever Redis said; RQ's would end its thread at all but a lost connection."""
+        if not isinstance(exc, redis.RedisError):
+            raise exc
+        self._listening.met(exc)
+        time.sleep(_REDIS_PAUSE_S)
 
     def handle_payload(self, message: Any) -> None:
         """Follows RQ's command `shutdown`; the others are about work-horses, which this worker has none of."""
@@ -316,15 +380,28 @@ class CriticWorker(SimpleWorker):
             self.log.warning("Worker %s: no such order: %s", self.name, _shown(message["data"]))
 
     def run_maintenance_tasks(self) -> None:
-        """Restarts a dead scheduler and forgets dead workers and old failures.
+        """Restarts a dead scheduler and forgets dead workers and old failures; what fails is tried the next time.
 
         RQ's own round also fails abandoned jobs and calls the callbacks they name: code named on Redis.
         """
+        errors = []
+        for task in (
+            self._revive_scheduler,
+            self._clock.sync,
+            partial(clean_worker_registry, self.queues[0]),
+            self._failed_registry().cleanup,
+        ):
+            try:
+                task()
+            except redis.RedisError as error:
+                errors.append(error)
+            except Exception:  # others' entries that RQ can't read, no room for a process: none is worth a worker
+                self.log.exception("Worker %s: maintenance failed", self.name)
+        self._housekeeping.met(errors[0]) if errors else self._housekeeping.over()
+
+    def _revive_scheduler(self) -> None:
         if self.scheduler and (not self.scheduler._process or not self.scheduler._process.is_alive()):
             self.scheduler.acquire_locks(auto_start=True)
-        self._clock.sync()
-        clean_worker_registry(self.queues[0])
-        self._failed_registry().cleanup()
 
     # The main thread: jobs in.
 
@@ -332,14 +409,14 @@ class CriticWorker(SimpleWorker):
         unread: list[TakenJob] = []
         if self._adopted is not None:
             job_id, text = self._adopted
-            self._claims.add(job_id)
+            self._claims.add([job_id])
             self._accept([(job_id, text)])
         idle_since = last_maintenance = time.monotonic()
         while not self._stop_requested and self._fatal is None:
             if max_jobs is not None and self.stats.jobs >= max_jobs:
                 break
             try:
-                if time.monotonic() - last_maintenance > _MAINTENANCE_S:
+                if time.monotonic() - last_maintenance > min(_MAINTENANCE_S, self.maintenance_interval):
                     last_maintenance = time.monotonic()
                     self.run_maintenance_tasks()
                 if self._alone_waits and not self._suspended:
@@ -359,11 +436,10 @@ class CriticWorker(SimpleWorker):
                 unread, self._at_hand = [], frozenset()
             except redis.RedisError as error:
                 # The jobs at hand are kept and read again.
-                self.log.error(
-                    "Worker %s: Redis is %s (%s); trying again", self.name, fault_of(error).value, error
-                )
+                self._taking.met(error)
                 self._halt.wait(_REDIS_PAUSE_S)
                 continue
+            self._taking.over()
             busy = bool(self._jobs)
             if jobs or busy:
                 idle_since = time.monotonic()
@@ -568,26 +644,25 @@ class CriticWorker(SimpleWorker):
     # The beating thread.
 
     def _beat_loop(self) -> None:
-        away = False
         while not self._halt.wait(BEAT_S):
             if where := self._watchdog.look(BEAT_S):
                 self._end_hung(where)
             try:
-                self._beat()
-                away = False
+                wrong = self._beat()
+                self._beating.met(wrong[0]) if wrong else self._beating.over()
             except redis.RedisError as error:
-                if not away:
-                    self.log.error(
-                        "Worker %s: no heartbeat, Redis is %s (%s)", self.name, fault_of(error).value, error
-                    )
-                away = True
+                self._beating.met(error)
             except Exception as error:
                 self._fatal = self._fatal or error
                 self.log.exception("Worker %s: the heartbeat failed", self.name)
                 return
 
-    def _beat(self) -> None:
-        """Says that this worker lives, learns what it should know, and finds dead workers."""
+    def _beat(self) -> list[redis.RedisError]:
+        """Says that this worker lives, learns what it should know, and finds dead workers.
+
+        Returns:
+            Errors that do not pass, of keys that are of a wrong type, say: what else there is to do is done.
+        """
         self._replies.new_beat()
         self._state = (WorkerStatus.BUSY if self._jobs else WorkerStatus.IDLE).value
         worker_key = self._keys.worker(self.name)
@@ -607,24 +682,31 @@ class CriticWorker(SimpleWorker):
             pipeline.sadd(self._keys.workers, self.name)
             pipeline.hset(worker_key, mapping=self._description())
             pipeline.pexpire(worker_key, WORKER_TTL_MS)
-            names, suspended, was_there, claimed, alone, parent_stops = pipeline.execute()[:6]
+            replies = pipeline.execute(raise_on_error=False)
+        wrong = [reply for reply in replies if isinstance(reply, redis.RedisError)]
+        for error in filter(passes, wrong):
+            raise error
+        known = [None if isinstance(reply, redis.RedisError) else reply for reply in replies[:6]]
+        names, suspended, was_there, claimed, alone, parent_stops = known
         self._suspended = bool(suspended)
         self._alone_waits = bool(alone)
-        self._check_claims(
-            mine,
-            frozenset(job.decode(errors="replace") for job in claimed),
-            lapsed=self._beats > 0 and not was_there,
-        )
+        if claimed is not None:
+            self._check_claims(
+                mine,
+                frozenset(job.decode(errors="replace") for job in claimed),
+                lapsed=self._beats > 0 and not was_there,
+            )
         self._beats += 1
         if self._parent and not self._stop_requested and (parent_stops or self._orphaned()):
             self.log.info("Worker %s: its parent %s stops, stopping too", self.name, self._parent.name)
             self._request_stop()
-        others = sorted(self._known(names) - {self.name})
+        others = sorted(self._known(names or ()) - {self.name})
         self._others = len(others)
-        self._recover(others)
+        return wrong + self._recover(others)
 
     def _check_claims(self, mine: frozenset[str], claimed: frozenset[str], *, lapsed: bool) -> None:
-        """Makes claims and what is at hand agree, after a reply was lost or this worker was thought dead.
+        """Makes claims and what is at hand agree: a reply was lost, Redis lost the claims, or others thought this
+        worker dead.
 
         Args:
             mine: jobs at hand before `claimed` was read.
@@ -637,10 +719,20 @@ class CriticWorker(SimpleWorker):
         if lost:
             self.log.warning("Worker %s: lost on the way: %s", self.name, many(len(lost), "job"))
             self._claims.give_back(lost)
-        if lapsed and (gone := mine - claimed):
-            self._batcher.remove(lambda each: each.job in gone)
-            self._jobs.drop(gone)
-            self.log.warning("Worker %s: was thought dead; %d of its jobs went to others", self.name, len(gone))
+        unclaimed = mine - claimed
+        if lapsed:
+            if unclaimed:
+                self._batcher.remove(lambda each: each.job in unclaimed)
+                self._jobs.drop(unclaimed)
+                self.log.warning(
+                    "Worker %s: was thought dead; %d of its jobs went to others", self.name, len(unclaimed)
+                )
+            unclaimed = frozenset()
+        # Answers may be just on their way, or jobs to here: as above.
+        evicted, self._unclaimed = unclaimed & self._unclaimed, unclaimed
+        if evicted:
+            self.log.warning("Worker %s: Redis lost the claims of %d jobs; made again", self.name, len(evicted))
+            self._claims.add(evicted)
 
     def _end_hung(self, where: str) -> None:
         """Ends this process: its critic hangs in a batch."""
@@ -659,7 +751,7 @@ class CriticWorker(SimpleWorker):
         try:
             self.connection.delete(self._keys.worker(self.name), self.key)
         except redis.RedisError as error:
-            self.log.error("Worker %s: Redis is away (%s); others find its jobs later", self.name, error)
+            self._leaving.met(error)
 
     def _restart_if_possible(self, burst: bool) -> None:
         if burst or not self._restarts:
@@ -693,25 +785,35 @@ class CriticWorker(SimpleWorker):
     def _orphaned(self) -> bool:
         return self._parent is not None and not self._parent.same_process and os.getppid() != self._parent.pid
 
-    def _recover(self, others: Sequence[str]) -> None:
+    def _recover(self, others: Sequence[str]) -> list[redis.RedisError]:
+        """Takes over what dead workers had; returns errors that do not pass, each of one of them."""
         if not others:
-            return
+            return []
+        wrong = []
         with self.connection.pipeline(transaction=False) as pipeline:
             for name in others:
                 pipeline.exists(self._keys.worker(name))
             alive = pipeline.execute()
         for name, lives in zip(others, alive, strict=True):
-            if lives:
-                continue
-            given_back, spent = self._claims.recover(name)
-            if given_back or spent:
-                self.log.warning(
-                    "Worker %s: worker %s died; %d of its jobs go to others, %d have no retries left",
-                    self.name, name, given_back, len(spent),
-                )  # fmt: skip
-            for job in spent:
-                for _, text in self._readable([job]):
-                    self._bury(job, text)
+            try:
+                if not lives:
+                    self._take_over(name)
+            except redis.RedisError as error:
+                if passes(error):
+                    raise
+                wrong.append(error)
+        return wrong
+
+    def _take_over(self, name: str) -> None:
+        given_back, spent = self._claims.recover(name)
+        if given_back or spent:
+            self.log.warning(
+                "Worker %s: worker %s died; %d of its jobs go to others, %d have no retries left",
+                self.name, name, given_back, len(spent),
+            )  # fmt: skip
+        for job in spent:
+            for _, text in self._readable([job]):
+                self._bury(job, text)
 
     # The end.
 
@@ -726,6 +828,7 @@ class CriticWorker(SimpleWorker):
     def _finish(self, threads: Sequence[threading.Thread]) -> None:
         """Ends the critic's thread after the batch at hand, then the replies'."""
         self._batcher.close()
+        self._ending.set()
         asking, replying = threads
         if asking.ident is not None:
             asking.join()
@@ -733,8 +836,22 @@ class CriticWorker(SimpleWorker):
             self._replies.close()
             replying.join()
 
+    def _end_in_time(self, asking: threading.Thread) -> None:
+        """Ends this process where Redis keeps it from ending: it is silent, and each try at it takes long."""
+        self._ending.wait()
+        if asking.ident is not None:
+            asking.join()
+        if self._ended.wait(_END_S):
+            return
+        self.log.critical("Worker %s: ends without a word to Redis; others find its jobs", self.name)
+        if self.scheduler:
+            self.scheduler.kill()
+        if self._fatal is not None:
+            self._restart_if_possible(False)
+        os._exit(0 if self._fatal is None else 1)
+
     def _leave(self) -> None:
-        """Gives unfinished jobs back and takes this worker off the lists; others do it where Redis is away."""
+        """Gives unfinished jobs back and takes this worker off the lists; else others find them."""
         try:
             given_back = self._claims.give_back()
             with self.connection.pipeline() as pipeline:
@@ -744,18 +861,29 @@ class CriticWorker(SimpleWorker):
             if given_back:
                 self.log.info("Worker %s: gave %s back to the queue", self.name, many(given_back, "job"))
         except redis.RedisError as error:
-            self.log.error(
-                "Worker %s: Redis is away (%s); others will find its jobs", self.name, type(error).__name__
-            )
+            self._leaving.met(error)
 
     def teardown(self) -> None:
         try:
             super().teardown()
         except redis.RedisError as error:
-            self.log.error("Worker %s: Redis is away (%s) at the end", self.name, type(error).__name__)
+            self._leaving.met(error)
 
     def _failed_registry(self) -> FailedJobRegistry:
         return FailedJobRegistry(self.queues[0].name, connection=self.connection, serializer=DataOnlySerializer)
+
+    def _wait_until_served(self) -> None:
+        """Waits for a Redis that refuses writes for now; `__init__` has found that it is there."""
+        while True:
+            try:
+                self.connection.hset(self._keys.worker(self.name), "state", WorkerStatus.STARTED.value)
+                self.connection.pexpire(self._keys.worker(self.name), WORKER_TTL_MS)
+                return self._beating.over()
+            except redis.ResponseError as error:
+                if fault_of(error) is not Fault.REFUSED:
+                    raise
+                self._beating.met(error)
+                time.sleep(_REDIS_PAUSE_S)
 
     def _check_server(self) -> None:
         version = self.get_redis_server_version()

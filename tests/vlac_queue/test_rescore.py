@@ -42,7 +42,7 @@ def made_log(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> P
         connection.flushall()
         workers = Workers(server.url, connection, folder)
         workers.start(NAME)
-        for task, reds, truth in (("lift", (10, 100, 200), 2), ("push", (120, 130), None)):
+        for task, reds, truth in (("lift", (30, 100, 200), 2), ("push", (120, 130), None)):
             with logging.episode(task, id=task) as episode:
                 episode.push(frame(0))
                 for red in reds:

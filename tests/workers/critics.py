@@ -24,6 +24,9 @@ class TaskCritic:
     "refuse"     answers with an exception
     "explode"    raises for the whole batch
     "lie"        answers with a value to a done query
+    "one"        answers done=1
+    "seven"      answers a score of 7
+    "array"      answers with numpy's numbers and arrays
     "nan"        answers a score that is not a number
     "kill"       kills its process
     "count"      scores the number of queries in its batch / 1000
@@ -62,7 +65,15 @@ class TaskCritic:
             return ValueVerdict((1.0,), ())
         if word == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        score = {"nan": float("nan"), "count": batch / 1000}.get(word, float(query.frames[-1, 0, 0, 0]) / 255)
+        score = {"nan": float("nan"), "seven": 7.0, "count": batch / 1000}.get(
+            word, float(query.frames[-1, 0, 0, 0]) / 255
+        )
+        if word == "array" and query.kind == "done":
+            return DoneVerdict(np.bool_(False), np.float32(0.5), np.int64(query.frame))  # type: ignore[arg-type]
+        if word == "array":
+            return ValueVerdict(np.array([50.0]), np.array([]))  # type: ignore[arg-type]
+        if word == "one":
+            return DoneVerdict(1, score, query.frame)  # type: ignore[arg-type]
         if query.kind == "done":
             return DoneVerdict(score > query.done_threshold, score, query.frame)
         values = 100.0 * query.frames[:, 0, 0, 0].astype(np.float64) / 255

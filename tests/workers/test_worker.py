@@ -59,7 +59,14 @@ def test_jobs_that_wait_are_answered_in_one_batch(client: CriticClient, workers:
 
 @pytest.mark.parametrize(
     ("task", "message"),
-    [("refuse", "banana"), ("explode", "the batch exploded"), ("lie", "ValueVerdict"), ("nan", "not finite")],
+    [
+        ("refuse", "banana"),
+        ("explode", "the batch exploded"),
+        ("lie", "TaskCritic gave a wrong answer to a done query: .* ValueVerdict"),
+        ("nan", "not finite"),
+        ("one", "done must be True or False"),
+        ("seven", "score must be within"),
+    ],
 )
 def test_one_querys_failure_never_fails_its_neighbours(
     task: str, message: str, client: CriticClient, workers: Workers, tmp_path: Path
@@ -71,6 +78,14 @@ def test_one_querys_failure_never_fails_its_neighbours(
     assert (before.result().score, after.result().score, held.result().score) == (0.2, 0.4, 0.2)
     with pytest.raises(CriticFailed, match=message):
         bad.result()
+
+
+def test_a_critic_may_answer_with_numpys_numbers(client: CriticClient, workers: Workers) -> None:
+    workers.start(NAME)
+    with client.episode("array") as episode:
+        episode.push(frame(0))
+        assert episode.ask_done().result().score == 0.5
+        assert episode.ask_value().result().values == (50.0,)
 
 
 def test_missing_frames_are_pushed_again_and_damaged_ones_fail_their_query_alone(
@@ -241,6 +256,53 @@ def test_a_killed_workers_jobs_go_to_another(client: CriticClient, workers: Work
     gate.touch()
     assert held.result(timeout=10).score == 0.2
     assert waiting.result(timeout=10).score == 0.4
+
+
+def test_a_job_outlives_its_claim_and_its_worker(
+    client: CriticClient, workers: Workers, connection: redis.Redis, tmp_path: Path
+) -> None:
+    """Redis may evict the list of claims, and the worker die then: another takes over as ever."""
+    dying = workers.start(NAME, VLAC_MAX_BATCH="1")
+    claims = Keys("vlac").claims(client.ping()[0])
+    held, gate = hold(client, tmp_path)
+    waiting = ask(client, "task", 102)
+    until(lambda: connection.llen(claims) == 2)
+    workers.start(NAME)
+    assert connection.delete(claims)
+    until(lambda: connection.llen(claims) == 2)
+    dying.kill()
+    gate.touch()
+    assert held.result(timeout=10).score == 0.2
+    assert waiting.result(timeout=10).score == 0.4
+    assert b"was thought dead" not in workers.log.read_bytes()
+
+
+def test_a_job_whose_claim_was_lost_as_its_worker_died_is_asked_again(
+    client: CriticClient, workers: Workers, connection: redis.Redis, tmp_path: Path
+) -> None:
+    dying = workers.start(NAME)
+    claims = Keys("vlac").claims(client.ping()[0])
+    held, gate = hold(client, tmp_path)
+    workers.start(NAME)
+    dying.kill()
+    assert connection.delete(claims)
+    gate.touch()
+    assert held.result(timeout=20).score == 0.2
+
+
+def test_a_crash_of_the_main_thread_costs_its_jobs_a_try(
+    server: RedisServer, workers: Workers, connection: Any
+) -> None:
+    """One worker, that begins anew each time: it is not given the same job for ever."""
+    process = workers.start(NAME, worker_class="tests.workers.crashing.CrashingWorker")
+    with CriticClient(VlacConfig(redis_url=server.url, retries=1, timeout_s=60)) as client:
+        crash, fine = client.episodes(["task", "task"], ids=["crash", None])
+        client.push_many([(episode, frame(51)) for episode in (crash, fine)])
+        poison, neighbour = client.ask_done_many([crash, fine])
+        with pytest.raises(CriticFailed, match="2 workers died while they had this query"):
+            poison.result()
+        assert neighbour.result().score == 0.2
+    assert process.poll() is None
 
 
 def test_a_query_that_kills_every_worker_fails_alone(

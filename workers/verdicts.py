@@ -1,0 +1,72 @@
+"""Checks what a critic answers, where it does: what leaves a worker is of the protocol."""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from numbers import Real
+
+import numpy as np
+
+from vlac_queue.errors import ProtocolError
+from vlac_queue.messages import DoneVerdict, Query, ValueVerdict, encode_answer
+
+
+def checked_verdict(answer: object, query: Query) -> DoneVerdict | ValueVerdict:
+    """Return a critic's answer with Python's own numbers in place of numpy's.
+
+    Raises:
+        ProtocolError: it is no answer to this query: of another kind, or a field of a wrong type or out of range.
+    """
+    verdict = _done(answer, query) if query.kind == "done" else _value(answer)
+    encode_answer(query.id, verdict)
+    return verdict
+
+
+def _done(answer: object, query: Query) -> DoneVerdict:
+    if not isinstance(answer, DoneVerdict):
+        raise ProtocolError(f"a DoneVerdict is wanted, not {_shown(answer)}")
+    if not isinstance(answer.done, (bool, np.bool_)):
+        raise ProtocolError(f"done must be True or False, not {_shown(answer.done)}")
+    score = _number(answer.score, "score")
+    if not 0 <= score <= 1:
+        raise ProtocolError(f"score must be within 0..1, not {score}")
+    if _number(answer.frame, "frame") != query.frame:
+        raise ProtocolError(f"frame must be the query's, {query.frame}, not {answer.frame}")
+    return DoneVerdict(bool(answer.done), score, query.frame)
+
+
+def _value(answer: object) -> ValueVerdict:
+    if not isinstance(answer, ValueVerdict):
+        raise ProtocolError(f"a ValueVerdict is wanted, not {_shown(answer)}")
+    values, critics = _numbers(answer.values, "values"), _numbers(answer.critics, "critics")
+    if not values:
+        raise ProtocolError("values is empty")
+    if len(critics) != len(values) - 1:
+        raise ProtocolError(f"{len(values)} values want {len(values) - 1} critics, not {len(critics)}")
+    return ValueVerdict(values, critics)
+
+
+def _numbers(numbers: object, what: str) -> tuple[float, ...]:
+    if isinstance(numbers, np.ndarray):
+        numbers = numbers.tolist()
+    if not isinstance(numbers, (list, tuple)):
+        raise ProtocolError(f"{what} must be a list of numbers, not {_shown(numbers)}")
+    return tuple(_number(number, what) for number in numbers)
+
+
+def _number(number: object, what: str) -> float:
+    if isinstance(number, np.ndarray) and number.ndim == 0:
+        number = number.item()
+    if isinstance(number, bool) or not isinstance(number, Real):
+        raise ProtocolError(f"{what} must be a number, not {_shown(number)}")
+    try:
+        if math.isfinite(plain := float(number)):
+            return plain
+    except OverflowError:
+        pass  # an integer beyond any float
+    raise ProtocolError(f"{what} is not finite: {_shown(number)}")
+
+
+def _shown(thing: object) -> str:
+    return f"{reprlib.repr(thing)} ({type(thing).__name__})"
