@@ -148,9 +148,7 @@ def test_late_answers_in_any_order_change_nothing(scripts: Any, on_failure: str,
         except CriticFailed as error:
             return str(error)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vlac_queue.gate.time.sleep", lambda seconds: None)
-        assert run(overlap=True) == run(overlap=False)
+    assert run(overlap=True) == run(overlap=False)
 
 
 def test_push_failures_follow_the_policy() -> None:
