@@ -22,7 +22,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from tests.conftest import ROOT, until
-from vlac_queue import CriticClient, RedisDenied, VlacConfig, VlacQueueError
+from vlac_queue import CriticClient, RedisDenied, RedisUnavailable, VlacConfig, VlacQueueError
 from vlac_queue.config import redact_url
 from vlac_queue.connection import connect
 from vlac_queue.credentials import with_credentials
@@ -160,8 +160,8 @@ def test_reprs_and_errors_show_none(environ: dict[str, str], caplog: pytest.LogC
             with pytest.raises(VlacQueueError) as nobody:
                 episode.ask_done()
             shown.append("".join(traceback.format_exception(nobody.value)))
-    for each in (wrong, away):
-        with pytest.raises(RedisDenied) as refused:
+    for each, kind in ((wrong, RedisDenied), (away, RedisUnavailable)):
+        with pytest.raises(kind) as refused:
             CriticClient(each).ping()
         shown.append("".join(traceback.format_exception(refused.value)))
     for text in (*shown, caplog.text or "-"):

@@ -142,7 +142,7 @@ def _ask(
         refuse(f"episode {record.id!r}: {error}")
         return
     if left:
-        note(f"episode {record.id!r}: frames were not logged, of {many(len(left), 'verdict')}")
+        note(f"episode {record.id!r}: the frames of {many(len(left), 'verdict')} were not logged")
 
 
 def _replayed(record: EpisodeRecord, then: Verdict, pending: Pending[Any]) -> Replayed:
