@@ -351,10 +351,16 @@ def wrong_types(stage: Stage) -> None:
     stage.control.delete(*names)
 
 
-@_fault("`rq empty`")
+@_fault("`rq empty` while jobs wait")
 def queue_emptied(stage: Stage) -> None:
+    alive = stage.alive()
+    for process in alive:
+        process.send_signal(signal.SIGSTOP)
+    until(lambda: stage.control.llen(stage.keys.rq_queue))
     command = [sys.executable, "-m", "rq.cli", "empty", "vlac", "--url", stage.server.url]
     subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    for process in alive:
+        process.send_signal(signal.SIGCONT)
 
 
 @_fault("Redis' clock jumps by an hour, ahead and back", shifts_clock=True)
