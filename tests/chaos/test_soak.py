@@ -67,6 +67,7 @@ class Memory:
         return parts
 
 
+@pytest.mark.chaos
 @pytest.mark.soak
 @pytest.mark.timeout(int(60 * MINUTES) + 1800)
 def test_soak(tmp_path: Path, table: Table) -> None:
