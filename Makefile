@@ -42,12 +42,20 @@ test-all: setup
 
 # Harm done for real: kills, partitions, lost data; prints the table of docs/reliability.md.
 test-chaos: setup
-	$(BIN)/pytest tests/chaos -m chaos
+	$(BIN)/pytest tests/chaos -m 'chaos and not soak'
 
 # A day's queries in some minutes: memory and latencies over a million of them.
 QUERIES ?= 1000000
 test-day: setup
 	CHAOS_QUERIES=$(QUERIES) $(BIN)/pytest tests/chaos/test_size.py -m chaos -k day
+
+# Fault after fault, drawn from tests/chaos/faults.py for SOAK_MINUTES: the same ones in the same order for one SEED.
+# SOAK_FAULTS names some of them, with commas.
+SOAK_MINUTES ?= 30
+SEED ?= 1
+.PHONY: soak
+soak: setup
+	SOAK_MINUTES=$(SOAK_MINUTES) SEED=$(SEED) SOAK_FAULTS=$(SOAK_FAULTS) $(BIN)/pytest tests/chaos/test_soak.py -m soak -s
 
 # What is read from Redis, made up: FUZZ_EXAMPLES of each kind, some 15 minutes.
 fuzz: setup

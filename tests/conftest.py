@@ -80,7 +80,7 @@ def connection(server: RedisServer) -> Iterator[redis.Redis]:
         yield opened
 
 
-def until(condition: Callable[[], Any], seconds: float = 20) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
     """Waits for a condition, and returns what it gave."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):

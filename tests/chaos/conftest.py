@@ -14,16 +14,10 @@ from tests.chaos.load import Account, Load, Row, check
 from tests.conftest import Workers
 
 _ROWS = pytest.StashKey[list[Row]]()
-_DAY = pytest.StashKey[list[str]]()
+_LINES = pytest.StashKey[list[str]]()
 
 
-_DAY_HEAD = (
-    "| queries so far | queries/s | answered after, median | p99 | client | worker | Redis |",
-    "|---:|---:|---:|---:|---:|---:|---:|",
-)
-
-
-def harm(full: int, short: int = 0, timeout: int = 240) -> Any:
+def harm(full: int, short: int = 0, timeout: int = 900) -> Any:
     """Runs a test with `times` = `full` in `make test-chaos`, and = `short`, if that is not 0, among all tests."""
     marks = [pytest.mark.chaos, pytest.mark.timeout(timeout)]
     runs = [pytest.param(short, id="short")] if short else []
@@ -33,9 +27,9 @@ def harm(full: int, short: int = 0, timeout: int = 240) -> Any:
 class Table:
     """Collects a row for each fault; printed at the end of the run."""
 
-    def __init__(self, rows: list[Row], day: list[str]) -> None:
+    def __init__(self, rows: list[Row], lines: list[str]) -> None:
         self._rows = rows
-        self._day = day
+        self._lines = lines
 
     def add(
         self, fault: str, times: int, load: Load | list[Account], recover_s: list[float], *, wire: bool = True
@@ -45,9 +39,9 @@ class Table:
         assert all(seconds < float("inf") for seconds in recover_s)
         self._rows.append(Row(fault, times, queries, lost, doubled, recover_s))
 
-    def say(self, line: str) -> None:
-        """Adds a line to the figures of the day's queries."""
-        self._day.append(line)
+    def say(self, *lines: str) -> None:
+        """Adds lines to what is printed below the table."""
+        self._lines += lines
 
     def note(self, fault: str, times: int, queries: int, recover_s: list[float]) -> None:
         """Notes a row whose queries the test has checked one by one."""
@@ -55,24 +49,19 @@ class Table:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_ROWS], config.stash[_DAY] = [], []
+    config.stash[_ROWS], config.stash[_LINES] = [], []
+    config.addinivalue_line("markers", "soak: many faults in one long run; run with `make soak`")
 
 
 @pytest.fixture
 def table(request: pytest.FixtureRequest) -> Table:
-    return Table(request.config.stash[_ROWS], request.config.stash[_DAY])
+    return Table(request.config.stash[_ROWS], request.config.stash[_LINES])
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    rows, day = config.stash.get(_ROWS, []), config.stash.get(_DAY, [])
-    if rows:
-        terminalreporter.write_line("")
-        for line in markdown(rows):
-            terminalreporter.write_line(line)
-    if day:
-        terminalreporter.write_line("")
-        for line in (*_DAY_HEAD, *day):
-            terminalreporter.write_line(line)
+    rows, lines = config.stash.get(_ROWS, []), config.stash.get(_LINES, [])
+    for line in ([""] if rows or lines else []) + (markdown(rows) if rows else []) + lines:
+        terminalreporter.write_line(line)
 
 
 def markdown(rows: Sequence[Row]) -> list[str]:
@@ -82,14 +71,17 @@ def markdown(rows: Sequence[Row]) -> list[str]:
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
-        times = (
-            [f"{statistics.median(row.recover_s):.1f} s", f"{max(row.recover_s):.1f} s"]
-            if row.recover_s
-            else ["-", "-"]
-        )
-        cells = [row.fault, str(row.times), f"{row.queries:,}", str(row.lost), str(row.doubled), *times]
+        cells = [row.fault, str(row.times), f"{row.queries:,}", str(row.lost), str(row.doubled)]
+        cells += median_and_worst(row.recover_s)
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def median_and_worst(seconds: Sequence[float]) -> list[str]:
+    """Two cells of a table; dashes where nothing was measured."""
+    if not seconds:
+        return ["-", "-"]
+    return [f"{statistics.median(seconds):.1f} s", f"{max(seconds):.1f} s"]
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Sequence
 
@@ -20,6 +21,8 @@ class ChaosCritic(TaskCritic):
     "kill"         kills its process
     "hang FILE"    never comes back, unless FILE exists (and makes FILE.hangs)
     "lose FILE"    loses its accelerator, unless FILE exists (and makes it)
+    "exit FILE"    raises SystemExit, unless FILE exists (and makes it)
+    "vanish FILE"  ends its process at once, likewise
     "memory"       runs out of memory with more than one query
     """
 
@@ -35,9 +38,16 @@ class ChaosCritic(TaskCritic):
                 while not os.path.exists(file):
                     open(f"{file}.hangs", "w").close()
                     time.sleep(3600)
-            if word == "lose" and not os.path.exists(file):
+            if word in ("lose", "exit", "vanish") and not os.path.exists(file):
                 open(file, "w").close()
-                raise AcceleratorLost("CUDA error: an illegal memory access was encountered")
+                self._end(word)
             if word == "memory" and len(queries) > 1:
                 raise MemoryError("CUDA out of memory")
         return super().answer(queries)
+
+    def _end(self, how: str) -> None:
+        if how == "lose":
+            raise AcceleratorLost("CUDA error: an illegal memory access was encountered")
+        if how == "exit":
+            sys.exit("the critic has had enough")
+        os._exit(1)

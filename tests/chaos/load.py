@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 import traceback
@@ -112,8 +113,10 @@ class Account:
 
     Attributes:
         queries, lost: asked, and not answered.
+        failed: failed with a reason that the harm permits (see `Load`); not among the lost.
         doubled, doubled_on_wire: answers that came twice: to a caller, and over the wire.
         rounds: rounds that have ended.
+        masked: episodes that such a query took out of training.
         times: (asked, answered) of each query, seconds on time.monotonic; answered is inf where it was lost.
         wrong: outcomes that are not those of an undisturbed run.
         errors: what ended a rollout early.
@@ -121,9 +124,11 @@ class Account:
 
     queries: int = 0
     lost: int = 0
+    failed: int = 0
     doubled: int = 0
     doubled_on_wire: int = 0
     rounds: int = 0
+    masked: int = 0
     times: list[tuple[float, float]] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
@@ -143,6 +148,7 @@ class Load:
         rollouts, episodes, steps: how many threads, episodes in each round, and steps of each.
         rounds: how many; None goes on until `finish`.
         pause_s: seconds that the policy and the simulator take for a step.
+        permits: what a failure says that the harm permits; such episodes are masked. Empty: none is.
         settings: further settings of the clients.
     """
 
@@ -155,17 +161,25 @@ class Load:
         steps: int = 6,
         rounds: int | None = None,
         pause_s: float = 0.02,
+        permits: str = "",
         **settings: Any,
     ) -> None:
-        self.config = VlacConfig(**{"redis_url": url, "timeout_s": 60.0, **settings})
+        on_failure = "mask" if permits else "raise"
+        self.config = VlacConfig(**{"redis_url": url, "timeout_s": 120.0, "on_failure": on_failure, **settings})
         self.rollouts, self.episodes, self.steps, self.rounds = rollouts, episodes, steps, rounds
         self.pause_s = pause_s
         self.account = Account()
         #: Ids of the clients.
         self.clients: set[str] = set()
+        self._permits = re.compile(permits or r"(?!)")
         self._stop = threading.Event()
         self._lock = threading.Lock()
-        self._begun: set[int] = set()
+        # Whether rounds may begin, and the rollouts that wait until they may.
+        self._go = threading.Event()
+        self._go.set()
+        self._resting: set[int] = set()
+        # Rounds that each rollout has ended.
+        self._rounds = [0] * rollouts
         self._open: dict[int, list[Pending[Any]]] = {}
         self._threads = [threading.Thread(target=self._run, args=(i,), daemon=True) for i in range(rollouts)]
 
@@ -174,38 +188,53 @@ class Load:
             thread.start()
         return self
 
-    def finish(self, seconds: float = 120) -> Load:
+    def finish(self, seconds: float = 240) -> Load:
         """Has the rounds at hand end, and waits for them."""
         self._stop.set()
+        self._go.set()
         return self.join(seconds)
 
-    def join(self, seconds: float = 120) -> Load:
+    def join(self, seconds: float = 240) -> Load:
         """Waits for the last round."""
         deadline = time.monotonic() + seconds
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
-        if any(thread.is_alive() for thread in self._threads):
-            self.account.errors.append(f"rollouts did not end within {seconds} s")
+        assert not any(thread.is_alive() for thread in self._threads), "a rollout does not end"
         return self
+
+    def pause(self) -> None:
+        """Returns once the rounds at hand have ended; no other begins until `resume`."""
+        self._go.clear()
+        self._until(lambda: len(self._resting) == self.rollouts)
+
+    def resume(self) -> None:
+        """Lets rounds begin again."""
+        self._go.set()
 
     def open_queries(self) -> int:
         """How many queries wait for their answers now."""
         return sum(not pending.answered for asked in list(self._open.values()) for pending in list(asked))
 
-    def rounds_pass(self, seconds: float = 90) -> None:
+    def rounds_pass(self) -> None:
         """Returns once each rollout has ended a round that it began after now."""
-        before = self.account.rounds
-        self._until(lambda: self.account.rounds >= before + 2 * self.rollouts, seconds)
+        before = list(self._rounds)
+        self._until(lambda: all(now >= then + 2 for now, then in zip(self._rounds, before, strict=True)))
 
     def asks(self) -> None:
         """Returns once each rollout has ended a round, and a query waits for its answer."""
-        self._until(lambda: len(self._begun) == self.rollouts and self.open_queries())
+        self._until(lambda: all(self._rounds) and self.open_queries())
 
     def recovered_s(self, since: float) -> float:
         return self.account.recovered_s(since)
 
-    def _until(self, condition: Callable[[], Any], seconds: float = 20) -> None:
-        until(lambda: self.account.errors or condition(), seconds)
+    def forget_times(self) -> None:
+        """Forgets when queries were asked and answered: what a long run need not keep."""
+        with self._lock:
+            self.account.times.clear()
+
+    def _until(self, condition: Callable[[], Any]) -> None:
+        # As long as queries are waited for, and then some: how long it took is measured, not asserted here.
+        until(lambda: self.account.errors or condition(), 2 * self.config.timeout_s)
         assert not self.account.errors, self.account.errors
 
     def _run(self, rollout: int) -> None:
@@ -216,10 +245,17 @@ class Load:
                 number = 0
                 while not self._stop.is_set() and (self.rounds is None or number < self.rounds):
                     self._round(client, [Script((rollout, number, i), self.steps) for i in range(self.episodes)])
-                    self._begun.add(rollout)
                     number += 1
+                    self._rounds[rollout] = number
+                    self._rest(rollout)
         except Exception:
             self.account.errors.append(traceback.format_exc())
+
+    def _rest(self, rollout: int) -> None:
+        if not self._go.is_set():
+            self._resting.add(rollout)
+            self._go.wait()
+            self._resting.discard(rollout)
 
     def _round(self, client: WatchedClient, scripts: Sequence[Script]) -> None:
         with RolloutGate(client, [f"task {i}" for i in range(len(scripts))]) as gate:
@@ -235,17 +271,26 @@ class Load:
         account = self.account
         with self._lock:
             account.rounds += 1
-            account.queries += len(asked)
-            for each in asked:
-                good = each.answered and not isinstance(each._answer, Exception | Failure)
-                account.lost += not good
-                account.doubled += getattr(each, "resolutions", 0) > 1
-                account.times.append((each._asked, each._asked + each.latency_s if good else float("inf")))
+            for pending in asked:
+                self._count(pending)
             account.doubled_on_wire += sum(len(entries) > 1 for entries in client.on_wire.values())
             client.on_wire.clear()
             for outcome, script in zip(outcomes, scripts, strict=True):
-                if ending(outcome) != script.outcome():
-                    account.wrong.append(f"{ending(outcome)} instead of {script.outcome()}")
+                if outcome.masked and self._permits.search(outcome.error):
+                    account.masked += 1
+                elif ending(outcome) != script.outcome():
+                    account.wrong.append(f"{ending(outcome)} instead of {script.outcome()}: {outcome.error}")
+
+    def _count(self, pending: Pending[Any]) -> None:
+        account, answer = self.account, pending._answer
+        answered = pending.answered and not isinstance(answer, Exception | Failure)
+        failed = isinstance(answer, Failure) and bool(self._permits.search(answer.message))
+        account.queries += 1
+        account.failed += failed
+        account.lost += not (answered or failed)
+        account.doubled += getattr(pending, "resolutions", 0) > 1
+        end = pending._asked + pending.latency_s if answered or failed else float("inf")
+        account.times.append((pending._asked, end))
 
 
 @dataclass

@@ -21,7 +21,7 @@ def start(url: str, *arguments: str, prefix: tuple[str, ...] = ()) -> subprocess
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
 
 
-def told(process: subprocess.Popen[str], seconds: float = 120) -> Account:
+def told(process: subprocess.Popen[str], seconds: float = 300) -> Account:
     """Has a rollout end after its round, and returns its account."""
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=seconds)
@@ -32,11 +32,12 @@ def told(process: subprocess.Popen[str], seconds: float = 120) -> Account:
 @click.option("--url", required=True)
 @click.option("--timeout", default=60.0, help="Seconds for which queries are waited for.")
 @click.option("--episodes", default=8)
-def main(url: str, timeout: float, episodes: int) -> None:
+@click.option("--ttl", default=3600, help="Seconds that its episodes outlive it.")
+def main(url: str, timeout: float, episodes: int, ttl: int) -> None:
     """Rolls out until SIGTERM, then prints its account as JSON."""
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    load = Load(url, episodes=episodes, timeout_s=timeout).start()
+    load = Load(url, episodes=episodes, timeout_s=timeout, episode_ttl_s=ttl).start()
     stop.wait()
     print(json.dumps(asdict(load.finish().account)))
 
