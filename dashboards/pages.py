@@ -264,7 +264,7 @@ def _server(snapshot: Snapshot, width: int) -> list[Text]:
     total = sum(worker.failures for worker in snapshot.alive)
     counts = f"{failed:,} of {window:,} in a minute, {total:,} in all{_last_error(snapshot)}"
     lines.append(_named("failed", Text(counts, "red" if failed else "")))
-    return [fit(_ascii(line) if view.ascii else line, width) for line in lines]
+    return [fit(line, width) for line in lines]
 
 
 def _told(snapshot: Snapshot) -> str:

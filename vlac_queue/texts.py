@@ -82,6 +82,5 @@ def percent(part: float | None) -> str:
 
 def many(count: int, noun: str) -> str:
     """ "1 job", "2,000 jobs", "3 queries"."""
-    if count == 1:
-        return f"1 {noun}"
-    return f"{count:,} {noun[:-1]}ies" if noun.endswith("ry") else f"{count:,} {noun}s"
+    plural = f"{noun[:-1]}ies" if noun.endswith("ry") else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else plural}"
