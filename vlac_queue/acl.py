@@ -124,8 +124,7 @@ def _worker(keys: Keys) -> User:
         commands=f"{_CONNECTION} {_TRANSACTION} client|info client|setname script|exists script|load subscribe "
         "unsubscribe",
         grants=(
-            # The names of open episodes for `vlac-queue episodes show`, which looks the beginning of one up.
-            Grant(_READS, reads=(episode.meta, keys.reference("*"), keys.open)),
+            Grant(_READS, reads=(episode.meta, keys.reference("*"))),
             # Answers, and failures for people to see.
             Grant("hget hset", (episode.queries,)),
             Grant("expire xadd", (keys.client_answers("*"), keys.events)),

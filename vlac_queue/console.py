@@ -40,9 +40,7 @@ def errors_as_messages() -> Iterator[None]:
         sys.exit(130)
 
 
-class _Refused(click.ClickException):
-    """A sentence alone, with the exit code of a wrong option."""
-
+class _NotWritten(click.ClickException):
     exit_code = 2
 
 
@@ -52,7 +50,7 @@ def writing(path: Path, option: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _Refused(f"can't write to {path} ({error.strerror}); choose another {option}.") from error
+        raise _NotWritten(f"can't write to {path} ({error.strerror}); choose another {option}.") from error
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int) -> None:
@@ -68,7 +66,7 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, texts:
     console = Console(width=max(console.width, others + min(room, widths[texts - 1])))
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for place, header in enumerate(headers):
-        least = min(widths[place], room) if place == texts - 1 else widths[place]
+        least = None if place == texts - 1 else widths[place]
         table.add_column(header, justify="left" if place < texts else "right", no_wrap=True, min_width=least)
     for row in rows:
         cells = list(row)

@@ -243,10 +243,16 @@ def test_what_a_user_of_redis_may_not_read_is_one_sentence(
         shown = CliRunner().invoke(
             main, ["episodes", "show", "e-1", "-o", str(tmp_path / "x.png"), *arguments], catch_exceptions=False
         )
+        # A worker's user sees episodes, and not their list.
+        connection.acl_setuser("looker", enabled=True, commands=["-zrange", "+exists"])
+        begun = CliRunner().invoke(
+            main, ["episodes", "show", "e", "-o", str(tmp_path / "x.png"), *arguments], catch_exceptions=False
+        )
     finally:
         connection.acl_deluser("looker")
     assert listed.exit_code == 0 and "lift the cup" in listed.output, listed.output
     assert shown.exit_code == 1 and "`episodes show` those of vlac-worker" in shown.output
+    assert begun.exit_code == 1 and "give the whole id" in begun.output
 
 
 def test_a_missing_matplotlib_is_named(

@@ -68,11 +68,17 @@ def find_episode(connection: redis.Redis, keys: Keys, start: str) -> str:
     """The id of the open episode that is called so, or, where there is none, of the only one whose id begins so.
 
     Raises:
-        ProtocolError: there is none, or there are several.
+        ProtocolError: there is none, or there are several, or this user of Redis may not list them.
     """
     if connection.exists(keys.episode(check_id(start)).meta):
         return start
-    members: list[bytes] = connection.zrange(keys.open, 0, -1)  # type: ignore[assignment]
+    try:
+        members: list[bytes] = connection.zrange(keys.open, 0, -1)  # type: ignore[assignment]
+    except redis.exceptions.NoPermissionError:
+        raise ProtocolError(
+            f"no open episode is called {start!r}, and this user of Redis may not list those whose ids begin so: "
+            "give the whole id."
+        ) from None
     found = one_of([member.decode() for member in members if member.startswith(start.encode())], start)
     if found is None:
         raise ProtocolError(
