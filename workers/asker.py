@@ -102,7 +102,13 @@ class Asker:
         self._batcher.poke()
 
     def run(self) -> None:
-        """Works until the batcher is closed."""
+        """Works until the batcher is closed, and closes the critic."""
+        try:
+            self._work()
+        finally:
+            self._critic.close()
+
+    def _work(self) -> None:
         # A critic may use idle time (see `Critic`); how much there is to do is known after it was asked.
         work_ahead = getattr(self._critic, "work_ahead", lambda: False)
         more_ahead = False

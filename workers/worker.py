@@ -279,7 +279,6 @@ class CriticWorker(SimpleWorker):
                 self._leave()
             else:
                 self._die()
-            self.critic.close()
             self.teardown()
             self._ended.set()
         if self._fatal is not None:
@@ -665,15 +664,36 @@ class CriticWorker(SimpleWorker):
         """
         self._replies.new_beat()
         self._state = (WorkerStatus.BUSY if self._jobs else WorkerStatus.IDLE).value
-        worker_key = self._keys.worker(self.name)
         mine = self._jobs.ids | self._at_hand
+        replies = self._exchange_news()
+        wrong = [reply for reply in replies if isinstance(reply, redis.RedisError)]
+        for error in filter(passes, replies[:6]):
+            raise error
+        known = [None if isinstance(reply, redis.RedisError) else reply for reply in replies[:6]]
+        names, suspended, was_there, claimed, alone, parent_stops = known
+        self._suspended = bool(suspended)
+        self._alone_waits = bool(alone)
+        if claimed is not None:
+            claims = frozenset(job.decode(errors="replace") for job in claimed)
+            self._check_claims(mine, claims, lapsed=self._beats > 0 and was_there == 0)
+        self._beats += 1
+        if self._parent and not self._stop_requested and (parent_stops or self._orphaned()):
+            self.log.info("Worker %s: its parent %s stops, stopping too", self.name, self._parent.name)
+            self._request_stop()
+        others = sorted(self._known(names or ()) - {self.name})
+        self._others = len(others)
+        return wrong + self._recover(others)
+
+    def _exchange_news(self) -> list[Any]:
+        """Writes that this worker lives; the first six replies, which may be errors, are what it reads before."""
+        worker_key = self._keys.worker(self.name)
+        parent = self._parent.name if self._parent else ""
         with self.connection.pipeline(transaction=False) as pipeline:
             pipeline.smembers(self._keys.workers)
             pipeline.exists(WORKERS_SUSPENDED)
             pipeline.exists(worker_key)
             pipeline.lrange(self._claims.key, 0, -1)
             pipeline.llen(self._keys.alone)
-            parent = self._parent.name if self._parent else ""
             pipeline.hget(f"{self.redis_worker_namespace_prefix}{parent}", "shutdown_requested_date")
             pipeline.hset(self.key, mapping={**self.serialize(), "state": self._state})
             pipeline.pexpire(self.key, WORKER_TTL_MS)
@@ -682,27 +702,7 @@ class CriticWorker(SimpleWorker):
             pipeline.sadd(self._keys.workers, self.name)
             pipeline.hset(worker_key, mapping=self._description())
             pipeline.pexpire(worker_key, WORKER_TTL_MS)
-            replies = pipeline.execute(raise_on_error=False)
-        wrong = [reply for reply in replies if isinstance(reply, redis.RedisError)]
-        for error in filter(passes, wrong):
-            raise error
-        known = [None if isinstance(reply, redis.RedisError) else reply for reply in replies[:6]]
-        names, suspended, was_there, claimed, alone, parent_stops = known
-        self._suspended = bool(suspended)
-        self._alone_waits = bool(alone)
-        if claimed is not None:
-            self._check_claims(
-                mine,
-                frozenset(job.decode(errors="replace") for job in claimed),
-                lapsed=self._beats > 0 and not was_there,
-            )
-        self._beats += 1
-        if self._parent and not self._stop_requested and (parent_stops or self._orphaned()):
-            self.log.info("Worker %s: its parent %s stops, stopping too", self.name, self._parent.name)
-            self._request_stop()
-        others = sorted(self._known(names or ()) - {self.name})
-        self._others = len(others)
-        return wrong + self._recover(others)
+            return pipeline.execute(raise_on_error=False)
 
     def _check_claims(self, mine: frozenset[str], claimed: frozenset[str], *, lapsed: bool) -> None:
         """Makes claims and what is at hand agree: a reply was lost, Redis lost the claims, or others thought this
@@ -832,6 +832,8 @@ class CriticWorker(SimpleWorker):
         asking, replying = threads
         if asking.ident is not None:
             asking.join()
+        else:
+            self.critic.close()
         if replying.is_alive():
             self._replies.close()
             replying.join()
