@@ -8,6 +8,7 @@ import numpy as np
 
 from vlac_queue.errors import FrameError, ProtocolError
 from vlac_queue.frames import Base, EncodedBatch, Frames, follow
+from workers import memory
 
 #: Frames for which there is room at first, and most bytes of it. Memory that is not written to costs nothing.
 _FIRST_ROOM, _FIRST_ROOM_BYTES = 128, 32 << 20
@@ -68,6 +69,7 @@ class History:
 
         Raises:
             FrameError: as `vlac_queue.frames.decode_many`.
+            OutOfMemory: there is too little memory for them.
         """
         if not payloads:
             if every_frame:
@@ -87,6 +89,7 @@ class History:
             self._base = self._write([*self._behind, *batches])
         else:
             base = self._base
+            memory.require(2 * max(batch.raw_bytes for batch in batches), "a batch of frames")
             for batch in batches:
                 base = batch.base(batch.decode(base))
             self._base = base
@@ -141,14 +144,20 @@ class History:
     def _write(self, batches: Sequence[EncodedBatch]) -> Base:
         """Decodes batches behind the frames that are there; the base of what follows them."""
         end = self._written + sum(batch.shape[0] for batch in batches)
-        if self._frames is None or end > len(self._frames):
-            frame_bytes = batches[0].raw_bytes // batches[0].shape[0]
+        grows = self._frames is None or end > len(self._frames)
+        frame_bytes = batches[0].raw_bytes // batches[0].shape[0]
+        unpacking = max(batch.raw_bytes for batch in batches)
+        memory.require(frame_bytes * (end if grows else end - self._written) + unpacking, "the query's frames")
+        if grows:
             first_room = min(_FIRST_ROOM, _FIRST_ROOM_BYTES // frame_bytes)
             room = max(end, min(2 * self._written, self._limit // frame_bytes), first_room)
+            if not memory.fits(frame_bytes * room + unpacking):
+                room = end
             grown: Frames = np.empty((room, *batches[0].shape[1:]), np.uint8)
             if self._frames is not None:
                 grown[: self._written] = self._frames[: self._written]
             self._frames = grown
+        assert self._frames is not None
         count, base = self._written, self._written_base
         for batch in batches:
             base = batch.write(self._frames[count : count + batch.shape[0]], base)

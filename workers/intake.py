@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import traceback
 from collections import OrderedDict, defaultdict
@@ -9,10 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from vlac_queue.errors import FrameError, ProtocolError
-from vlac_queue.frames import Frames, decode_episode
+from redis.exceptions import RedisError
+
+from vlac_queue.errors import FrameError, ProtocolError, VlacQueueError
+from vlac_queue.faults import as_ours, passes
+from vlac_queue.frames import Frames, decode_episode, follow
 from vlac_queue.messages import Failure, Query
 from vlac_queue.store import NOTHING_AHEAD, EpisodeMeta, EpisodeRead, EpisodeStore, ReadAhead, Wanted
+from workers import memory
 from workers.critics import CriticQuery
 from workers.history import History
 
@@ -115,15 +120,26 @@ class Intake:
     def prepare(
         self, queries: Sequence[tuple[str, Query]], ahead: Mapping[str, ReadAhead] = NOTHING_AHEAD
     ) -> list[Prepared]:
-        """Reads and decodes the frames of queries.
+        """Read and decode the frames of queries.
 
-        A query whose frames are damaged becomes a failure of its own; errors of Redis are raised. One whose frames
-        are missing is dropped: its client notices, pushes them again and asks again.
+        Whatever goes wrong with one of them (its frames are damaged, or too large for this process's memory) is
+        that query's own failure; errors of Redis that pass are raised. A query whose frames are missing is
+        dropped: its client notices, pushes them again and asks again.
 
         Args:
             queries: (job id, query).
             ahead: query id -> what came along with its job; used where that is all that is wanted.
         """
+        try:
+            return self._prepare(queries, ahead)
+        except Exception as error:
+            if passes(error):
+                raise
+            if len(queries) == 1:
+                return [Prepared(*queries[0], _failure(error))]
+            return [prepared for each in queries for prepared in self.prepare([each], ahead)]
+
+    def _prepare(self, queries: Sequence[tuple[str, Query]], ahead: Mapping[str, ReadAhead]) -> list[Prepared]:
         started = time.monotonic()
         runs: dict[tuple[str, str], list[tuple[str, Query]]] = defaultdict(list)
         for job, query in queries:
@@ -140,7 +156,7 @@ class Intake:
         for asked, want, read in zip(runs.values(), wanted, reads, strict=True):
             ttl_s = read.meta.ttl_s if isinstance(read.meta, EpisodeMeta) else None
             for job, query in sorted(asked, key=lambda each: each[1].batch):
-                asks[job, query.id] = self._ask(query, read, want.first, histories), ttl_s
+                asks[job, query.id] = self._ask(query, read, want, histories), ttl_s
         for token, history in histories.items():
             if history is not None:
                 self._keep(token, history)
@@ -158,7 +174,11 @@ class Intake:
             token, _ = self._behind.popitem(last=False)
             # Those that were forgotten meanwhile are not kept whole any more.
             if kept := self._whole.get(token):
-                kept[1].catch_up()
+                try:
+                    kept[1].catch_up()
+                except MemoryError:
+                    # Who asks for all frames is told, if there is too little memory then as well.
+                    kept[1].forget()
                 self._keep(token, kept[1])
 
     @staticmethod
@@ -167,21 +187,32 @@ class Intake:
         return found.read if found is not None and found.answers(wanted) else None
 
     def _ask(
-        self, query: Query, read: EpisodeRead, first: int, histories: dict[str, History | None]
+        self, query: Query, read: EpisodeRead, wanted: Wanted, histories: dict[str, History | None]
     ) -> CriticQuery | Failure | None:
         if query.id not in read.open or read.meta is None:
             return None
         try:
             if isinstance(read.meta, ProtocolError):
                 raise read.meta
-            wanted = read.batches[: max(0, query.batch + 1 - first)]
-            if len(wanted) < query.batch + 1 - first:
+            count = max(0, query.batch + 1 - wanted.first)
+            batches = self._batches(wanted, read)[:count]
+            if len(batches) < count:
                 raise _FramesLost
-            return self._critic_query(query, read.meta, self._frames(query, first, wanted, histories))
+            return self._critic_query(query, read.meta, self._frames(query, wanted.first, batches, histories))
         except _FramesLost:
             return None
-        except (FrameError, ProtocolError) as error:
-            return Failure(str(error), traceback.format_exc())
+        except Exception as error:
+            if passes(error):
+                raise
+            return _failure(error)
+
+    def _batches(self, wanted: Wanted, read: EpisodeRead) -> Sequence[bytes]:
+        """The encoded batches that were found; read only now where memory has to be looked at before."""
+        if isinstance(read.batches, int):
+            memory.require(2 * read.batches, "the episode's encoded frames")
+            (read,) = self._store.read_episodes([wanted], sys.maxsize)
+            assert not isinstance(read.batches, int)
+        return read.batches
 
     def _one_frame(self, query: Query) -> bool:
         return query.kind == "done" and not self._done_history
@@ -263,8 +294,25 @@ class Intake:
         if kept is not None:
             return kept
         batches = self._store.read_reference(reference)
+        if isinstance(batches, int):
+            memory.require(2 * batches, "the reference's encoded frames")
+            batches = self._store.read_reference(reference, sys.maxsize)
+            assert not isinstance(batches, int)
         if not batches:
             raise _FramesLost
+        sizes = [batch.raw_bytes for batch in follow(batches, limit=MAX_QUERY_BYTES)]
+        memory.require(sum(sizes) + max(sizes), "the reference's frames")
         frames = decode_episode(batches, limit=MAX_QUERY_BYTES)
         self._references.keep(reference, frames, frames.nbytes)
         return frames
+
+
+def _failure(error: Exception) -> Failure:
+    text = "".join(traceback.format_exception(error))
+    if isinstance(error, RedisError):
+        error = as_ours(error, "the worker's URL")
+    if isinstance(error, VlacQueueError):
+        return Failure(str(error), text)
+    message = f"the worker could not prepare this query ({type(error).__name__}: {error})."
+    hint = " Its main memory is used up: give it more." if isinstance(error, MemoryError) else ""
+    return Failure(message[:2000] + hint, text)

@@ -124,8 +124,8 @@ class Reading(EpisodeStore):
         return reads
 
 
-def ask(client: CriticClient, intake: Intake, kind, episodes, *, about: int | None = None) -> list[CriticQuery]:
-    """What the critic would get for a query about each episode; `about` is a frame's (and batch's) index."""
+def open_queries(client: CriticClient, kind, episodes, *, about: int | None = None) -> list[tuple[str, Query]]:
+    """A query about each episode that waits for its answer, with a job's id, though no worker is there."""
     queries = []
     for episode in episodes:
         frame = episode.frames - 1 if about is None else about
@@ -140,8 +140,14 @@ def ask(client: CriticClient, intake: Intake, kind, episodes, *, about: int | No
             asked=time.time(),
             deadline=time.time() + 60,
         )
-        client._connection.hset(intake._store.keys.episode(episode.id).queries, query.id, kind)
+        client._connection.hset(Keys("vlac").episode(episode.id).queries, query.id, kind)
         queries.append(("job", query))
+    return queries
+
+
+def ask(client: CriticClient, intake: Intake, kind, episodes, *, about: int | None = None) -> list[CriticQuery]:
+    """What the critic would get for a query about each episode; `about` is a frame's (and batch's) index."""
+    queries = open_queries(client, kind, episodes, about=about)
     asks = [prepared.ask for prepared in intake.prepare(queries)]
     assert all(isinstance(each, CriticQuery) for each in asks), asks
     return asks

@@ -1,0 +1,132 @@
+"""Queries that need more memory than a worker may take, or can't be prepared otherwise: each fails alone."""
+
+from __future__ import annotations
+
+import re
+import resource
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import redis
+
+from tests.conftest import Workers, until
+from tests.workers.critics import NAME, frame
+from tests.workers.test_history import open_queries
+from tests.workers.test_worker import ask, hold
+from vlac_queue import CriticClient, CriticFailed
+from vlac_queue.keys import Keys
+from vlac_queue.messages import Failure
+from vlac_queue.store import EpisodeStore
+from workers import memory
+from workers.critics import CriticQuery
+from workers.intake import Intake
+
+#: One batch of 75 MB, which packs to 300 kB.
+LARGE = np.zeros((24, 1024, 1024, 3), np.uint8)
+
+
+def limit_memory(pid: int, more: int) -> None:
+    """Lets a process take `more` bytes of address space, and no more."""
+    most = psutil.Process(pid).memory_info().vms + more
+    resource.prlimit(pid, resource.RLIMIT_AS, (most, most))
+
+
+def test_what_needs_more_memory_than_there_is_fails_alone(
+    client: CriticClient, workers: Workers, connection: redis.Redis, tmp_path: Path
+) -> None:
+    worker = workers.start(NAME)
+    until(lambda: [each["state"] for each in workers.described()] == ["idle"])
+    limit_memory(worker.pid, 160 << 20)
+    held, gate = hold(client, tmp_path)
+    before, long, referring = ask(client, "task", 51), client.episode("task"), client.episode("task", LARGE)
+    for _ in range(4):
+        long.push(LARGE)
+    referring.push(frame(51))
+    mistyped = client.episode("task", np.stack([frame(0), frame(1)]))
+    mistyped.push(frame(51))
+    key = Keys("vlac").reference(mistyped._reference)
+    connection.delete(key)
+    connection.set(key, "a stranger's")
+    bad = [long.ask_value(), referring.ask_done(), mistyped.ask_done()]
+    after = ask(client, "task", 102)
+    gate.touch()
+    assert (before.result().score, after.result().score, held.result().score) == (0.2, 0.4, 0.2)
+    reasons = ("frames would take .* MiB .* RLIMIT_AS of its process leaves", "reference's frames", "WRONGTYPE")
+    for pending, reason in zip(bad, reasons, strict=False):
+        with pytest.raises(CriticFailed, match=reason):
+            pending.result()
+    assert worker.poll() is None
+
+
+class Failing(EpisodeStore):
+    """Can't read one of the episodes."""
+
+    def __init__(self, error: Exception, episode: str, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.error, self.episode = error, episode
+
+    def read_episodes(self, wanted: Any, *args: Any) -> Any:
+        if any(each.episode == self.episode for each in wanted):
+            raise self.error
+        return super().read_episodes(wanted, *args)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RecursionError("too deep"), redis.ResponseError("NOPERM no")])
+def test_whatever_goes_wrong_in_preparing_is_that_querys_answer(
+    client: CriticClient, connection: redis.Redis, error: Exception
+) -> None:
+    episodes = client.episodes(["task"] * 3)
+    client.push_many([(episode, frame(red)) for episode, red in zip(episodes, (51, 102, 153), strict=True)])
+    queries = open_queries(client, "done", episodes)
+    intake = Intake(Failing(error, episodes[1].id, connection, Keys("vlac"), ttl_s=100))
+    first, bad, last = [prepared.ask for prepared in intake.prepare(queries)]
+    assert isinstance(first, CriticQuery) and isinstance(last, CriticQuery) and last.frames[0, 0, 0, 0] == 153
+    assert isinstance(bad, Failure) and re.search("more|Redis|too deep", bad.message) and bad.traceback
+
+
+def test_errors_of_redis_that_pass_are_raised(client: CriticClient, connection: redis.Redis) -> None:
+    episode = client.episode("task")
+    episode.push(frame(51))
+    away = Failing(redis.ConnectionError("away"), episode.id, connection, Keys("vlac"), ttl_s=100)
+    with pytest.raises(redis.ConnectionError):
+        Intake(away).prepare(open_queries(client, "done", [episode]))
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "left"),
+    [
+        (
+            "1:name=systemd:/x\n0::/user/worker\n",
+            {
+                "user/worker/memory.max": "1000",
+                "user/worker/memory.current": "700",
+                "user/worker/memory.stat": "anon 500\ninactive_file 100\nactive_file 20\n",
+                "user/memory.max": "max",
+                "user/memory.current": "5000",
+                "user/memory.stat": "anon 5000\n",
+            },
+            {420: "/user/worker"},
+        ),
+        (  # version 1, in a container that sees its own group at the top
+            "4:cpu,memory:/docker/0f3b\n",
+            {
+                "memory/memory.limit_in_bytes": "1000",
+                "memory/memory.usage_in_bytes": "900",
+                "memory/memory.stat": "total_inactive_file 50\n",
+            },
+            {150: "/"},
+        ),
+    ],
+)
+def test_control_groups_limit_memory(
+    tmp_path: Path, membership: str, files: dict[str, str], left: dict[int, str]
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "self").write_text(membership)
+    found = dict(memory._left_of_cgroups(tmp_path, tmp_path / "self"))
+    assert {each: where.split()[-1] for each, where in found.items()} == left
