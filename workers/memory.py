@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,15 @@ _V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file",
 
 
 class OutOfMemory(VlacQueueError, MemoryError):
-    """There is less main memory than a query needs; raised before any is taken."""
+    """There is less main memory than a query needs; raised before any is taken.
+
+    Attributes:
+        missing: how many bytes less.
+    """
+
+    def __init__(self, message: str, missing: int) -> None:
+        super().__init__(message)
+        self.missing = missing
 
 
 def fits(nbytes: int) -> bool:
@@ -42,11 +51,19 @@ def require(nbytes: int, what: str) -> None:
     if fits(nbytes):
         return
     left, where = min(_left())
+    left -= _SPARE
     raise OutOfMemory(
         f"{what} would take {nbytes / 2**20:,.0f} MiB of the worker's main memory, and {where} leaves "
-        f"{max(0, left - _SPARE) / 2**20:,.0f} MiB; push fewer or smaller frames (frame_stride), or give the "
-        "worker more memory."
+        f"{max(0, left) / 2**20:,.0f} MiB; push fewer or smaller frames (frame_stride), or give the "
+        "worker more memory.",
+        missing=nbytes - left,
     )
+
+
+def give_back() -> None:
+    """Give freed memory back to the system; glibc keeps what is freed between pieces that are in use."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
 
 
 def _left() -> Iterator[tuple[int, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import resource
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import pytest
 import redis
 
 from tests.conftest import Workers, until
+from tests.vlac_queue.test_frames import make_frames
 from tests.workers.critics import NAME, frame
+from tests.workers.test_history import ask as asked
 from tests.workers.test_history import open_queries
 from tests.workers.test_worker import ask, hold
 from vlac_queue import CriticClient, CriticFailed
@@ -54,11 +57,53 @@ def test_what_needs_more_memory_than_there_is_fails_alone(
     after = ask(client, "task", 102)
     gate.touch()
     assert (before.result().score, after.result().score, held.result().score) == (0.2, 0.4, 0.2)
-    reasons = ("frames would take .* MiB .* RLIMIT_AS of its process leaves", "reference's frames", "WRONGTYPE")
+    reasons = ("frames would take .* MiB .* RLIMIT_AS of its process leaves", "frames would take", "WRONGTYPE")
     for pending, reason in zip(bad, reasons, strict=False):
         with pytest.raises(CriticFailed, match=reason):
             pending.result()
     assert worker.poll() is None
+
+
+def test_history_bytes_bound_all_that_a_worker_keeps(client: CriticClient, workers: Workers) -> None:
+    """100 MB of episodes and 100 MB of references in 32 MiB; 24 MiB beside them are for buffers and the critic."""
+    limit, beside = 32 << 20, 24 << 20
+    worker = workers.start("reference", VLAC_HISTORY_BYTES=str(limit))
+    reference = make_frames("random", 2, 256, 256)
+    with client.episode("task", reference) as episode:
+        episode.push(reference[0])
+        assert episode.ask_done().result()
+    idle = psutil.Process(worker.pid).memory_info().rss
+    frames = make_frames("random", 8, 256, 256)
+    for index in range(8):
+        references = [make_frames("random", 16, 256, 256, seed=4 * index + each) for each in range(4)]
+        episodes = client.episodes(["task"] * 8, references=references * 2)
+        for frame_ in frames:
+            client.push_many([(each, frame_) for each in episodes])
+            client.wait(client.ask_done_many(episodes))
+        client.wait([episode.ask_value() for episode in episodes])
+        client.close_many(episodes)
+    until(lambda: psutil.Process(worker.pid).memory_info().rss - idle < 1.1 * limit + beside)
+
+
+def test_what_is_kept_gives_way_to_what_is_asked(
+    client: CriticClient, connection: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here memory for what is kept, or for what is asked, but not for both."""
+    intake = Intake(EpisodeStore(connection, Keys("vlac"), ttl_s=100), history_bytes=1 << 30)
+    small, large = client.episodes(["task"] * 2)
+    for episode, count in ((small, 10), (large, 24)):
+        for index in range(count):
+            episode.push(LARGE[index])
+    asked(client, intake, "value", [small])
+    looks: list[int] = []
+
+    def left() -> Iterator[tuple[int, str]]:
+        looks.append(intake._kept.nbytes)
+        yield (130 << 20) - intake._kept.nbytes, "this test"
+
+    monkeypatch.setattr(memory, "_left", left)
+    (query,) = asked(client, intake, "value", [large])
+    assert len(query.frames) == len(LARGE) and looks[0] > 30 << 20 and looks[-1] == 0
 
 
 class Failing(EpisodeStore):
