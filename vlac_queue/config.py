@@ -176,9 +176,10 @@ class VlacConfig:
     )
     history_bytes: int = _setting(
         min(1 << 30, allowed_bytes() // 16),
-        "Most bytes of decoded frames that a worker keeps in main memory, so that value lists (and done queries "
-        "with history) decode nothing twice; 0 keeps the last frame of each episode only. By default 1 GiB, or a "
-        "sixteenth of the memory that the process may have, if that is less.",
+        "Most bytes of main memory in which a worker keeps decoded frames of episodes and references, so that "
+        "nothing is read and decoded twice; 0 keeps none. By default 1 GiB, or a sixteenth of the memory that the "
+        "process may have, if that is less. Beside it stand the program itself (some 70 MB without a model), the "
+        "frames of the batches at hand, and the critic.",
     )
     decision_log: str = _setting(
         "", "Folder in which rollouts log verdicts and frames (docs/decision-log.md); empty: none."

@@ -29,6 +29,8 @@ _ANSWERS_KEPT = 1000
 _MOST_ANSWERS = 1000
 #: Most encoded batches read by one script, so that no reply is huge.
 _MOST_BATCHES = 256
+#: Most bytes of encoded batches that a worker reads in one round trip without a look at its memory.
+MOST_READ_BYTES = 64 << 20
 
 # Forgets the bytes of episodes whose time is over, so that a crashed rollout does not hold the budget.
 _PURGE = f"""
@@ -165,11 +167,25 @@ return count
 """
 )
 
-# Meta, batches and what is still pending. KEYS for each episode: meta frames queries; ARGV for each: first
-# batch, last batch, number of query ids, the ids. Reply for each: {meta, {kind or "" of each id}, {batch ...}};
-# no batches where nothing is pending. Keys of a wrong type, which no client of ours makes, spoil their episode
-# alone: the reply is {} then.
-_READ = Script("""
+# The batches of a list, or how many bytes they have where that is more than `most`: who reads them wants to know
+# before whether they fit into its memory.
+_BATCHES = """
+local function batches(key, first, last, most)
+  local found, bytes = redis.call('LRANGE', key, first, last), 0
+  for _, batch in ipairs(found) do bytes = bytes + #batch end
+  if bytes > most then return bytes, 0 end
+  return found, bytes
+end
+"""
+
+# Meta, batches and what is still pending. KEYS for each episode: meta frames queries; ARGV most_bytes, and for
+# each: first batch, last batch, number of query ids, the ids. Reply for each: {meta, {kind or "" of each id},
+# {batch ...} or their bytes}; no batches where nothing is pending. Keys of a wrong type, which no client of ours
+# makes, spoil their episode alone: the reply is {} then.
+_READ = Script(
+    _BATCHES
+    + """
+local left = tonumber(ARGV[1])
 local function read(i, a)
   local meta = redis.call('HGETALL', KEYS[3 * i - 2])
   local kinds, open = {}, false
@@ -178,18 +194,23 @@ local function read(i, a)
     if kind == 'done' or kind == 'value' then open = true else kind = '' end
     kinds[j] = kind
   end
-  local batches = {}
-  if open then batches = redis.call('LRANGE', KEYS[3 * i - 1], ARGV[a], ARGV[a + 1]) end
-  return {meta, kinds, batches}
+  local found, bytes = {}, 0
+  if open then found, bytes = batches(KEYS[3 * i - 1], ARGV[a], ARGV[a + 1], left) end
+  left = left - bytes
+  return {meta, kinds, found}
 end
-local replies, a = {}, 1
+local replies, a = {}, 2
 for i = 1, #KEYS / 3 do
   local ok, reply = pcall(read, i, a)
   replies[i] = ok and reply or {}
   a = a + 3 + tonumber(ARGV[a + 2])
 end
 return replies
-""")
+"""
+)
+
+# KEYS reference; ARGV most_bytes. Reply: {batch ...} or their bytes.
+_READ_REFERENCE = Script(_BATCHES + "return (batches(KEYS[1], 0, -1, tonumber(ARGV[1])))")
 
 # Writes answers of one client. Only what is pending is answered. KEYS client_stream, and for each answer its
 # episode's queries; ARGV ttl kept worker, and for each: query_id answer. Reply: 1 or 0 for each. A script that has
@@ -317,12 +338,13 @@ class EpisodeRead:
     Attributes:
         meta: None where the episode is gone, the error where it can't be read.
         open: ids of the queries that still wait for an answer.
-        batches: the encoded batches that are there; empty where no query is open.
+        batches: the encoded batches that are there, or how many bytes they have where that is more than may be
+            read; empty where no query is open.
     """
 
     meta: EpisodeMeta | ProtocolError | None
     open: frozenset[str]
-    batches: list[bytes]
+    batches: list[bytes] | int
 
 
 @dataclass(frozen=True)
@@ -342,7 +364,7 @@ class ReadAhead:
 NOTHING_AHEAD: Mapping[str, ReadAhead] = MappingProxyType({})
 
 
-def episode_read(fields: Sequence[bytes], still_open: Iterable[str], batches: list[bytes]) -> EpisodeRead:
+def episode_read(fields: Sequence[bytes], still_open: Iterable[str], batches: list[bytes] | int) -> EpisodeRead:
     """An episode from its meta hash (names and values in turn), its open queries and batches."""
     meta: EpisodeMeta | ProtocolError | None
     try:
@@ -503,9 +525,14 @@ class EpisodeStore:
 
     # What a worker does.
 
-    def read_episodes(self, wanted: Sequence[Wanted]) -> list[EpisodeRead]:
-        """Meta, open queries and encoded batches of episodes; one round trip for some 256 batches."""
-        return [read for part in _parts(wanted) for read in self._read_part(part)]
+    def read_episodes(self, wanted: Sequence[Wanted], most_bytes: int = MOST_READ_BYTES) -> list[EpisodeRead]:
+        """Return meta, open queries and encoded batches of episodes; one round trip for some 256 batches.
+
+        Args:
+            wanted: what of each episode.
+            most_bytes: of the batches of one round trip; of episodes beyond that only the size is read.
+        """
+        return [read for part in _parts(wanted) for read in self._read_part(part, most_bytes)]
 
     def still_open(self, queries: Sequence[Query]) -> set[str]:
         """Ids of those of `queries` that wait for an answer, and whose client is there; one round trip."""
@@ -521,10 +548,14 @@ class EpisodeStore:
         states = zip(queries, replies[0::2], replies[1::2], strict=True)
         return {query.id for query, kind, there in states if kind in (b"done", b"value") and there}
 
-    def read_reference(self, reference: str) -> list[bytes]:
-        """The encoded batches of reference frames; empty where they are gone."""
-        batches: Any = self.connection.lrange(self.keys.reference(reference), 0, -1)
-        return batches
+    def read_reference(self, reference: str, most_bytes: int = MOST_READ_BYTES) -> list[bytes] | int:
+        """Return the encoded batches of reference frames, or how many bytes they have where that is more.
+
+        Empty where they are gone.
+        """
+        command = ("EVAL", _READ_REFERENCE, 1, self.keys.reference(reference), most_bytes)
+        (batches,) = exchange(self.connection, [command])
+        return checked(batches)
 
     def answer(
         self, answers: Sequence[tuple[Query, str]], worker: str, *, ttl_s: int | None = None
@@ -541,9 +572,9 @@ class EpisodeStore:
                 texts = [text for query, answer in part for text in (query.id, answer)]
                 yield ("EVAL", _ANSWER, len(keys), *keys, ttl_s or self.ttl_s, _ANSWERS_KEPT, worker, *texts)
 
-    def _read_part(self, wanted: Sequence[Wanted]) -> Iterator[EpisodeRead]:
+    def _read_part(self, wanted: Sequence[Wanted], most_bytes: int) -> Iterator[EpisodeRead]:
         keys: list[str] = []
-        arguments: list[Any] = []
+        arguments: list[Any] = [most_bytes]
         for each in wanted:
             episode = self.keys.episode(each.episode)
             keys += (episode.meta, episode.frames, episode.queries)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Sequence
 
 import numpy as np
 
 from vlac_queue.errors import FrameError, ProtocolError
 from vlac_queue.frames import Base, EncodedBatch, Frames, follow
+from workers import memory
 
 #: Frames for which there is room at first, and most bytes of it. Memory that is not written to costs nothing.
 _FIRST_ROOM, _FIRST_ROOM_BYTES = 128, 32 << 20
-#: Bytes by which memory comes where it is written to; to arrays from _LARGE on by huge pages, as numpy asks for.
-_PAGE, _HUGE_PAGE, _LARGE = 4 << 10, 2 << 20, 4 << 20
+#: Bytes by which memory comes where it is written to.
+_PAGE = mmap.PAGESIZE
+#: Bytes from which on frames get pages of their own (see `_room`).
+_LARGE = 1 << 20
 #: Bytes that an encoded batch takes beside its block: for small frames, most of it.
 _BESIDE = 512
 
@@ -56,8 +61,7 @@ class History:
     def nbytes(self) -> int:
         """Bytes of memory that it takes."""
         last = self._base.frame.nbytes if self._base else 0
-        page = _HUGE_PAGE if self._frames is not None and self._frames.nbytes >= _LARGE else _PAGE
-        return last + -(-self._written * last // page) * page + self._behind_bytes
+        return last + -(-self._written * last // _PAGE) * _PAGE + self._behind_bytes
 
     def extend(self, payloads: Sequence[bytes], *, every_frame: bool) -> None:
         """Takes the batches that come next; where one is damaged, nothing changes.
@@ -68,6 +72,7 @@ class History:
 
         Raises:
             FrameError: as `vlac_queue.frames.decode_many`.
+            OutOfMemory: there is too little memory for them.
         """
         if not payloads:
             if every_frame:
@@ -87,6 +92,7 @@ class History:
             self._base = self._write([*self._behind, *batches])
         else:
             base = self._base
+            memory.require(2 * max(batch.raw_bytes for batch in batches), "a batch of frames")
             for batch in batches:
                 base = batch.base(batch.decode(base))
             self._base = base
@@ -129,6 +135,10 @@ class History:
         assert self.whole and self._frames is not None
         return _read_only(self._frames[: frame + 1])
 
+    def all(self) -> Frames:
+        """All frames, as `until` gives them."""
+        return self.until(self.batches - 1, self._ends[-1] - 1)
+
     def forget(self) -> None:
         """Keeps the last frame alone."""
         if self._base is not None and self._frames is not None:
@@ -141,14 +151,20 @@ class History:
     def _write(self, batches: Sequence[EncodedBatch]) -> Base:
         """Decodes batches behind the frames that are there; the base of what follows them."""
         end = self._written + sum(batch.shape[0] for batch in batches)
-        if self._frames is None or end > len(self._frames):
-            frame_bytes = batches[0].raw_bytes // batches[0].shape[0]
+        grows = self._frames is None or end > len(self._frames)
+        frame_bytes = batches[0].raw_bytes // batches[0].shape[0]
+        unpacking = max(batch.raw_bytes for batch in batches)
+        memory.require(frame_bytes * (end if grows else end - self._written) + unpacking, "the query's frames")
+        if grows:
             first_room = min(_FIRST_ROOM, _FIRST_ROOM_BYTES // frame_bytes)
             room = max(end, min(2 * self._written, self._limit // frame_bytes), first_room)
-            grown: Frames = np.empty((room, *batches[0].shape[1:]), np.uint8)
+            if not memory.fits(frame_bytes * room + unpacking):
+                room = end
+            grown = _room((room, *batches[0].shape[1:]))
             if self._frames is not None:
                 grown[: self._written] = self._frames[: self._written]
             self._frames = grown
+        assert self._frames is not None
         count, base = self._written, self._written_base
         for batch in batches:
             base = batch.write(self._frames[count : count + batch.shape[0]], base)
@@ -161,6 +177,22 @@ class History:
     def _check(self, batch: int, frame: int) -> None:
         if frame + 1 != self._ends[batch]:
             raise ProtocolError(f"frame {frame} is not the last of batch {batch}.")
+
+
+def _room(shape: tuple[int, ...]) -> Frames:
+    """An array to be written to: where it is large, on pages that go back to the system together with it.
+
+    From 4 MiB on numpy would ask for huge pages, so that a few frames take 2 MiB; and what malloc has on its heap
+    stays there when it is freed.
+    """
+    nbytes = math.prod(shape)
+    if nbytes < _LARGE:
+        return np.empty(shape, np.uint8)
+    try:
+        pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"{nbytes} bytes for frames ({error})") from error
+    return np.frombuffer(pages, np.uint8).reshape(shape)
 
 
 def _read_only(frames: Frames) -> Frames:

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import traceback
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
 
-from vlac_queue.errors import FrameError, ProtocolError
-from vlac_queue.frames import Frames, decode_episode
+from redis.exceptions import RedisError
+
+from vlac_queue.errors import FrameError, ProtocolError, VlacQueueError
+from vlac_queue.faults import as_ours, passes
+from vlac_queue.frames import Frames
 from vlac_queue.messages import Failure, Query
 from vlac_queue.store import NOTHING_AHEAD, EpisodeMeta, EpisodeRead, EpisodeStore, ReadAhead, Wanted
+from workers import memory
 from workers.critics import CriticQuery
 from workers.history import History
-
-Entry = TypeVar("Entry")
+from workers.kept import Kept
 
 #: Most pixel bytes that one query may need: 10,000 frames of 256x256, say.
 MAX_QUERY_BYTES = 2 << 30
-#: Bytes of last frames kept decoded where there is no room for whole episodes (`history_bytes`).
-LAST_FRAMES_BYTES = 256 << 20
-#: Most episodes of which one is kept: small frames are cheap by their bytes, and dear by what surrounds them.
-LAST_FRAMES = 4096
-#: Bytes of reference frames kept decoded.
-REFERENCES_BYTES = 512 << 20
 
 
 @dataclass(frozen=True)
@@ -59,36 +56,6 @@ class Prepared:
         return len(self.ask.frames) if isinstance(self.ask, CriticQuery) else 0
 
 
-class _Cache(Generic[Entry]):
-    """Least recently kept goes first; holds at most `limit` bytes and `most` entries, but always the newest."""
-
-    def __init__(self, limit: int, most: int) -> None:
-        self._limit = limit
-        self._most = most
-        self._bytes = 0
-        self._entries: OrderedDict[str, tuple[Entry, int]] = OrderedDict()
-
-    def get(self, key: str) -> Entry | None:
-        entry = self._entries.get(key)
-        return entry[0] if entry else None
-
-    def keep(self, key: str, entry: Entry, nbytes: int) -> list[Entry]:
-        """Keeps an entry; returns those that go for it."""
-        self.drop(key)
-        self._entries[key] = (entry, nbytes)
-        self._bytes += nbytes
-        gone = []
-        while (self._bytes > self._limit or len(self._entries) > self._most) and len(self._entries) > 1:
-            _, (old, freed) = self._entries.popitem(last=False)
-            self._bytes -= freed
-            gone.append(old)
-        return gone
-
-    def drop(self, key: str) -> None:
-        if old := self._entries.pop(key, None):
-            self._bytes -= old[1]
-
-
 class _FramesLost(Exception):
     """Redis has lost frames that a query is about, or its reference."""
 
@@ -99,36 +66,42 @@ class Intake:
     Args:
         store: the episodes.
         done_history: whether done queries get all frames up to theirs, instead of that one alone.
-        history_bytes: most bytes of whole episodes that are kept decoded.
+        history_bytes: most bytes of episodes and references that are kept decoded between two calls.
     """
 
     def __init__(self, store: EpisodeStore, *, done_history: bool = False, history_bytes: int = 1 << 30) -> None:
         self._store = store
         self._done_history = done_history
-        # By episode; those that find no room among the first are among the second, with their last frame.
-        self._whole: _Cache[tuple[str, History]] = _Cache(history_bytes, LAST_FRAMES)
-        self._last: _Cache[History] = _Cache(LAST_FRAMES_BYTES, LAST_FRAMES)
-        # Episodes of which there are frames to decode ahead, the first to be the first.
-        self._behind: OrderedDict[str, None] = OrderedDict()
-        self._references: _Cache[Frames] = _Cache(REFERENCES_BYTES, LAST_FRAMES)
+        self._kept = Kept(history_bytes)
 
     def prepare(
         self, queries: Sequence[tuple[str, Query]], ahead: Mapping[str, ReadAhead] = NOTHING_AHEAD
     ) -> list[Prepared]:
-        """Reads and decodes the frames of queries.
+        """Read and decode the frames of queries.
 
-        A query whose frames are damaged becomes a failure of its own; errors of Redis are raised. One whose frames
-        are missing is dropped: its client notices, pushes them again and asks again.
+        Whatever goes wrong with one of them (its frames are damaged, or too large for this process's memory) is
+        that query's own failure; errors of Redis that pass are raised. A query whose frames are missing is
+        dropped: its client notices, pushes them again and asks again.
 
         Args:
             queries: (job id, query).
             ahead: query id -> what came along with its job; used where that is all that is wanted.
         """
+        try:
+            return self._prepare(queries, ahead)
+        except Exception as error:
+            if passes(error):
+                raise
+            if len(queries) == 1:
+                return [Prepared(*queries[0], _failure(error))]
+            return [prepared for each in queries for prepared in self.prepare([each], ahead)]
+
+    def _prepare(self, queries: Sequence[tuple[str, Query]], ahead: Mapping[str, ReadAhead]) -> list[Prepared]:
         started = time.monotonic()
         runs: dict[tuple[str, str], list[tuple[str, Query]]] = defaultdict(list)
         for job, query in queries:
             runs[query.episode, query.token].append((job, query))
-        histories = {token: self._kept(token) for _, token in runs}
+        histories = {token: self._kept.history(token) for _, token in runs}
         wanted = [
             Wanted(episode, *self._span(histories[token], asked), tuple(query.id for _, query in asked))
             for (episode, token), asked in runs.items()
@@ -140,26 +113,31 @@ class Intake:
         for asked, want, read in zip(runs.values(), wanted, reads, strict=True):
             ttl_s = read.meta.ttl_s if isinstance(read.meta, EpisodeMeta) else None
             for job, query in sorted(asked, key=lambda each: each[1].batch):
-                asks[job, query.id] = self._ask(query, read, want.first, histories), ttl_s
+                asks[job, query.id] = self._ask(query, read, want, histories), ttl_s
         for token, history in histories.items():
             if history is not None:
-                self._keep(token, history)
+                self._kept.keep(token, history)
+        self._kept.settle()
         decoding_s = time.monotonic() - started
         return [Prepared(job, query, *asks[job, query.id], decoding_s) for job, query in queries]
 
     def behind(self) -> bool:
         """Whether there are frames to decode ahead."""
-        return bool(self._behind)
+        return self._kept.next_behind() is not None
 
     def work_ahead(self, seconds: float) -> None:
         """Decodes ahead what value queries will ask for, for about so long."""
         until = time.monotonic() + seconds
-        while self._behind and time.monotonic() < until:
-            token, _ = self._behind.popitem(last=False)
-            # Those that were forgotten meanwhile are not kept whole any more.
-            if kept := self._whole.get(token):
-                kept[1].catch_up()
-                self._keep(token, kept[1])
+        while (token := self._kept.next_behind()) and time.monotonic() < until:
+            history = self._kept.history(token)
+            assert history is not None, "what is kept of it is behind"
+            try:
+                history.catch_up()
+            except MemoryError:
+                # Who asks for all frames is told, if there is too little memory then as well.
+                history.forget()
+            self._kept.keep(token, history)
+            self._kept.settle()
 
     @staticmethod
     def _known(wanted: Wanted, ahead: Mapping[str, ReadAhead]) -> EpisodeRead | None:
@@ -167,28 +145,38 @@ class Intake:
         return found.read if found is not None and found.answers(wanted) else None
 
     def _ask(
-        self, query: Query, read: EpisodeRead, first: int, histories: dict[str, History | None]
+        self, query: Query, read: EpisodeRead, wanted: Wanted, histories: dict[str, History | None]
     ) -> CriticQuery | Failure | None:
         if query.id not in read.open or read.meta is None:
             return None
         try:
             if isinstance(read.meta, ProtocolError):
                 raise read.meta
-            wanted = read.batches[: max(0, query.batch + 1 - first)]
-            if len(wanted) < query.batch + 1 - first:
-                raise _FramesLost
-            return self._critic_query(query, read.meta, self._frames(query, first, wanted, histories))
+            try:
+                return self._critic_query(query, read.meta, self._frames(query, read, wanted, histories))
+            except MemoryError as error:
+                # What is kept for later gives way to what is asked now, if that is enough.
+                if getattr(error, "missing", 1) > self._kept.nbytes:
+                    raise
+            self._kept.clear()
+            return self._critic_query(query, read.meta, self._frames(query, read, wanted, histories))
         except _FramesLost:
             return None
-        except (FrameError, ProtocolError) as error:
-            return Failure(str(error), traceback.format_exc())
+        except Exception as error:
+            if passes(error):
+                raise
+            return _failure(error)
+
+    def _batches(self, wanted: Wanted, read: EpisodeRead) -> Sequence[bytes]:
+        """The encoded batches that were found; read only now where memory has to be looked at before."""
+        if isinstance(read.batches, int):
+            memory.require(2 * read.batches, "the episode's encoded frames")
+            (read,) = self._store.read_episodes([wanted], sys.maxsize)
+            assert not isinstance(read.batches, int)
+        return read.batches
 
     def _one_frame(self, query: Query) -> bool:
         return query.kind == "done" and not self._done_history
-
-    def _kept(self, token: str) -> History | None:
-        whole = self._whole.get(token)
-        return whole[1] if whole else self._last.get(token)
 
     def _useful(self, history: History | None, query: Query) -> bool:
         """Whether what is kept of an episode spares decoding it anew for a query."""
@@ -215,21 +203,25 @@ class Intake:
         )
 
     def _frames(
-        self, query: Query, first: int, batches: Sequence[bytes], histories: dict[str, History | None]
+        self, query: Query, read: EpisodeRead, wanted: Wanted, histories: dict[str, History | None]
     ) -> Frames:
         """The frames that the critic looks at.
 
         Args:
             query: what it is asked.
-            first: index of the first of `batches`.
-            batches: what was read for it.
+            read: what was read for it.
+            wanted: what was to be read.
             histories: token of an episode -> what is decoded of it; the one that is most advanced is left there.
         """
+        count = max(0, query.batch + 1 - wanted.first)
+        batches = self._batches(wanted, read)[:count]
+        if len(batches) < count:
+            raise _FramesLost
         history = kept = histories[query.token]
         if history is None or not self._useful(history, query):
             history = History(MAX_QUERY_BYTES)
         # Another query of the same episode may have decoded some of them just now.
-        history.extend(batches[history.batches - first :], every_frame=not self._one_frame(query))
+        history.extend(batches[history.batches - wanted.first :], every_frame=not self._one_frame(query))
         if kept is None or history.batches >= kept.batches:
             histories[query.token] = history
         try:
@@ -241,30 +233,32 @@ class Intake:
         except ProtocolError as error:
             raise ProtocolError(f"episode {query.episode!r}: {error}") from None
 
-    def _keep(self, token: str, history: History) -> None:
-        if not history.whole:
-            self._forget(token, history)
-            return
-        if history.behind:
-            self._behind[token] = None
-        self._last.drop(token)
-        for other, gone in self._whole.keep(token, (token, history), history.nbytes):
-            gone.forget()
-            self._forget(other, gone)
-
-    def _forget(self, token: str, history: History) -> None:
-        """Keeps the last frame of an episode alone."""
-        self._whole.drop(token)
-        self._behind.pop(token, None)
-        self._last.keep(token, history, history.nbytes)
-
     def _reference(self, reference: str) -> Frames:
-        kept = self._references.get(reference)
+        kept = self._kept.reference(reference)
         if kept is not None:
             return kept
         batches = self._store.read_reference(reference)
+        if isinstance(batches, int):
+            memory.require(2 * batches, "the reference's encoded frames")
+            batches = self._store.read_reference(reference, sys.maxsize)
+            assert not isinstance(batches, int)
         if not batches:
             raise _FramesLost
-        frames = decode_episode(batches, limit=MAX_QUERY_BYTES)
-        self._references.keep(reference, frames, frames.nbytes)
+        history = History(MAX_QUERY_BYTES)
+        history.extend(batches, every_frame=True)
+        if not history.whole:
+            raise FrameError("the reference's frames are of several sizes; give one size only.")
+        frames = history.all()
+        self._kept.keep_reference(reference, frames)
         return frames
+
+
+def _failure(error: Exception) -> Failure:
+    text = "".join(traceback.format_exception(error))
+    if isinstance(error, RedisError):
+        error = as_ours(error, "the worker's URL")
+    if isinstance(error, VlacQueueError):
+        return Failure(str(error), text)
+    message = f"the worker could not prepare this query ({type(error).__name__}: {error})."
+    hint = " Its main memory is used up: give it more." if isinstance(error, MemoryError) else ""
+    return Failure(message[:2000] + hint, text)
