@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -121,6 +121,7 @@ def critic_hangs(stage: Stage) -> float:
         until(lambda: os.path.exists(f"{gate}.hangs"), 120)
         open(gate, "w").close()  # only who hangs already does not see it
         assert pending.result().score == 0.2
+        stage.answered = time.monotonic()
     return since
 
 
@@ -146,6 +147,7 @@ def poisoned(stage: Stage) -> float:
     since = time.monotonic()
     with stage.client() as client, pytest.raises(CriticFailed, match=f"3 {PERMITTED}"):
         _ask(client, "kill", 51).result()
+    stage.answered = time.monotonic()
     return since
 
 
@@ -224,41 +226,26 @@ def _in_child(client: CriticClient, pipe: Connection) -> None:
 @_fault("Ctrl-C in the middle of a push, then on")
 def interrupted(stage: Stage) -> None:
     """Whatever was broken off, each episode holds the frames that it says it does, and goes on."""
-    armed = threading.Event()
-
-    def press(*_: object) -> None:
-        if armed.is_set():
-            armed.clear()
-            raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, press)
-    try:
-        with stage.client() as client:
-            episodes = client.episodes(["task"] * 16)
-            pushed: list[list[int]] = [[] for _ in episodes]
-            for step in range(1, 13):
-                reds = [stage.chance.randrange(256) for _ in episodes]
-                pushes = [(episode, frame(red)) for episode, red in zip(episodes, reds, strict=True)]
-                timer = threading.Timer(stage.chance.random() * 0.01, os.kill, (os.getpid(), signal.SIGINT))
-                pendings: list[Any] = []
-                try:
-                    if step % 3:
-                        armed.set()
-                        timer.start()
-                    pendings = client.observe_many(pushes)
-                    armed.clear()
-                except KeyboardInterrupt:
-                    pass
-                for episode, of_it, red in zip(episodes, pushed, reds, strict=True):
-                    assert episode.frames - len(of_it) in (0, 1)
-                    of_it += [red] * (episode.frames - len(of_it))
-                for pending, red in zip(pendings, reds if pendings else [], strict=True):
-                    assert round(pending.result().score * 255) == red
-            for episode, of_it in zip(episodes, pushed, strict=True):
-                values = episode.ask_value().result().values
-                assert [round(value * 2.55) for value in values] == of_it
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with stage.client() as client, _ctrl_c() as press_within:
+        episodes = client.episodes(["task"] * 48)
+        pushed: list[list[int]] = [[] for _ in episodes]
+        took = 0.0
+        for step in range(9):
+            reds = [stage.chance.randrange(256) for _ in episodes]
+            pushes = [(episode, frame(red, 64)) for episode, red in zip(episodes, reds, strict=True)]
+            began, pendings = time.monotonic(), []
+            with press_within(stage.chance.random() * took if step % 3 else None):
+                pendings = client.observe_many(pushes)
+                took = time.monotonic() - began
+            for episode, known, red in zip(episodes, pushed, reds, strict=True):
+                assert episode.frames - len(known) in (0, 1)
+                known += [red] * (episode.frames - len(known))
+            scores = [pending.result().score for pending in pendings]
+            assert scores == pytest.approx([red / 255 for red in reds] if pendings else [])
+        values = client.ask_value_many(episodes)
+        client.wait(values)
+        for pending, known in zip(values, pushed, strict=True):
+            assert pending.verdict().values == pytest.approx([100 * red / 255 for red in known])
 
 
 # Redis.
@@ -423,6 +410,35 @@ def slow(stage: Stage) -> None:
 # Parts of them.
 
 
+@contextmanager
+def _ctrl_c() -> Iterator[Callable[[float | None], AbstractContextManager[None]]]:
+    """Gives a context manager that is broken off by Ctrl-C after some seconds, if it has not ended by then."""
+    armed = threading.Event()
+
+    def raise_once(*_: object) -> None:
+        if armed.is_set():
+            armed.clear()
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def press_within(seconds: float | None) -> Iterator[None]:
+        timer = threading.Timer(seconds or 0.0, os.kill, (os.getpid(), signal.SIGINT))
+        try:
+            if seconds is not None:
+                armed.set()
+                timer.start()
+            yield
+            armed.clear()
+        except KeyboardInterrupt:
+            pass
+
+    before = signal.signal(signal.SIGINT, raise_once)
+    try:
+        yield press_within
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _ask(client: CriticClient, task: str, red: int) -> Any:
     episode = client.episode(task)
     episode.push(frame(red))
@@ -433,6 +449,7 @@ def _answered_by_the_next(stage: Stage, word: str) -> float:
     since = time.monotonic()
     with stage.client() as client:
         assert _ask(client, f"{word} {_new_file(stage, word)}", 51).result().score == 0.2
+        stage.answered = time.monotonic()
     return since
 
 
