@@ -121,6 +121,7 @@ def critic_hangs(stage: Stage) -> float:
         until(lambda: os.path.exists(f"{gate}.hangs"), 120)
         open(gate, "w").close()  # only who hangs already does not see it
         assert pending.result().score == 0.2
+        stage.answered = time.monotonic()
     return since
 
 
@@ -146,6 +147,7 @@ def poisoned(stage: Stage) -> float:
     since = time.monotonic()
     with stage.client() as client, pytest.raises(CriticFailed, match=f"3 {PERMITTED}"):
         _ask(client, "kill", 51).result()
+    stage.answered = time.monotonic()
     return since
 
 
@@ -224,41 +226,26 @@ def _in_child(client: CriticClient, pipe: Connection) -> None:
 @_fault("Ctrl-C in the middle of a push, then on")
 def interrupted(stage: Stage) -> None:
     """Whatever was broken off, each episode holds the frames that it says it does, and goes on."""
-    armed = threading.Event()
-
-    def press(*_: object) -> None:
-        if armed.is_set():
-            armed.clear()
-            raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, press)
-    try:
-        with stage.client() as client:
-            episodes = client.episodes(["task"] * 16)
-            pushed: list[list[int]] = [[] for _ in episodes]
-            for step in range(1, 13):
-                reds = [stage.chance.randrange(256) for _ in episodes]
-                pushes = [(episode, frame(red)) for episode, red in zip(episodes, reds, strict=True)]
-                timer = threading.Timer(stage.chance.random() * 0.01, os.kill, (os.getpid(), signal.SIGINT))
-                pendings: list[Any] = []
-                try:
-                    if step % 3:
-                        armed.set()
-                        timer.start()
-                    pendings = client.observe_many(pushes)
-                    armed.clear()
-                except KeyboardInterrupt:
-                    pass
-                for episode, of_it, red in zip(episodes, pushed, reds, strict=True):
-                    assert episode.frames - len(of_it) in (0, 1)
-                    of_it += [red] * (episode.frames - len(of_it))
-                for pending, red in zip(pendings, reds if pendings else [], strict=True):
-                    assert round(pending.result().score * 255) == red
-            for episode, of_it in zip(episodes, pushed, strict=True):
-                values = episode.ask_value().result().values
-                assert [round(value * 2.55) for value in values] == of_it
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with stage.client() as client, _ctrl_c() as broken_off:
+        episodes = client.episodes(["task"] * 48)
+        pushed: list[list[int]] = [[] for _ in episodes]
+        took = 0.0
+        for step in range(9):
+            reds = [stage.chance.randrange(256) for _ in episodes]
+            pushes = [(episode, frame(red, 64)) for episode, red in zip(episodes, reds, strict=True)]
+            began = time.monotonic()
+            after = stage.chance.random() * took if step % 3 else None
+            pendings = broken_off(lambda pushes=pushes: client.observe_many(pushes), after) or []
+            took = took or time.monotonic() - began
+            for episode, known, red in zip(episodes, pushed, reds, strict=True):
+                assert episode.frames - len(known) in (0, 1)
+                known += [red] * (episode.frames - len(known))
+            scores = [pending.result().score for pending in pendings]
+            assert scores == pytest.approx([red / 255 for red in reds] if pendings else [])
+        values = client.ask_value_many(episodes)
+        client.wait(values)
+        for pending, known in zip(values, pushed, strict=True):
+            assert pending.verdict().values == pytest.approx([100 * red / 255 for red in known])
 
 
 # Redis.
@@ -423,6 +410,37 @@ def slow(stage: Stage) -> None:
 # Parts of them.
 
 
+@contextmanager
+def _ctrl_c() -> Iterator[Callable[[Callable[[], Any], float | None], Any]]:
+    """Gives a function that does something, breaks it off by Ctrl-C after some seconds, and returns None then."""
+    armed = threading.Event()
+
+    def raise_once(*_: object) -> None:
+        if armed.is_set():
+            armed.clear()
+            raise KeyboardInterrupt
+
+    def do(work: Callable[[], Any], seconds: float | None) -> Any:
+        if seconds is None:
+            return work()
+        timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
+        try:
+            try:
+                armed.set()
+                timer.start()
+                return work()
+            finally:
+                armed.clear()
+        except KeyboardInterrupt:
+            return None
+
+    before = signal.signal(signal.SIGINT, raise_once)
+    try:
+        yield do
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _ask(client: CriticClient, task: str, red: int) -> Any:
     episode = client.episode(task)
     episode.push(frame(red))
@@ -433,6 +451,7 @@ def _answered_by_the_next(stage: Stage, word: str) -> float:
     since = time.monotonic()
     with stage.client() as client:
         assert _ask(client, f"{word} {_new_file(stage, word)}", 51).result().score == 0.2
+        stage.answered = time.monotonic()
     return since
 
 

