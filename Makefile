@@ -12,7 +12,7 @@ LOCK := requirements-ci.txt
 .PHONY: help setup demo test test-all test-chaos test-day fuzz lint lock audit bench clean
 
 # LOCKED=1 installs the versions in requirements-ci.txt, whose hashes are checked, instead of the newest.
-setup: $(READY)  ## Make .venv with all that development needs (PYTHON=python3.11, LOCKED=1)
+setup: $(READY)  ## Make .venv with all that is needed (PYTHON=python3.11, LOCKED=1)
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -54,11 +54,11 @@ test-day: setup  ## Ask a day's queries: memory and latencies (QUERIES=100000)
 SOAK_MINUTES ?= 30
 SEED ?= 1
 .PHONY: soak
-soak: setup  ## Do fault after fault (SOAK_MINUTES=30 SEED=1 SOAK_FAULTS=...)
+soak: setup  ## Do fault after fault, as SEED draws them (SOAK_MINUTES=30 SEED=1)
 	SOAK_MINUTES=$(SOAK_MINUTES) SEED=$(SEED) SOAK_FAULTS=$(SOAK_FAULTS) $(BIN)/pytest tests/chaos/test_soak.py -m soak -s
 
 # What is read from Redis, made up: FUZZ_EXAMPLES of each kind, some 15 minutes.
-fuzz: setup  ## Make up what is read from Redis, some 15 minutes (FUZZ_EXAMPLES=20000)
+fuzz: setup  ## Make up what is read from Redis, some 15 minutes
 	FUZZ_EXAMPLES="$(FUZZ_EXAMPLES)" $(BIN)/pytest tests/security/test_fuzz.py --hypothesis-profile fuzz --timeout 0
 
 lint: setup  ## Check style and types: ruff, mypy
@@ -83,7 +83,9 @@ bench: setup  ## Measure the queue against RQ and bare Redis (BENCH='--help')
 	$(BIN)/vlac-queue bench $(BENCH)
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST) | sort
+	@$(PYTHON) -c 'import re, sys; \
+		rows = sorted(row for name in sys.argv[1:] for row in re.findall(r"^([a-z-]+):.*?  \#\# (.*)", open(name).read(), re.M)); \
+		[print(f"{target:12} {what}") for target, what in rows]' $(MAKEFILE_LIST)
 
 clean:  ## Delete .venv and caches
 	rm -rf $(VENV) demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
