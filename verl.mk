@@ -9,7 +9,7 @@ MUJOCO_GL ?= egl
 
 .PHONY: setup-verl test-verl
 
-setup-verl: $(VERL_VENV)/.ready
+setup-verl: $(VERL_VENV)/.ready  ## Make the environment of test-verl
 
 $(VERL_VENV)/.ready: pyproject.toml tests/real_verl/requirements.txt
 	$(VERL_PYTHON) -m venv $(VERL_VENV)
@@ -17,7 +17,7 @@ $(VERL_VENV)/.ready: pyproject.toml tests/real_verl/requirements.txt
 	$(VERL_VENV)/bin/pip install -q -e '.[embedded]' -r tests/real_verl/requirements.txt
 	touch $@
 
-test-verl: setup-verl
+test-verl: setup-verl  ## Run the suite against SimpleVLA-RL (SIMPLEVLA_RL_HOME=its checkout)
 	@test -f "$(SIMPLEVLA_RL_HOME)/verl/trainer/main_ppo.py" || { \
 	  echo "set SIMPLEVLA_RL_HOME to a checkout of https://github.com/PRIME-RL/SimpleVLA-RL"; exit 2; }
 	SIMPLEVLA_RL_HOME="$(abspath $(SIMPLEVLA_RL_HOME))" MUJOCO_GL="$(MUJOCO_GL)" \

@@ -22,6 +22,7 @@ from vlac_queue.doctor.command import doctor
 from vlac_queue.episodes.command import episodes
 from vlac_queue.rescore.command import rescore
 from vlac_queue.score.command import score
+from vlac_queue.settings_command import settings
 from vlac_queue.texts import many
 from vlac_queue.workers_command import workers
 
@@ -108,6 +109,7 @@ main.add_command(score)
 main.add_command(acl)
 main.add_command(episodes)
 main.add_command(rescore)
+main.add_command(settings)
 
 if __name__ == "__main__":
     main()

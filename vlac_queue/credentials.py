@@ -10,15 +10,16 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from vlac_queue.errors import ConfigError
 
-#: User of Redis' ACL, such as vlac-worker; without it Redis' user `default` is meant.
 USERNAME = "VLAC_REDIS_USERNAME"
-#: The password itself.
 PASSWORD = "VLAC_REDIS_PASSWORD"
-#: A file that holds the password and nothing else.
 PASSWORD_FILE = "VLAC_REDIS_PASSWORD_FILE"
-#: What stands beside the settings (`VlacConfig`) in the environment; no setting, so nothing that prints settings
-#: shows it.
-VARIABLES = (USERNAME, PASSWORD, PASSWORD_FILE)
+#: What stands beside the settings (`VlacConfig`) in the environment, and its meaning; no settings, so that a
+#: printed configuration shows no password.
+VARIABLES = {
+    USERNAME: "User of Redis' ACL, such as vlac-worker; without it Redis' user `default` is meant.",
+    PASSWORD_FILE: "File that holds the password and nothing else; one that every user can read is refused.",
+    PASSWORD: "The password itself.",
+}
 
 #: Most bytes of a password file; more is some other file.
 _MAX_BYTES = 4096

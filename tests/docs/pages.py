@@ -11,6 +11,7 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "docker-free-setup.md",
     ROOT / "SECURITY.md",
+    ROOT / "CONTRIBUTING.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 #: Stands in the line before a snippet that needs what no test has, such as a simulator or a GPU.

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import psutil
 import pytest
 
 from tests.conftest import until
 from tests.docs.pages import PAGES, ROOT, commands, snippets
-from vlac_queue import CriticClient, NoWorkers, VlacConfig
+from vlac_queue import CriticClient, DoneVerdict, NoWorkers, ValueVerdict, VlacConfig, errors
 from vlac_queue.cli import main
 from vlac_queue.doctor import judge_gpu
 from vlac_queue.server import RedisServer
@@ -91,7 +93,62 @@ def test_readmes_snippets_give_what_they_show(url: str) -> None:
     names["client"].close()
 
 
+def test_the_guides_critic_serves_a_queue(client: CriticClient, server: RedisServer, tmp_path: Path) -> None:
+    """The class of docs/critics.md, in a file of its own, by the page's command."""
+    page = ROOT / "docs" / "critics.md"
+    (tmp_path / "my_critics.py").write_text(snippets(page, "python")[0].text)
+    (command,) = (snippet.text for snippet in snippets(page, "bash") if "my_critics" in snippet.text)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environ = {**os.environ, "VLAC_REDIS_URL": server.url, "PATH": path}
+    with open(tmp_path / "log", "wb") as log:
+        worker = subprocess.Popen(["sh", "-c", command], env=environ, cwd=tmp_path, stdout=log, stderr=log)
+    try:
+        until(lambda: listens(client) or worker.poll() is not None)
+        dark, bright = np.zeros((2, 8, 8, 3), np.uint8), np.full((1, 8, 8, 3), 255, np.uint8)
+        with client.episode("switch on the lamp") as episode:
+            first = episode.observe(dark)
+            assert first.result() == DoneVerdict(False, 0.0, 1), (tmp_path / "log").read_text()
+            assert episode.observe(bright).result() == DoneVerdict(True, 1.0, 2)
+            assert episode.ask_value().result() == ValueVerdict((0.0, 0.0, 100.0), (0.0, 100.0))
+            assert first.critic.name == "my_critics:Brightness"
+        client.sleep_workers()
+    finally:
+        for each in (*psutil.Process(worker.pid).children(recursive=True), worker):
+            each.kill()
+        worker.wait()
+
+
+def test_the_guide_to_python_has_every_error_and_trains_on_no_step_after_the_end(url: str) -> None:
+    page = ROOT / "docs" / "python.md"
+    told = re.findall(r"^\| `(\w+)` \|.*", page.read_text(), re.MULTILINE)
+    kinds = {
+        name
+        for name, kind in vars(errors).items()
+        if isinstance(kind, type) and kind.__module__ == errors.__name__
+    }
+    assert kinds - set(told) == {"VlacQueueError"}
+    names = run(page, url)
+    for outcome, mask, rewards in zip(names["outcomes"], names["mask"], names["rewards"], strict=True):
+        assert mask.sum() == outcome.finish_step and rewards[mask].sum() == np.float32(outcome.reward)
+    assert not names["mask"].all()
+    names["client"].close()
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation, project = ((ROOT / name).read_text() for name in ("CITATION.cff", "pyproject.toml"))
+    for field in ("version", "license"):
+        (cited,) = re.findall(rf"^{field}: (\S+)$", citation, re.MULTILINE)
+        assert f'{field} = "{cited}"' in project.splitlines()
+
+
 # Commands: that they name what exists.
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is missing")
+def test_make_help_tells_every_target() -> None:
+    shown = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {line.split()[0] for line in shown.splitlines()} == make_targets()
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 def make_targets() -> set[str]:

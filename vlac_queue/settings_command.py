@@ -1,0 +1,98 @@
+"""`vlac-queue settings`: all settings, with their variables, defaults and meaning."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vlac_queue.config import ENV_PREFIX, VlacConfig, redact_url
+from vlac_queue.console import errors_as_messages
+from vlac_queue.credentials import PASSWORD
+from vlac_queue.credentials import VARIABLES as CREDENTIALS
+from vlac_queue.texts import clean
+
+_URL = ENV_PREFIX + "REDIS_URL"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting as this command shows it.
+
+    Attributes:
+        name: the field of `VlacConfig`, and the key of the hydra node `vlac`; None for a user or password, which
+            only the environment gives.
+        variable: its environment variable.
+        default: its default on this machine; None where there is none.
+        set_to: what the environment holds, passwords hidden; None where it holds nothing.
+        meaning: what it is for, with its unit or choices.
+    """
+
+    name: str | None
+    variable: str
+    default: str | int | float | bool | None
+    set_to: str | None
+    meaning: str
+
+
+def all_settings(environ: Mapping[str, str] = os.environ) -> list[Setting]:
+    """Return all settings in the order of `VlacConfig`, then Redis' user and password."""
+
+    def shown(variable: str) -> str | None:
+        text = environ.get(variable)
+        if text is None or variable == PASSWORD:
+            return text and "***"
+        return clean(redact_url(text) if variable == _URL else text)
+
+    settings = []
+    for spec in fields(VlacConfig):
+        variable = ENV_PREFIX + spec.name.upper()
+        default = None if spec.default is MISSING else spec.default
+        settings.append(Setting(spec.name, variable, default, shown(variable), spec.metadata["doc"]))
+    return settings + [Setting(None, name, None, shown(name), doc) for name, doc in CREDENTIALS.items()]
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def settings(as_json: bool) -> None:
+    """Shows every setting: its environment variable, its default, what is set, and what it means.
+
+    In Python a setting is a field of VlacConfig, in hydra a key of the node `vlac`: the variable's name without
+    VLAC_, in small letters. Exit code 1 if the environment holds a setting that is wrong.
+    """
+    found = all_settings()
+    if as_json:
+        click.echo(json.dumps([asdict(setting) for setting in found], indent=2))
+    else:
+        _show(found)
+    with errors_as_messages():
+        VlacConfig.from_env()
+
+
+def _show(found: list[Setting]) -> None:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    # One above the other: so that at 80 columns the longest word of the meanings, a URL, stays whole.
+    table.add_column("variable\n  default", overflow="fold", min_width=26, max_width=40)
+    table.add_column("meaning", overflow="fold", ratio=1)
+    for setting in found:
+        lines = [setting.variable]
+        if setting.default is not None:
+            lines.append(f"  {_text(setting.default)}")
+        if setting.set_to is not None:
+            lines.append(f"  set: {setting.set_to}")
+        table.add_row(Text("\n".join(lines), "bold" if setting.set_to is not None else ""), Text(setting.meaning))
+    Console(highlight=False).print(table)
+
+
+def _text(default: str | int | float | bool) -> str:
+    """Return the default as one would export it."""
+    if isinstance(default, bool):
+        return str(default).lower()
+    return f"{default:g}" if isinstance(default, float) else str(default) or "(empty)"
