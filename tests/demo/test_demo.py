@@ -41,7 +41,9 @@ def run(tmp_path_factory: Any) -> tuple[subprocess.CompletedProcess[str], dict[s
     )
     assert done.returncode == 0, done.stderr
     # Without a terminal a line says what takes some seconds.
-    assert re.findall(r"(\w+) .*\.\.\.$", done.stderr, re.MULTILINE) == ["starting", "playing", "drawing"]
+    assert re.findall(r"(\w+) .*\.\.\.$", done.stderr, re.MULTILINE) == [
+        "starting", "playing", "ending", "drawing",
+    ]  # fmt: skip
     return done, json.loads((folder / "figures.json").read_text()), folder
 
 
