@@ -47,7 +47,9 @@ def run(tmp_path_factory: Any) -> tuple[subprocess.CompletedProcess[str], dict[s
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100, env=environ)
     assert done.returncode == 0, done.stderr
     # Without a terminal a line says what takes some seconds.
-    assert re.findall(r"(\w+) .*\.\.\.$", done.stderr, re.MULTILINE) == ["starting", "playing", "drawing"]
+    assert re.findall(r"(\w+) .*\.\.\.$", done.stderr, re.MULTILINE) == [
+        "starting", "playing", "ending", "drawing",
+    ]  # fmt: skip
     (folder / "command-lines.log").write_text("\n".join(lines.seen))
     return done, json.loads((folder / "figures.json").read_text()), folder
 
