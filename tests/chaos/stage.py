@@ -18,6 +18,7 @@ from tests.chaos.proxy import Proxy
 from tests.chaos.servers import FAKETIME, Server, other_time
 from tests.conftest import Workers, until
 from vlac_queue import CriticClient, VlacConfig
+from vlac_queue.client import live_workers
 from vlac_queue.control import critic_workers
 from vlac_queue.keys import Keys
 
@@ -123,8 +124,10 @@ class Stage:
         self.shift.write_text(f"{self.shifted_s:+d}\n")
 
     def asks(self) -> None:
+        """Returns once queries wait, and workers are known: who is new is told at once where there are none."""
         for load in self.loads:
             load.asks()
+        until(lambda: live_workers(self.control, self.keys))
 
     def recovered_s(self, since: float) -> float:
         """Waits until each rollout has ended a round that it began after now.
