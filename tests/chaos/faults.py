@@ -220,7 +220,8 @@ def forked(stage: Stage) -> None:
 
 
 def _in_child(client: CriticClient, pipe: Connection) -> None:
-    pipe.send((client.id, [_ask(client, "task", 102).result().score for _ in range(4)]))
+    with client:
+        pipe.send((client.id, [_ask(client, "task", 102).result().score for _ in range(4)]))
 
 
 @_fault("Ctrl-C in the middle of a push, then on")
