@@ -105,7 +105,7 @@ class Proxy:
             if asyncio.iscoroutine(outcome):
                 await outcome
 
-        asyncio.run_coroutine_threadsafe(run(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(run(), self._loop).result(60)
 
     async def _open(self) -> None:
         if not self._held:

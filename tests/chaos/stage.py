@@ -75,7 +75,8 @@ class Stage:
     def start(self) -> subprocess.Popen[bytes]:
         """Starts one worker more."""
         limit = ("sh", "-c", 'ulimit -v "$0"; exec "$@"', str(WORKER_KIB))
-        return self.workers.start(CHAOS, prefix=limit, **_SETTINGS)
+        # Maintenance, once a minute else, meets harm of some seconds too.
+        return self.workers.start(CHAOS, "--maintenance-interval", "1", prefix=limit, **_SETTINGS)
 
     def spare(self, process: subprocess.Popen[bytes]) -> None:
         """Has one worker live on whatever happens, so that its memory can be watched."""
