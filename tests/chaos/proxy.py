@@ -105,7 +105,7 @@ class Proxy:
             if asyncio.iscoroutine(outcome):
                 await outcome
 
-        asyncio.run_coroutine_threadsafe(run(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(run(), self._loop).result(60)
 
     async def _open(self) -> None:
         if not self._held:
@@ -142,9 +142,11 @@ class Proxy:
         pair = {writer, far_writer}
         self._writers |= pair
         try:
-            await asyncio.gather(
-                self._pass(reader, far_writer, pair, reply=False), self._pass(far_reader, writer, pair, reply=True)
-            )
+            with contextlib.suppress(asyncio.CancelledError):  # at the end, of which nobody need be told
+                await asyncio.gather(
+                    self._pass(reader, far_writer, pair, reply=False),
+                    self._pass(far_reader, writer, pair, reply=True),
+                )
         finally:
             self._writers -= pair
             for each in pair:

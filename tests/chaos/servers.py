@@ -80,7 +80,7 @@ class Server:
         self.kill()
 
 
-def wait_for(connection: redis.Redis, seconds: float = 20) -> None:
+def wait_for(connection: redis.Redis, seconds: float = 120) -> None:
     """Returns once the server answers."""
     deadline = time.monotonic() + seconds
     while True:

@@ -18,6 +18,7 @@ from tests.chaos.proxy import Proxy
 from tests.chaos.servers import FAKETIME, Server, other_time
 from tests.conftest import Workers, until
 from vlac_queue import CriticClient, VlacConfig
+from vlac_queue.client import live_workers
 from vlac_queue.control import critic_workers
 from vlac_queue.keys import Keys
 
@@ -74,7 +75,8 @@ class Stage:
     def start(self) -> subprocess.Popen[bytes]:
         """Starts one worker more."""
         limit = ("sh", "-c", 'ulimit -v "$0"; exec "$@"', str(WORKER_KIB))
-        return self.workers.start(CHAOS, prefix=limit, **_SETTINGS)
+        # Maintenance, once a minute else, meets harm of some seconds too.
+        return self.workers.start(CHAOS, "--maintenance-interval", "1", prefix=limit, **_SETTINGS)
 
     def spare(self, process: subprocess.Popen[bytes]) -> None:
         """Has one worker live on whatever happens, so that its memory can be watched."""
@@ -123,8 +125,10 @@ class Stage:
         self.shift.write_text(f"{self.shifted_s:+d}\n")
 
     def asks(self) -> None:
+        """Returns once queries wait, and workers are known: who is new is told at once where there are none."""
         for load in self.loads:
             load.asks()
+        until(lambda: live_workers(self.control, self.keys))
 
     def recovered_s(self, since: float) -> float:
         """Waits until each rollout has ended a round that it began after now.

@@ -96,14 +96,18 @@ def test_the_clock_of_redis_is_set_back_while_nothing_is_open(
 
 
 @harm(1)
-def test_a_machine_asleep(server: RedisServer, workers: Workers, table: Table, times: int) -> None:
+def test_a_machine_asleep(
+    server: RedisServer, workers: Workers, connection: redis.Redis, table: Table, times: int
+) -> None:
     """Rollouts and workers stand still, for longer than queries are waited for; only Redis goes on."""
     seconds = 30
     for _ in range(2):
         workers.start(CHAOS, CHAOS_BATCH_S="0.05")
-    rollouts = [start(server.url, "--timeout", str(0.7 * seconds)) for _ in range(2)]
+    rollouts = [start(server.url, "--timeout", str(0.9 * seconds)) for _ in range(2)]
     woken = []
     for _ in range(times):
+        # Each has begun, and has been given answers.
+        until(lambda: len(connection.keys("vlac:vlac:client:*:answers")) == len(rollouts))
         time.sleep(5)
         asleep = [each for process in workers.processes for each in _tree(process.pid)]
         asleep += [psutil.Process(process.pid) for process in rollouts]

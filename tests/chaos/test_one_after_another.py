@@ -40,7 +40,7 @@ def test_one_fault_after_another(tmp_path: Path, fleets: Fleets) -> None:
         second.send_signal(signal.SIGCONT)
         until(lambda: len(workers.described()) == 2)
         second.terminate()
-        assert second.wait(20) == 0
+        assert second.wait(60) == 0
 
         load.asks()
         proxy.cut_chance = 0.03

@@ -89,7 +89,7 @@ def test_replies_cut_in_the_middle(tmp_path: Path, fleets: Fleets, table: Table,
         load = Load(proxy.url, rollouts=2).start()
         load.rounds_pass()
         proxy.cut_chance = 0.03
-        until(lambda: proxy.cuts >= 10 * times, 60)
+        until(lambda: proxy.cuts >= 10 * times, 240)
         proxy.cut_chance = 0.0
         over = time.monotonic()
         load.finish()
@@ -136,7 +136,7 @@ def test_sentinel_fails_over(tmp_path: Path, fleets: Fleets, table: Table, times
             arguments = ("--replicaof", servers[0].host, str(servers[0].port), "--repl-diskless-sync-delay", "0")
             servers.append(stack.enter_context(Server(tmp_path / str(name), *arguments)))
         sentinels = stack.enter_context(Sentinels(tmp_path, servers[0]))
-        until(sentinels.ready, 30)
+        until(sentinels.ready, 120)
         workers = fleets(sentinels.url, servers[0].connection())
         for _ in range(2):
             workers.start(CHAOS, CHAOS_BATCH_S="0.02", RQ_CONNECTION_CLASS="vlac_queue.connection.AnyRedis")
