@@ -517,9 +517,8 @@ class CriticWorker(SimpleWorker):
         while not burst and self._adopted is None and self._asker.lies_in() and self._fatal is None:
             try:
                 waited, waits = waits, self._alone_waits or self.connection.llen(self._keys.rq_queue) > 0
-            except redis.RedisError as error:
-                if not passes(error):
-                    raise
+            except redis.RedisError:  # the beats tell
+                waits = False
             if waited and waits:
                 return
             self._halt.wait(BEAT_S)
