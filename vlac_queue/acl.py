@@ -93,7 +93,7 @@ def _rollout(keys: Keys) -> User:
     episode, job = keys.episode("*"), keys.job_id("?" * 32)
     return User(
         ROLLOUT,
-        commands=f"{_CONNECTION} {_TRANSACTION} publish",
+        commands=f"{_CONNECTION} {_TRANSACTION}",
         grants=(
             # Its own commands and those of its scripts; the pattern of `meta` covers all keys of an episode.
             Grant(
@@ -110,9 +110,9 @@ def _rollout(keys: Keys) -> User:
             Grant("lpos", reads=(keys.alone,)),
             Grant("sadd", (Queue.redis_queues_keys,)),
             Grant("hgetall hmget smembers", reads=_who_works(keys)),
+            Grant("del expire hmget hset", (keys.orders,)),
         ),
         scripts=True,
-        channels=(keys.orders("*"),),
     )
 
 
@@ -136,9 +136,10 @@ def _worker(keys: Keys) -> User:
                 (keys.workers, keys.worker("*"), keys.claims("*"), keys.alone, *_rqs(keys)),
             ),
             Grant("exists", reads=(WORKERS_SUSPENDED,)),
+            Grant("hmget", reads=(keys.orders,)),
         ),
         scripts=True,
-        channels=(keys.orders("*"), PUBSUB_CHANNEL_TEMPLATE % "*"),
+        channels=(PUBSUB_CHANNEL_TEMPLATE % "*",),
     )
 
 

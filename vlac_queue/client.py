@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
@@ -565,18 +565,20 @@ class CriticClient:
     def sleep_workers(self, timeout_s: float = 60.0) -> None:
         """Has all critics give their accelerator memory back, e.g. for an update of the policy, and waits for it.
 
-        Nothing is lost: the next query wakes its worker's critic.
+        Nothing is lost: the next query wakes its worker's critic. Waits for a Redis that is away and for workers
+        as other calls do (`patience_s`).
 
         Raises:
             NoWorkers, CriticTimeout, RedisUnavailable.
         """
-        with redis_errors(self.config.redis_url):
-            order_workers(self._connection, self._keys, "sleep", timeout_s=timeout_s)
+        self._order("sleep", timeout_s)
 
     def wake_workers(self, timeout_s: float = 60.0) -> None:
         """Brings all critics back, ahead of the next query. Raises as `sleep_workers`."""
-        with redis_errors(self.config.redis_url):
-            order_workers(self._connection, self._keys, "wake", timeout_s=timeout_s)
+        self._order("wake", timeout_s)
+
+    def _order(self, order: Literal["sleep", "wake"], timeout_s: float) -> None:
+        order_workers(self._connection, self._keys, order, timeout_s=timeout_s, patience=self._patiently)
 
     def close(self) -> None:
         """Closes all open episodes and the connections."""

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import sys
 import time
+import uuid
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Literal
 
 import redis
 
+from vlac_queue.connection import Patience
 from vlac_queue.errors import CriticTimeout, NoWorkers
-from vlac_queue.keys import Keys
+from vlac_queue.keys import EVERYBODY, ORDERS_TTL_S, Keys
 from vlac_queue.texts import MAX_TEXT, as_float, as_int, clean
+
+#: Seconds between two looks at whether workers have followed; and as how many, at most, one of them counts.
+_LOOK_S, _LONGEST_LOOK_S = 0.1, 1.0
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class WorkerInfo:
         busy_s: seconds for which its critic worked, likewise.
         rss_bytes, accelerator_bytes: memory of the process, and of its accelerator.
         accelerator_limit_bytes: most that it may take there; 0 where no limit is known.
+        order: the last order about its critic that it has followed (`Keys.orders`), or "".
         last_error: first line of the last failure, or "".
         last_error_at: when, in seconds since 1970 on Redis' clock; 0: never.
         time: of this beat, likewise.
@@ -63,6 +69,7 @@ class WorkerInfo:
     rss_bytes: int = 0
     accelerator_bytes: int = 0
     accelerator_limit_bytes: int = 0
+    order: str = ""
     last_error: str = ""
     last_error_at: float = 0.0
     time: float = 0.0
@@ -121,35 +128,77 @@ def order_workers(
     names: Collection[str] = (),
     *,
     timeout_s: float = 60.0,
+    patience: Patience,
 ) -> list[WorkerInfo]:
-    """Puts critics to sleep, or wakes them, and waits until they say so.
+    """Put critics to sleep, or wake them, and wait until they have followed.
 
     A sleeping critic has given its accelerator memory back. Nothing is lost: a query that comes meanwhile
-    wakes it, and one that waits is answered before it sleeps.
+    wakes it, and one that waits is answered before it sleeps. A worker that is loading its critic is not waited
+    for: it follows once it has. One that starts while its critic is to sleep loads it when a job waits.
 
     Args:
-        names: the workers; empty means all of the queue.
-        timeout_s: seconds to wait for them.
+        connection: to Redis.
+        keys: of the queue.
+        order: what the critics are to do; the last order counts, whoever gave it.
+        names: the workers; empty means all of the queue, and those that start within ORDERS_TTL_S.
+        timeout_s: seconds to wait for them; time for which Redis is away does not count.
+        patience: waits for Redis, and for a worker.
+
+    Returns:
+        The workers.
 
     Raises:
         NoWorkers: one of `names`, or any at all, is not there.
         CriticTimeout: some did not follow in time.
     """
-    there = {worker.name for worker in critic_workers(connection, keys)}
-    chosen = set(names) or there
-    if not chosen or chosen - there:
-        missing = ", ".join(sorted(chosen - there)) or "none"
-        raise NoWorkers(
-            f"no such critic worker on queue {keys.queue!r}: {missing}; see `vlac-queue workers list`."
-        )
-    for name in sorted(chosen):
-        connection.publish(keys.orders(name), order)
-    deadline = time.monotonic() + timeout_s
+    text = f"{order} {uuid.uuid4().hex}"
+    patience(partial(_chosen, connection, keys, names))
+    patience(partial(_say, connection, keys, names, text))
+    left_s = timeout_s
     while True:
-        workers = [worker for worker in critic_workers(connection, keys) if worker.name in chosen]
-        late = [worker.name for worker in workers if (worker.state == "asleep") != (order == "sleep")]
+        looked_at = time.monotonic()
+        workers, late = patience(partial(_late, connection, keys, names, text))
         if not late:
             return workers
-        if time.monotonic() > deadline:
+        if left_s <= 0:
             raise CriticTimeout(f"{', '.join(late)} did not {order} within {timeout_s:.0f} s; are they busy?")
-        time.sleep(0.1)
+        time.sleep(_LOOK_S)
+        left_s -= min(time.monotonic() - looked_at, _LONGEST_LOOK_S)
+
+
+def _chosen(connection: redis.Redis, keys: Keys, names: Collection[str]) -> list[WorkerInfo]:
+    workers = [each for each in critic_workers(connection, keys) if not names or each.name in names]
+    missing = ", ".join(sorted(set(names) - {each.name for each in workers}))
+    if missing or not workers:
+        raise NoWorkers(
+            f"no such critic worker on queue {keys.queue!r}: {missing or 'none at all'}; start one, and see "
+            "`vlac-queue workers list`."
+        )
+    return workers
+
+
+def _say(connection: redis.Redis, keys: Keys, names: Collection[str], text: str) -> None:
+    with connection.pipeline() as pipeline:
+        if not names:
+            pipeline.delete(keys.orders)
+        pipeline.hset(keys.orders, mapping=dict.fromkeys(names or (EVERYBODY,), text))
+        pipeline.expire(keys.orders, ORDERS_TTL_S)
+        pipeline.execute()
+
+
+def _late(
+    connection: redis.Redis, keys: Keys, names: Collection[str], text: str
+) -> tuple[list[WorkerInfo], list[str]]:
+    """The workers, and names of those that are still to follow the order; gives it again where Redis lost it."""
+    workers = _chosen(connection, keys, names)
+    *own, general = connection.hmget(keys.orders, [*(each.name for each in workers), EVERYBODY])
+    # Where somebody else's order came after this one, that is the one to be followed.
+    counts = [(each or general or text.encode()) == text.encode() for each in own]
+    late = [
+        each.name
+        for each, still in zip(workers, counts, strict=True)
+        if still and each.state != "loading" and each.order != text
+    ]
+    if late and not any(own) and not general:
+        _say(connection, keys, names, text)
+    return workers, late

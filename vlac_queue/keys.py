@@ -16,6 +16,12 @@ CLIENT_TTL_S = 30
 #: opened an episode last. No episode id begins with a colon.
 TOTAL_FIELD, LIMIT_FIELD = ":total", ":limit"
 
+#: The field of `Keys.orders` for all workers without one of their own; no worker is called so.
+EVERYBODY = ":all"
+#: Seconds until an order to critics is forgotten: workers that start later don't follow it. Longer than any update
+#: of a policy, and a bound on how long an order to sleep outlives a trainer that died.
+ORDERS_TTL_S = 3600
+
 #: Seconds until what dashboards show of a run expires after its last event.
 EVENTS_TTL_S = 24 * 3600
 #: About as many events are kept.
@@ -122,9 +128,14 @@ class Keys:
         """hash: sums over the outcomes of training, for people; expires EVENTS_TTL_S after the last."""
         return f"vlac:{self.queue}:totals"
 
-    def orders(self, name: str) -> str:
-        """channel: orders to a worker's critic (`vlac-queue workers`); RQ's own could end the worker."""
-        return f"vlac:{self.queue}:orders:{name}"
+    @property
+    def orders(self) -> str:
+        """hash: worker's name, or EVERYBODY -> the last order to its critic, "sleep ID" or "wake ID".
+
+        A worker reads it with each beat and follows each order once, so none is lost where a connection breaks or
+        a worker starts meanwhile, as a message would be. Expires ORDERS_TTL_S after the last.
+        """
+        return f"vlac:{self.queue}:orders"
 
     # RQ's own keys, as of RQ 3.
 

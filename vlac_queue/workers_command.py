@@ -12,7 +12,7 @@ import click
 import redis
 
 from vlac_queue.config import redact_url
-from vlac_queue.connection import connect
+from vlac_queue.connection import Patience, connect
 from vlac_queue.console import errors_as_messages, print_table, queue_option, redis_url_option
 from vlac_queue.control import WorkerInfo, critic_workers, order_workers
 from vlac_queue.credentials import with_credentials
@@ -83,7 +83,8 @@ def _order(
     order: Literal["sleep", "wake"], redis_url: str, queue: str, timeout: float, names: Sequence[str]
 ) -> None:
     with errors_as_messages(), _connected(redis_url) as connection:
-        _show(order_workers(connection, Keys(queue), order, names, timeout_s=timeout))
+        patience = Patience(redis_url, timeout)
+        _show(order_workers(connection, Keys(queue), order, names, timeout_s=timeout, patience=patience))
 
 
 def _show(found: Sequence[WorkerInfo]) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from vlac_queue.connection import RedisClock
 from vlac_queue.errors import ProtocolError
@@ -19,7 +20,6 @@ from workers.intake import Prepared
 from workers.verdicts import checked_verdict
 from workers.watchdog import Watchdog
 
-Order = Literal["sleep", "wake"]
 Result = TypeVar("Result")
 
 
@@ -92,14 +92,33 @@ class Asker:
         self._watchdog = watchdog
         self._stats = stats
         self._log = log
-        self._order: Order | None = None
+        self._order = ""
+        self._has_followed = threading.Event()
+        #: The last order that was followed.
+        self.followed = ""
         #: Whether the critic has given its accelerator memory back.
         self.asleep = False
 
-    def order(self, order: Order) -> None:
-        """Has the critic sleep (once nothing waits) or wake; from any thread."""
+    def order(self, order: str, wait_s: float) -> bool:
+        """Have the critic sleep ("sleep ID", once nothing waits) or wake ("wake ID"), once for each ID.
+
+        To be called from any thread, and as often as the order is seen.
+
+        Returns:
+            Whether it is a new one and was followed within `wait_s` seconds.
+        """
+        if order == self._order:
+            return False
         self._order = order
+        self._has_followed.clear()
         self._batcher.poke()
+        return self._has_followed.wait(wait_s)
+
+    def lies_in(self) -> bool:
+        """Return whether a critic that is not loaded yet is to sleep: it does, then."""
+        if self._order.startswith("sleep"):
+            self.asleep, self.followed = True, self._order
+        return self.asleep and self.followed == self._order
 
     def run(self) -> None:
         """Works until the batcher is closed, and closes the critic."""
@@ -112,6 +131,7 @@ class Asker:
         # A critic may use idle time (see `Critic`); how much there is to do is known after it was asked.
         work_ahead = getattr(self._critic, "work_ahead", lambda: False)
         more_ahead = False
+        self.asleep = False
         while not self._batcher.closed:
             batch = self._batcher.take(0 if more_ahead else None if self.asleep else self._idle_s)
             if batch:
@@ -125,9 +145,8 @@ class Asker:
                 more_ahead = True
             elif self._batcher.closed:
                 return
-            elif self._order:
-                order, self._order = self._order, None
-                self._sleep() if order == "sleep" else self._wake()
+            elif self._order != self.followed:
+                self._follow(self._order)
             elif more_ahead:
                 more_ahead = self._timed(work_ahead)
             elif self._idle_s:
@@ -188,6 +207,17 @@ class Asker:
         finally:
             self._watchdog.end()
             self._stats.busy_s += time.monotonic() - started
+
+    def _follow(self, order: str) -> None:
+        verb = order.partition(" ")[0]
+        if verb == "sleep":
+            self._sleep()
+        elif verb == "wake":
+            self._wake()
+        else:
+            self._log.warning("no such order: %r", order)
+        self.followed = order
+        self._has_followed.set()
 
     def _sleep(self) -> None:
         if not self.asleep:

@@ -22,9 +22,10 @@ import traceback
 import uuid
 import zlib
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import redis
 from redis.client import Pipeline
@@ -42,7 +43,7 @@ from vlac_queue.config import VlacConfig
 from vlac_queue.connection import RedisClock, reconnect
 from vlac_queue.errors import ConfigError, CriticFailed, ProtocolError
 from vlac_queue.faults import Fault, fault_of, passes
-from vlac_queue.keys import CLIENT_TTL_S, WORKER_TTL_MS, Keys
+from vlac_queue.keys import CLIENT_TTL_S, EVERYBODY, WORKER_TTL_MS, Keys
 from vlac_queue.messages import (
     MAX_JOB_BYTES,
     CriticIdentity,
@@ -84,6 +85,10 @@ _FAILURE_TTL_S = 3600
 _REDIS_PAUSE_S = 0.5
 #: Seconds that a worker takes to end once its critic is done with the batch at hand.
 _END_S = 10.0
+#: Seconds for which a beat waits until the critic has followed an order.
+_FOLLOWS_S = 0.2
+#: Most bytes of an order that are read.
+_MOST_ORDER_BYTES = 100
 #: Most characters of a worker's name.
 _MOST_NAME_CHARS = 512
 
@@ -260,7 +265,10 @@ class CriticWorker(SimpleWorker):
             # What a predecessor of this name has left.
             self._recover([self.name])
             self._beat()
+            with suppress(redis.RedisError):  # the next beat tells
+                self._hear()
             beat.start()
+            self._lie_in(burst)
             self._load()
             for thread in threads:
                 thread.start()
@@ -314,16 +322,6 @@ class CriticWorker(SimpleWorker):
         self._batcher.close()
         self._ending.set()
 
-    def subscribe(self) -> None:
-        """As RQ's, and to the channel with orders for the critic."""
-        self.log.info("Worker %s: subscribing to channel %s", self.name, self.pubsub_channel_name)
-        self.pubsub = self.connection.pubsub()
-        channels = {self.pubsub_channel_name: self.handle_payload, self._keys.orders(self.name): self._follow}
-        self.pubsub.subscribe(**channels)
-        self.pubsub_thread = self.pubsub.run_in_thread(  # type: ignore[assignment]
-            sleep_time=60, daemon=True, exception_handler=self._pubsub_exception_handler
-        )
-
     def _start_scheduler(
         self,
         burst: bool = False,
@@ -371,13 +369,6 @@ class CriticWorker(SimpleWorker):
             super().handle_payload(message)
         else:
             self.log.warning("Worker %s: no such command: %s", self.name, _shown(message["data"]))
-
-    def _follow(self, message: Any) -> None:
-        """Follows the orders of `vlac-queue workers`."""
-        if message["data"] in (b"sleep", b"wake"):
-            self._asker.order(message["data"].decode())
-        else:
-            self.log.warning("Worker %s: no such order: %s", self.name, _shown(message["data"]))
 
     def run_maintenance_tasks(self) -> None:
         """Restarts a dead scheduler and forgets dead workers and old failures; what fails is tried the next time.
@@ -596,6 +587,20 @@ class CriticWorker(SimpleWorker):
 
     # The critic's thread.
 
+    def _lie_in(self, burst: bool) -> None:
+        """Leaves the critic unloaded while it is to sleep, until jobs wait that nobody else takes."""
+        waits = False
+        while not burst and self._adopted is None and self._asker.lies_in() and self._fatal is None:
+            try:
+                waited, waits = waits, self._alone_waits or self.connection.llen(self._keys.rq_queue) > 0
+            except redis.RedisError:  # the beats tell
+                waits = False
+            if waited and waits:
+                return
+            self._halt.wait(BEAT_S)
+            if self._stop_requested:
+                raise StopRequested
+
     def _load(self) -> None:
         self._loading = True
         started = time.monotonic()
@@ -651,6 +656,7 @@ class CriticWorker(SimpleWorker):
             memory.give_back()
             try:
                 wrong = self._beat()
+                self._hear()
                 self._beating.met(wrong[0]) if wrong else self._beating.over()
             except redis.RedisError as error:
                 self._beating.met(error)
@@ -658,6 +664,14 @@ class CriticWorker(SimpleWorker):
                 self._fatal = self._fatal or error
                 self.log.exception("Worker %s: the heartbeat failed", self.name)
                 return
+
+    def _hear(self) -> None:
+        """Tells the critic's thread the last order to this worker, or to all (`vlac-queue workers`)."""
+        own, general = cast("list[bytes | None]", self.connection.hmget(self._keys.orders, [self.name, EVERYBODY]))
+        if order := own or general:
+            text = order[:_MOST_ORDER_BYTES].decode(errors="replace")
+            if self._asker.order(text, _FOLLOWS_S):  # who gave it waits to see that
+                self.connection.hset(self._keys.worker(self.name), mapping=self._description())
 
     def _beat(self) -> list[redis.RedisError]:
         """Says that this worker lives, learns what it should know, and finds dead workers.
@@ -780,6 +794,7 @@ class CriticWorker(SimpleWorker):
             "host": self.hostname or "",
             "state": state,
             "parent": self._parent.name if self._parent else "",
+            "order": self._asker.followed,
             "uptime_s": round(time.monotonic() - self._started, 1),
             "time": self._clock.now(),
         }

@@ -24,6 +24,19 @@ def test_critics_sleep_while_the_policy_is_updated(client: CriticClient, workers
     assert workers.described()[0]["state"] != "asleep"
 
 
+def test_an_update_that_fails_leaves_no_critic_asleep(client: CriticClient, workers: Workers):
+    workers.start("reference")
+    until(workers.described)
+
+    def update():
+        assert workers.described()[0]["state"] == "asleep"
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        with_critics_asleep(update, client)()
+    assert workers.described()[0]["state"] != "asleep"
+
+
 def test_without_workers_the_update_does_not_begin(client: CriticClient):
     with pytest.raises(NoWorkers):
         with_critics_asleep(lambda: pytest.fail("began"), client)()

@@ -23,6 +23,7 @@ from rq.suspension import resume, suspend
 from tests.conftest import Workers, until
 from tests.workers.critics import NAME, frame
 from vlac_queue import CriticClient, CriticFailed, CriticTimeout, NoWorkers, VlacConfig
+from vlac_queue.connection import Patience
 from vlac_queue.control import order_workers
 from vlac_queue.keys import Keys
 from vlac_queue.messages import JOB_FUNCTION
@@ -360,7 +361,8 @@ def test_critics_sleep_and_wake_by_order_and_by_query(
 ) -> None:
     workers.start(NAME)
     with pytest.raises(NoWorkers, match="nobody"):
-        order_workers(client._connection, Keys("vlac"), "sleep", ["nobody"], timeout_s=1)
+        patience = Patience(client.config.redis_url, 1)
+        order_workers(client._connection, Keys("vlac"), "sleep", ["nobody"], timeout_s=1, patience=patience)
     until(workers.described)
     client.sleep_workers()
     assert (tmp_path / "offloaded").exists()
@@ -389,9 +391,9 @@ def test_an_order_that_can_not_be_read_changes_nothing(client: CriticClient, wor
     (name,) = client.ping()
     for order in (b"not json", b"[]", b'{"no": "command"}', b'{"command": "kill-horse"}', b"[" * 100_000, b"\xff"):
         client._connection.publish(f"rq:pubsub:{name}", order)
-        client._connection.publish(Keys("vlac").orders(name), order)
+        client._connection.hset(Keys("vlac").orders, name, order)
     assert ask(client, "task").result().score == 0.2
-    client.sleep_workers()  # its channel still works
+    client.sleep_workers()  # it still follows orders
 
 
 def test_a_critic_that_can_not_load_ends_the_worker_with_the_reason(workers: Workers) -> None:
