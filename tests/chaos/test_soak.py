@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import statistics
@@ -70,7 +71,8 @@ class Memory:
 @pytest.mark.chaos
 @pytest.mark.soak
 @pytest.mark.timeout(int(60 * MINUTES) + 1800)
-def test_soak(tmp_path: Path, table: Table) -> None:
+def test_soak(tmp_path: Path, table: Table, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL)  # what is logged would be kept for the whole run
     keys = ONLY.split(",") if ONLY else [k for k, fault in FAULTS.items() if CAN_SHIFT or not fault.shifts_clock]
     with staged(tmp_path, SEED, _WORKERS) as stage:
         stage.spare(stage.alive()[0])
