@@ -108,9 +108,7 @@ def serving(server: socketserver.TCPServer) -> Iterator[int]:
 
 def bare(port: int) -> redis.Redis:
     """A connection that asks nothing by itself."""
-    return connect(
-        f"redis://127.0.0.1:{port}?protocol=2", driver_info=None, lib_name="", lib_version="", retry=None
-    )
+    return connect(f"redis://127.0.0.1:{port}?protocol=2", retry=None)
 
 
 @pytest.mark.parametrize("reply", REPLIES, ids=lambda reply: reply.split()[0])
