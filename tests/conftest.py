@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -41,6 +42,9 @@ def pytest_sessionstart() -> None:
     for name in list(os.environ):
         if name.startswith(("VLAC_", "RQ_")) or name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):
             del os.environ[name]
+    # A shell that starts the tests in the background has them ignore Ctrl-C, and with them all that they start.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(optionalhook=True)

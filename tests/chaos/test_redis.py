@@ -168,8 +168,7 @@ def test_redis_full(tmp_path: Path, fleets: Fleets, table: Table, times: int) ->
         room = []
         for _ in range(times):
             load.asks()
-            # Not just below what is used: an episode that closes meanwhile would make room.
-            control.config_set("maxmemory", 1)
+            control.config_set("maxmemory", 1)  # whatever the rollouts close meanwhile
             with CriticClient(VlacConfig(redis_url=server.url, patience_s=1)) as client:
                 client.ping()
                 with pytest.raises(QueueFull, match="maxmemory"):

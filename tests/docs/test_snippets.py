@@ -38,7 +38,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with RedisServer() as server, open(folder / "log", "wb") as log:
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         environ = {**os.environ, "RQ_REDIS_URL": server.url, "PATH": path}
-        worker = subprocess.Popen(["bash", "-c", line], env=environ, cwd=folder, stdout=log, stderr=log)
+        worker = subprocess.Popen(["sh", "-c", line], env=environ, cwd=folder, stdout=log, stderr=log)
         try:
             with CriticClient(VlacConfig(redis_url=server.url)) as client:
                 until(lambda: listens(client) or worker.poll() is not None)
