@@ -12,7 +12,7 @@ import uuid
 import weakref
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -175,6 +175,33 @@ class Pending(Generic[Verdict]):
             self._answer = answer
 
 
+@dataclass(frozen=True)
+class _Pushed:
+    """What was pushed of an episode; one value, so that Ctrl-C finds it as before a push or as after it.
+
+    Attributes:
+        batches, frames: how many.
+        raw_bytes, sent_bytes: how much, as pixels and as sent.
+        base: what the next batch follows.
+    """
+
+    batches: int = 0
+    frames: int = 0
+    raw_bytes: int = 0
+    sent_bytes: int = 0
+    base: Base | None = None
+
+    def after(self, frames: Frames, payload: bytes) -> _Pushed:
+        """Return this with one more batch, uint8 (T,H,W,3), as it was encoded."""
+        return _Pushed(
+            self.batches + 1,
+            self.frames + len(frames),
+            self.raw_bytes + frames.nbytes,
+            self.sent_bytes + len(payload),
+            Base.after(frames, payload),
+        )
+
+
 class Episode:
     """One run of the robot; made by `CriticClient.episode`. Use it from one thread at a time."""
 
@@ -183,11 +210,7 @@ class Episode:
     ) -> None:
         self.id = episode_id
         self.task = meta.task
-        #: Frames pushed so far.
-        self.frames = 0
-        #: Bytes pushed so far, as pixels and as sent.
-        self.raw_bytes = 0
-        self.sent_bytes = 0
+        self._pushed = _Pushed()
         #: Queries asked so far, answers read so far, and the seconds that these took until they stood on Redis.
         self.queries = 0
         self.answers = 0
@@ -199,12 +222,25 @@ class Episode:
         self._reference_batches = reference
         # Tells this episode's queries from those of an earlier one with the same id.
         self._token = meta.token
-        self._batches = 0
-        self._base: Base | None = None
         # Whether it is being closed: what is missing of it on Redis is not lost.
         self._closing = False
         # Who answered last, and knows its frames.
         self._worker = ""
+
+    @property
+    def frames(self) -> int:
+        """Frames pushed so far."""
+        return self._pushed.frames
+
+    @property
+    def raw_bytes(self) -> int:
+        """Bytes pushed so far, as pixels."""
+        return self._pushed.raw_bytes
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes pushed so far, as sent."""
+        return self._pushed.sent_bytes
 
     def push(self, frames: Frames) -> None:
         """Sends frames to Redis, after those pushed before.
@@ -494,7 +530,7 @@ class CriticClient:
             for episode in closing:
                 self._kept.drop(episode.id)
                 episode.closed = True
-                episode._base = None
+                episode._pushed = replace(episode._pushed, base=None)
                 self._episodes.pop(episode.id, None)
             unanswered = [pending for pending in self._open.values() if id(pending._episode) in closed]
             for pending in unanswered:
@@ -658,11 +694,11 @@ class CriticClient:
                 for part, pending in zip(parts[start:end], pendings[start:end], strict=True):
                     episode, payload = part.episode, b""
                     if part.frames is not None:
-                        payload = encode(part.frames, first=episode.frames, base=episode._base)
+                        payload = encode(part.frames, first=episode.frames, base=episode._pushed.base)
                         if self._log:
                             self._log.pushing(episode, part.frames)
                     query = pending.query if pending else None
-                    steps.append(Step(episode.id, episode._reference, episode._batches, payload, query))
+                    steps.append(Step(episode.id, episode._reference, episode._pushed.batches, payload, query))
                 yield steps[start:end], self._carry([pending for pending in pendings[start:end] if pending])
 
         outcomes: list[tuple[Pending[Any] | None, VlacQueueError | None]] = []
@@ -671,16 +707,16 @@ class CriticClient:
             if any(errors):
                 errors = self._recovery.send_again([part.episode for part in parts], steps, pendings, errors)
             for part, step, pending, error in zip(parts, steps, pendings, errors, strict=True):
-                outcomes.append((pending, error))
                 if error is None:
-                    self._sent(part, step.payload)
+                    self._sent(part, step)
                     if pending:
                         pending._stored = True
+                outcomes.append((pending, error))
         except BaseException:
             # Broken off (Ctrl-C): whether frames were stored is open. They count as pushed; where they are
             # missing, the next push restores them as it does what Redis has lost.
             for part, step in zip(parts[len(outcomes) :], steps[len(outcomes) :], strict=False):
-                self._sent(part, step.payload)
+                self._sent(part, step)
             raise
         finally:
             refused = pendings[len(outcomes) :] + [pending for pending, error in outcomes if error]
@@ -738,27 +774,24 @@ class CriticClient:
             # Who never saw a worker is told at once that there is none.
             self._patiently(self.ping, at_once=() if self._workers_seen > 0 else (NoWorkers,))
 
-    def _sent(self, part: _Part, payload: bytes) -> None:
-        """Takes into account what Redis has stored now."""
+    def _sent(self, part: _Part, step: Step) -> None:
+        """Takes into account what Redis has stored now, unless that was done."""
         episode, frames = part.episode, part.frames
         with self._lock:
             self.stats.queries += part.kind is not None
-            if frames is None:
+            if frames is None or episode._pushed.batches != step.index:
                 return
-            episode._batches += 1
-            self._kept.add(episode.id, payload)
-            episode.frames += len(frames)
-            episode._base = Base.after(frames, payload)
-            episode.raw_bytes += frames.nbytes
-            episode.sent_bytes += len(payload)
+            pushed = episode._pushed.after(frames, step.payload)
+            self._kept.add(episode.id, step.index, step.payload)
+            episode._pushed = pushed
             self.stats.raw_bytes += frames.nbytes
-            self.stats.sent_bytes += len(payload)
+            self.stats.sent_bytes += len(step.payload)
 
     def _query(self, part: _Part, asked: float) -> Query:
         """A new query about the last frame of a part, or about the frame of an earlier query."""
         episode, new = part.episode, part.frames
         assert part.kind is not None
-        frame, batch = episode.frames - 1, episode._batches - 1
+        frame, batch = episode.frames - 1, episode._pushed.batches - 1
         if new is not None:
             frame, batch = frame + len(new), batch + 1
         episode.queries += 1
@@ -829,9 +862,11 @@ class CriticClient:
                 self._fail(pending, ProtocolError(f"the answer to {pending._what()} is unusable: {error}"))
                 continue
             with self._lock:
-                # Another thread that waits on the same stream may have taken it in already.
-                if self._open.pop(query_id, None):
+                # Another thread that waits on the same stream may have taken it in already. It leaves the open
+                # ones last: Ctrl-C before that has it taken in again.
+                if query_id in self._open:
                     pending._resolve(answer, critic, written)
+                    del self._open[query_id]
                     pending._episode.answers += 1
                     pending._episode.answer_s += pending.answer_s
                     pending._episode._worker = worker
@@ -980,8 +1015,9 @@ def _check_task(task: Any) -> None:
 
 def _check_size(episode: Episode, frames: Frames) -> None:
     """Raises FrameError where frames, uint8 (T,H,W,3), are of another size than those pushed before."""
-    if episode._base is not None and episode._base.frame.shape != frames.shape[1:]:
-        (height, width, _), (other_height, other_width, _) = episode._base.frame.shape, frames.shape[1:]
+    base = episode._pushed.base
+    if base is not None and base.frame.shape != frames.shape[1:]:
+        (height, width, _), (other_height, other_width, _) = base.frame.shape, frames.shape[1:]
         raise FrameError(
             f"episode {episode.id!r} holds frames of {height}x{width} pixels and these are "
             f"{other_height}x{other_width}; resize them, or open an episode for each camera."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -57,8 +58,19 @@ def connect(url: str, **behaviour: Any) -> redis.Redis:
         arguments = connection_arguments(url)
     except ValueError as error:
         raise ConfigError(f"redis_url {redact_url(url)} can't be used: {error}") from None
-    pool = redis.ConnectionPool(**{**arguments, "retry": _retry(), **_BEHAVIOUR, **behaviour})
+    pool = _Pool(**{**arguments, "retry": _retry(), **_BEHAVIOUR, **behaviour})
     return redis.Redis.from_pool(pool)
+
+
+class _Pool(redis.ConnectionPool):
+    """Takes no connection back with a reply that nobody read: it would be taken for that to the next command."""
+
+    def release(self, connection: Any) -> None:
+        error = sys.exc_info()[1]
+        # Ctrl-C, or what a signal's handler raises, may come between a command and its reply.
+        if error is not None and not isinstance(error, redis.RedisError):
+            connection.disconnect()
+        super().release(connection)
 
 
 class AnyRedis(redis.Redis):
@@ -73,7 +85,7 @@ def reconnect(connection: redis.Redis) -> redis.Redis:
     """A client of its own for the server of `connection`; safe to use after a fork."""
     client_class, connection_class, kwargs = parse_connection(connection)
     kwargs.update(_BEHAVIOUR, retry=_retry(), connection_class=following(connection_class))
-    return client_class(connection_pool=redis.ConnectionPool(**kwargs))
+    return client_class(connection_pool=_Pool(**kwargs))
 
 
 class Patience:
@@ -178,15 +190,14 @@ class _Exchange:
         # since between two of them it would take the reply to the first.
         check_health = True
         for command in itertools.chain(self._made[len(self.replies) :], self._making()):
-            # As redis-py packs it, without its look at each word.
-            link.send_packed_command([pack_command(_by_digest(command))], check_health=check_health)
+            link.send_packed_command([_packed(_by_digest(command))], check_health=check_health)
             check_health = False
         while len(self.replies) < len(self._made):
             self.replies.append(_read_reply(link))
         # A server that does not know a script by its digest gets all of it.
         for index, reply in enumerate(self.replies):
             if isinstance(reply, redis.exceptions.NoScriptError):
-                link.send_packed_command([pack_command(self._made[index])], check_health=False)
+                link.send_packed_command([_packed(self._made[index])], check_health=False)
                 self.replies[index] = _read_reply(link)
 
     def given_up(self, error: Exception) -> list[Any]:
@@ -211,6 +222,15 @@ def _by_digest(command: tuple[Any, ...]) -> tuple[Any, ...]:
     if isinstance(script := command[1] if len(command) > 1 else None, Script):
         return ("EVALSHA", script.digest, *command[2:])
     return command
+
+
+def _packed(command: tuple[Any, ...]) -> bytes:
+    """A command as redis-py packs it, without its look at each word.
+
+    Numbers are made texts here: hiredis does so by Python, where a signal's handler may raise, and does not look.
+    """
+    words: tuple[Any, ...] = tuple(str(word) if isinstance(word, int) else word for word in command)
+    return pack_command(words)
 
 
 def _read_reply(link: Any) -> Any:

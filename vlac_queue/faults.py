@@ -76,7 +76,8 @@ _BY_CLASS: tuple[tuple[type[Exception], str], ...] = (
 
 # What stands before the server's own words: redis-py's in a pipeline, Redis 6.2's where a script met the error.
 _FRAME = re.compile(
-    r"(?:.* of pipeline caused error: )?(?:ERR )?(?:Error running script .*@user_script: ?\d+: -?)?", re.DOTALL
+    r"(?:.* of pipeline caused error: )?(?:ERR )?(?:(?:Error running script .*)?@user_script: ?\d+: -?)?",
+    re.DOTALL,
 )
 _CODE = re.compile(r"[A-Z]{2,}(?= |$)")
 #: What scripts meet and has no code of its own.

@@ -244,8 +244,8 @@ class RolloutGate:
                 continue
             sent.append(run)
             if step is not None and outcome is not None:
-                run.steps.append(step)
                 run.open[step] = outcome
+                run.steps.append(step)
         for run, reason in failed:
             if self.on_failure != "mask" or isinstance(reason, _MISTAKES):
                 raise reason
@@ -309,9 +309,9 @@ class RolloutGate:
                 error = None
                 if self._asked_again(run, step):
                     continue
-            run.open.pop(step)
             run.answers[step] = answer
             run.answer_s[step] = pending.answer_s
+            del run.open[step]
         decisive = run.decisive
         failure_or_done = run.answers.get(decisive) if decisive is not None else None
         if isinstance(failure_or_done, VlacQueueError) and self.on_failure != "mask":

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import redis
+from redis.client import Pipeline
 
 from vlac_queue.connection import Patience
 from vlac_queue.errors import (
@@ -19,6 +20,7 @@ from vlac_queue.errors import (
     RedisUnavailable,
     VlacQueueError,
 )
+from vlac_queue.faults import as_ours, passes
 from vlac_queue.keys import Keys
 from vlac_queue.store import Step, as_text, episode_lost
 
@@ -49,12 +51,14 @@ class KeptFrames:
         self._batches: dict[str, list[bytes] | None] = {}
         self._lock = threading.Lock()
 
-    def add(self, episode: str, payload: bytes) -> None:
-        """Keeps the next batch of an episode."""
+    def add(self, episode: str, index: int, payload: bytes) -> None:
+        """Keeps a batch of an episode, in the place of what was kept from that index on."""
         with self._lock:
             batches = self._batches.setdefault(episode, [])
             if batches is None:
                 return
+            self._bytes -= sum(map(len, batches[index:]))
+            del batches[index:]
             if self._bytes + len(payload) > self._limit:
                 self._bytes -= sum(map(len, batches))
                 self._batches[episode] = None
@@ -150,6 +154,8 @@ class Recovery:
                 continue
             if not standing.kept:
                 lost.append(pending)
+            elif standing.error is not None:
+                client._fail(pending, as_ours(standing.error, client.config.redis_url))
             elif standing.refused:
                 client._fail(pending, ProtocolError(f"a worker refused the job: {standing.refused}"))
             elif standing.carried:
@@ -195,7 +201,9 @@ class Recovery:
         with self._restoring:
             batches = {episode.id: self._kept.batches(episode.id) for episode in episodes}
             able = {
-                e.id: e for e in episodes if len(batches[e.id] or ()) >= e._batches and batches[e.id] is not None
+                e.id: e
+                for e in episodes
+                if len(batches[e.id] or ()) >= e._pushed.batches and batches[e.id] is not None
             }
             if not able:
                 return set()
@@ -208,7 +216,7 @@ class Recovery:
                 kept = batches[episode.id] or ()
                 missing = [
                     Step(episode.id, episode._reference, index, kept[index])
-                    for index in range(count, episode._batches)
+                    for index in range(count, episode._pushed.batches)
                 ]
                 for step in missing:
                     self._push(step)
@@ -264,12 +272,14 @@ class Standing:
         kept: whether Redis has the query, its frames and its reference.
         carried: whether a job still waits with it, or a worker has it.
         refused: why a worker refused its job, or "".
+        error: what Redis said instead: a key of its episode is of a wrong type, say.
     """
 
     answer: str | None
     kept: bool
     carried: bool
     refused: str = ""
+    error: redis.RedisError | None = None
 
 
 def look_up(connection: redis.Redis, keys: Keys, asked: Sequence[Asked]) -> list[Standing]:
@@ -284,14 +294,19 @@ def look_up(connection: redis.Redis, keys: Keys, asked: Sequence[Asked]) -> list
             pipeline.exists(keys.reference(each.reference))
         for job in jobs:
             pipeline.hmget(keys.rq_job(job), "status", "exc_info", "worker_name")
-        replies = pipeline.execute()
-    of_jobs = dict(zip(jobs, replies[4 * len(asked) :], strict=True))
+        replies = _replies(pipeline)
+    told = (("", None, None) if isinstance(job, redis.RedisError) else job for job in replies[4 * len(asked) :])
+    of_jobs = dict(zip(jobs, told, strict=True))
     carried = _carried(
         connection, keys, {job: worker for job, (status, _, worker) in of_jobs.items() if status in _ALIVE}
     )
     standings = []
     for index, each in enumerate(asked):
-        text, there, batches, reference = replies[4 * index : 4 * index + 4]
+        of_episode = replies[4 * index : 4 * index + 4]
+        if errors := [reply for reply in of_episode if isinstance(reply, redis.RedisError)]:
+            standings.append(Standing(None, True, False, error=errors[0]))
+            continue
+        text, there, batches, reference = of_episode
         status, reason, _ = of_jobs[each.job]
         answer = None if text in (None, b"done", b"value") else as_text(text)
         kept = text is not None and bool(there) and batches >= each.batches and (not each.reference or reference)
@@ -314,9 +329,18 @@ def _carried(connection: redis.Redis, keys: Keys, workers: Mapping[str, bytes | 
             pipeline.lpos(keys.rq_queue, job)
             pipeline.lpos(keys.alone, job)
             pipeline.lpos(keys.claims((worker or b"").decode(errors="replace")), job)
-        replies = pipeline.execute()
+        replies = _replies(pipeline)
     places = zip(workers, *(replies[start::3] for start in range(3)), strict=True)
-    return {job for job, *found in places if any(place is not None for place in found)}
+    return {job for job, *found in places if any(isinstance(place, int) for place in found)}
+
+
+def _replies(pipeline: Pipeline) -> list[Any]:
+    """The replies to a pipeline; errors that don't pass are among them, since they concern one key."""
+    replies = pipeline.execute(raise_on_error=False)
+    for reply in replies:
+        if passes(reply):
+            raise reply
+    return replies
 
 
 def _reason(compressed: bytes | None) -> str:

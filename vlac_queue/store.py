@@ -89,12 +89,16 @@ return 'ok'
 # carry the queries, if any was registered. Sending it again, after a connection broke, changes nothing.
 # KEYS open sizes rq_queue rq_queues, each job's key, and for each episode: meta frames queries reference users;
 # ARGV ttl max_bytes number_of_jobs pushes, for each job: id, number_of_fields, field value ..., and for each
-# episode: id, batch_index, payload (or ""), query_id (or ""), kind. Reply for each: {status} or {status, number}.
+# episode: id, batch_index, payload (or ""), query_id (or ""), kind. Reply for each: {status}, {status, number} or
+# {'error', what Redis said}: keys of a wrong type spoil their episode alone.
 # Where nothing is pushed (pushes is 0), it goes on when Redis is full (see _ANSWER).
 _STEP = Script(
     _PURGE
     + f"""
 if ARGV[4] == '0' then redis.call('HDEL', KEYS[2], '') end
+-- Keys of a wrong type are found before anything is written.
+redis.call('HGET', KEYS[2], '')
+redis.call('LLEN', KEYS[3])
 purge(KEYS[1], KEYS[2])
 local ttl, limit, jobs, expires = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), now() + ARGV[1]
 local function push(frames, id, index, payload)
@@ -110,26 +114,27 @@ end
 local a, first_job = 5, 5
 for j = 1, jobs do a = a + 2 + ARGV[a + 1] end
 local replies, asked = {{}}, false
-for i = 1, (#KEYS - 4 - jobs) / 5 do
-  local k = 5 * i + jobs
-  local meta, frames, queries, id = KEYS[k], KEYS[k + 1], KEYS[k + 2], ARGV[a]
-  local failed
-  if redis.call('EXISTS', meta) == 0 then failed = {{'gone'}}
-  elseif ARGV[a + 2] ~= '' then failed = push(frames, id, tonumber(ARGV[a + 1]), ARGV[a + 2]) end
-  if not failed then
-    if ARGV[a + 3] ~= '' then
-      redis.call('HSETNX', queries, ARGV[a + 3], ARGV[a + 4])
-      asked = true
-    end
-    for key = k, k + 4 do redis.call('EXPIRE', KEYS[key], ttl) end
-    redis.call('ZADD', KEYS[1], expires, id)
+local function step(k, id, index, payload, query, kind)
+  if redis.call('EXISTS', KEYS[k]) == 0 then return {{'gone'}} end
+  if query ~= '' then redis.call('HGET', KEYS[k + 2], query) end
+  local failed = payload ~= '' and push(KEYS[k + 1], id, tonumber(index), payload)
+  if failed then return failed end
+  if query ~= '' then
+    redis.call('HSETNX', KEYS[k + 2], query, kind)
+    asked = true
   end
-  replies[i] = failed or {{'ok'}}
+  for key = k, k + 4 do redis.call('EXPIRE', KEYS[key], ttl) end
+  redis.call('ZADD', KEYS[1], expires, id)
+  return {{'ok'}}
+end
+for i = 1, (#KEYS - 4 - jobs) / 5 do
+  local ok, reply = pcall(step, 5 * i + jobs, unpack(ARGV, a, a + 4))
+  replies[i] = ok and reply or {{'error', type(reply) == 'table' and reply.err or reply}}
   a = a + 5
 end
 if asked then
   a = first_job
-  redis.call('SADD', KEYS[4], KEYS[3])
+  redis.pcall('SADD', KEYS[4], KEYS[3]) -- for `rq info`
   for j = 1, jobs do
     local count = tonumber(ARGV[a + 1])
     if redis.call('EXISTS', KEYS[4 + j]) == 0 then
@@ -616,10 +621,12 @@ def _parts(wanted: Sequence[Wanted]) -> Iterator[Sequence[Wanted]]:
     return (wanted[start:end] for start, end in pairwise([*starts, len(wanted)]) if end > start)
 
 
-def _step_error(step: Step, reply: list[Any], max_bytes: int) -> VlacQueueError | None:
+def _step_error(step: Step, reply: list[Any], max_bytes: int) -> VlacQueueError | redis.RedisError | None:
     status = reply[0]
     if status == b"ok":
         return None
+    if status == b"error":
+        return redis.ResponseError(reply[1].decode(errors="replace"))
     if status == b"full":
         return QueueFull(
             f"open episodes hold {reply[1]} bytes of frames and max_pending_bytes is {max_bytes}; nothing was "

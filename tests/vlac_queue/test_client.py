@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import multiprocessing
@@ -29,6 +30,7 @@ from vlac_queue import (
     ProtocolError,
     QueueFull,
     RedisDenied,
+    RedisFailed,
     RedisUnavailable,
     VlacConfig,
     VlacQueueError,
@@ -621,3 +623,71 @@ def test_closing_one_episode_leaves_the_answers_of_others(
     assert connection.exists(client._keys.client_answers(client.id))
     second.close()
     assert not connection.keys(f"vlac:vlac:client:{client.id}*")
+
+
+def test_ctrl_c_between_a_command_and_its_reply_gives_it_to_no_other(
+    client: CriticClient, worker: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    episode = client.episode("task")
+    pending = episode.observe(frame(51))
+    read = redis.Redis.parse_response
+
+    def interrupted(self: Any, connection: Any, command: str, **options: Any) -> Any:
+        if command == "XREAD":
+            raise KeyboardInterrupt
+        return read(self, connection, command, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(redis.Redis, "parse_response", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            client.wait([pending])
+    assert pending.result(20).score == 0.2
+    assert episode.observe(frame(102)).result(20).score == 0.4
+    episode.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_anywhere_in_the_bookkeeping_loses_nothing(client: CriticClient, worker: Workers) -> None:
+    """As a signal's handler would, at each call and return of our own code in turn."""
+    episode = client.episode("task")
+    for place in range(0, 400, 3):
+        calls, known = iter(range(1_000_000)), episode.frames
+
+        def interrupt(code: Any, event: str, argument: Any, place: int = place, calls: Any = calls) -> None:
+            ours = "/vlac_queue/" in code.f_code.co_filename and event in ("call", "return")
+            if ours and next(calls) == place:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+        with contextlib.suppress(KeyboardInterrupt):
+            sys.setprofile(interrupt)
+            try:
+                episode.observe(frame(51)).result(20)
+            finally:
+                sys.setprofile(None)
+        assert episode.frames in (known, known + 1)
+    assert episode.observe(frame(102)).result(20).score == 0.4
+    assert len(episode.ask_value().result(20).values) == episode.frames
+    episode.close()
+
+
+def test_a_key_of_a_wrong_type_spoils_its_episode_alone(
+    client: CriticClient, worker: Workers, connection: redis.Redis
+) -> None:
+    episodes = client.episodes(["task"] * 3)
+    bad = client._keys.episode(episodes[1].id)
+    connection.set(bad.frames, "not a list")
+    first, failed, last = client.observe_each([(episode, frame(51)) for episode in episodes])
+    assert isinstance(failed, RedisFailed) and not isinstance(first, Exception) and not isinstance(last, Exception)
+    assert first.result(20).score == last.result(20).score == 0.2
+    connection.delete(bad.frames)
+    assert all(
+        pending.result(20).score == 0.4 for pending in client.observe_many([(e, frame(102)) for e in episodes])
+    )
+    # And when it is looked for, those of others are found.
+    pendings = client.ask_done_many(episodes)
+    connection.delete(bad.queries)
+    connection.set(bad.queries, "not a hash")
+    client._recovery.look_up(pendings)
+    assert pendings[0].result(20).score == pendings[2].result(20).score == 0.4
+    client.close_many(episodes)
