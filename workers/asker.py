@@ -39,6 +39,8 @@ class Answered:
 
 #: Seconds after which a query that waited is looked at again before the critic is: its episode may be closed.
 _STALE_S = 1.0
+#: Seconds after which an order to sleep is followed between two batches although queries wait.
+_OVERDUE_S = 1.0
 
 
 @dataclass
@@ -93,6 +95,8 @@ class Asker:
         self._stats = stats
         self._log = log
         self._order = ""
+        self._ordered_at = 0.0
+        self._answering = False
         self._has_followed = threading.Event()
         #: The last order that was followed.
         self.followed = ""
@@ -100,8 +104,9 @@ class Asker:
         self.asleep = False
 
     def order(self, order: str, wait_s: float) -> bool:
-        """Have the critic sleep ("sleep ID", once nothing waits) or wake ("wake ID"), once for each ID.
+        """Have the critic sleep ("sleep ID") or wake ("wake ID"), once for each ID.
 
+        It sleeps once nothing waits, or between two batches where queries keep coming; the next one wakes it.
         To be called from any thread, and as often as the order is seen.
 
         Returns:
@@ -109,8 +114,13 @@ class Asker:
         """
         if order == self._order:
             return False
-        self._order = order
         self._has_followed.clear()
+        self._ordered_at = time.monotonic()
+        self._order = order
+        # Looked at after `_order` is set: should the batch end meanwhile, the critic's thread finds the order.
+        if self._answering and order.startswith("wake"):
+            self.followed = order
+            return True
         self._batcher.poke()
         return self._has_followed.wait(wait_s)
 
@@ -133,15 +143,18 @@ class Asker:
         more_ahead = False
         self.asleep = False
         while not self._batcher.closed:
+            if self._order != self.followed and time.monotonic() > self._ordered_at + _OVERDUE_S:
+                self._follow(self._order)
             batch = self._batcher.take(0 if more_ahead else None if self.asleep else self._idle_s)
             if batch:
                 began, busy_s = self._clock.now(), self._stats.busy_s
                 left_s = max(each.query.deadline for each in batch) - began
+                self._answering = True
                 answers = self._timed(partial(self._answers, batch), left_s)
                 self._batcher.pace.serve(sum(each.images for each in batch), self._stats.busy_s - busy_s)
                 self._stats.batches += 1
                 self._deliver(Answered(answers, began, self._clock.now()))
-                self.asleep = False
+                self.asleep = self._answering = False
                 more_ahead = True
             elif self._batcher.closed:
                 return

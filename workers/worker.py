@@ -108,7 +108,7 @@ class CriticWorker(SimpleWorker):
 
     Start it with `RQ_WORKER_CLASS=workers.CriticWorker rq worker vlac --with-scheduler`, or with the
     shortcut `vlac-queue worker`. SIGTERM or Ctrl-C finishes the batch at hand, gives jobs that are not
-    begun back to the queue and ends; a second one ends at once.
+    begun back to the queue and ends; a second one ends at once, but RQ ignores one within a second of the first.
 
     Nothing read from Redis is run: jobs are read as data, and only those for `workers.job.answer` are
     answered; RQ's clean-up of abandoned jobs, which calls the callbacks that a job names, is left out.

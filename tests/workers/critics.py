@@ -93,3 +93,11 @@ class SlowToLoad(TaskCritic):
     def load(self) -> None:
         while not Path("weights").exists():
             time.sleep(0.01)
+
+
+class Busy(TaskCritic):
+    """Takes 0.3 s for a batch."""
+
+    def answer(self, queries: Sequence[CriticQuery]) -> list[CriticAnswer]:
+        time.sleep(0.3)
+        return super().answer(queries)
