@@ -13,7 +13,8 @@ from typing import TypeVar
 
 from vlac_queue.connection import RedisClock
 from vlac_queue.errors import ProtocolError
-from vlac_queue.messages import Answer, Failure
+from vlac_queue.messages import MAX_TRACEBACK_CHARS, Answer, CriticIdentity, Failure
+from vlac_queue.texts import clean
 from workers.batcher import Batcher
 from workers.critics import Critic, CriticQuery
 from workers.intake import Prepared
@@ -41,6 +42,8 @@ class Answered:
 _STALE_S = 1.0
 #: Seconds after which an order to sleep is followed between two batches although queries wait.
 _OVERDUE_S = 1.0
+#: Most characters kept of what an error says.
+_MAX_WORDS = 2000
 
 
 @dataclass
@@ -66,6 +69,7 @@ class Asker:
         clock: tells whether a query's deadline has passed.
         idle_offload_s: seconds without work until the critic is put to sleep; 0: never.
         deliver: takes each batch's answers.
+        identity: who the critic is; told with each answer.
         still_open: those of some queries that still wait for an answer.
         watchdog: told when the critic begins and ends to work.
         stats: counts batches and the time they take.
@@ -80,6 +84,7 @@ class Asker:
         *,
         idle_offload_s: float,
         deliver: Callable[[Answered], None],
+        identity: Callable[[], CriticIdentity],
         still_open: Callable[[Sequence[Prepared]], set[str]],
         watchdog: Watchdog,
         stats: WorkerStats,
@@ -90,6 +95,7 @@ class Asker:
         self._clock = clock
         self._idle_s = idle_offload_s or None
         self._deliver = deliver
+        self._identity = identity
         self._still_open = still_open
         self._watchdog = watchdog
         self._stats = stats
@@ -196,7 +202,7 @@ class Asker:
                 return [_failure(error)]
             self._log.warning(
                 "the critic failed on a batch of %d (%s: %s); asking one by one",
-                len(batch), type(error).__name__, error,
+                len(batch), type(error).__name__, _words(error),
             )  # fmt: skip
             return [answer for each in batch for answer in self.ask([each])]
         return [self._checked(each, answer) for each, answer in zip(batch, answers, strict=True)]
@@ -206,10 +212,12 @@ class Asker:
         if isinstance(answer, Exception):
             return _failure(answer)
         try:
-            return checked_verdict(answer, prepared.query)
-        except ProtocolError as error:
-            name = type(self._critic).__qualname__
-            return Failure(f"{name} gave a wrong answer to a {prepared.query.kind} query: {error}; correct it.")
+            return checked_verdict(answer, prepared.query, self._identity())
+        except Exception as error:  # a critic's objects may raise whatever they like where they are looked at
+            name, words = type(self._critic).__qualname__, _words(error)
+            if not isinstance(error, ProtocolError):
+                words = f"{type(error).__name__}: {words}"
+            return Failure(f"{name} gave a wrong answer to a {prepared.query.kind} query: {words}; correct it.")
 
     def _timed(self, work: Callable[[], Result], left_s: float = 0.0) -> Result:
         """Does `work`, for queries that are waited for that much longer."""
@@ -247,4 +255,17 @@ class Asker:
 
 def _failure(error: BaseException) -> Failure:
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    return Failure(f"{type(error).__name__}: {error}"[:2000], text)
+    text = _printable(text[-MAX_TRACEBACK_CHARS:])
+    return Failure(f"{type(error).__name__}: {_words(error)}"[:_MAX_WORDS], text)
+
+
+def _words(error: BaseException) -> str:
+    """What an error says, fit for a terminal; a critic's may fail even at that."""
+    try:
+        return _printable(str(error)[:_MAX_WORDS])
+    except Exception as failed:
+        return f"(its text can't be made: {type(failed).__name__})"
+
+
+def _printable(text: str) -> str:
+    return "\n".join(clean(line, len(line)) for line in text.split("\n"))
