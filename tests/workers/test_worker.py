@@ -549,4 +549,5 @@ def test_odd_answers_fail_their_query_alone(client: CriticClient, workers: Worke
             odd.result()
         assert "\x1b" not in str(failure.value)
         assert beside.result().score == 0.2
-    assert process.poll() is None and workers.described()[0]["prompt"] == "?12"
+    until(lambda: workers.described()[0]["prompt"] == "?12")
+    assert process.poll() is None
