@@ -133,8 +133,10 @@ def order_workers(
     """Put critics to sleep, or wake them, and wait until they have followed.
 
     A sleeping critic has given its accelerator memory back. Nothing is lost: a query that comes meanwhile
-    wakes it, and one that waits is answered before it sleeps. A worker that is loading its critic is not waited
-    for: it follows once it has. One that starts while its critic is to sleep loads it when a job waits.
+    wakes it, and one that waits is answered before it sleeps. Where queries keep coming, it sleeps for a moment
+    between two batches, and that counts; so does being busy for an order to wake. A worker that is loading its
+    critic is not waited for: it follows once it has. One that starts while its critic is to sleep loads it when
+    a job waits.
 
     Args:
         connection: to Redis.

@@ -13,7 +13,8 @@ from typing import TypeVar
 
 from vlac_queue.connection import RedisClock
 from vlac_queue.errors import ProtocolError
-from vlac_queue.messages import Answer, Failure
+from vlac_queue.messages import MAX_TRACEBACK_CHARS, Answer, CriticIdentity, Failure
+from vlac_queue.texts import clean
 from workers.batcher import Batcher
 from workers.critics import Critic, CriticQuery
 from workers.intake import Prepared
@@ -39,6 +40,10 @@ class Answered:
 
 #: Seconds after which a query that waited is looked at again before the critic is: its episode may be closed.
 _STALE_S = 1.0
+#: Seconds after which an order to sleep is followed between two batches although queries wait.
+_OVERDUE_S = 1.0
+#: Most characters kept of what an error says.
+_MAX_WORDS = 2000
 
 
 @dataclass
@@ -64,6 +69,7 @@ class Asker:
         clock: tells whether a query's deadline has passed.
         idle_offload_s: seconds without work until the critic is put to sleep; 0: never.
         deliver: takes each batch's answers.
+        identity: who the critic is; told with each answer.
         still_open: those of some queries that still wait for an answer.
         watchdog: told when the critic begins and ends to work.
         stats: counts batches and the time they take.
@@ -78,6 +84,7 @@ class Asker:
         *,
         idle_offload_s: float,
         deliver: Callable[[Answered], None],
+        identity: Callable[[], CriticIdentity],
         still_open: Callable[[Sequence[Prepared]], set[str]],
         watchdog: Watchdog,
         stats: WorkerStats,
@@ -88,11 +95,14 @@ class Asker:
         self._clock = clock
         self._idle_s = idle_offload_s or None
         self._deliver = deliver
+        self._identity = identity
         self._still_open = still_open
         self._watchdog = watchdog
         self._stats = stats
         self._log = log
         self._order = ""
+        self._ordered_at = 0.0
+        self._answering = False
         self._has_followed = threading.Event()
         #: The last order that was followed.
         self.followed = ""
@@ -100,8 +110,9 @@ class Asker:
         self.asleep = False
 
     def order(self, order: str, wait_s: float) -> bool:
-        """Have the critic sleep ("sleep ID", once nothing waits) or wake ("wake ID"), once for each ID.
+        """Have the critic sleep ("sleep ID") or wake ("wake ID"), once for each ID.
 
+        It sleeps once nothing waits, or between two batches where queries keep coming; the next one wakes it.
         To be called from any thread, and as often as the order is seen.
 
         Returns:
@@ -109,8 +120,13 @@ class Asker:
         """
         if order == self._order:
             return False
-        self._order = order
         self._has_followed.clear()
+        self._ordered_at = time.monotonic()
+        self._order = order
+        # Looked at after `_order` is set: should the batch end meanwhile, the critic's thread finds the order.
+        if self._answering and order.startswith("wake"):
+            self.followed = order
+            return True
         self._batcher.poke()
         return self._has_followed.wait(wait_s)
 
@@ -133,15 +149,18 @@ class Asker:
         more_ahead = False
         self.asleep = False
         while not self._batcher.closed:
+            if self._order != self.followed and time.monotonic() > self._ordered_at + _OVERDUE_S:
+                self._follow(self._order)
             batch = self._batcher.take(0 if more_ahead else None if self.asleep else self._idle_s)
             if batch:
                 began, busy_s = self._clock.now(), self._stats.busy_s
                 left_s = max(each.query.deadline for each in batch) - began
+                self._answering = True
                 answers = self._timed(partial(self._answers, batch), left_s)
                 self._batcher.pace.serve(sum(each.images for each in batch), self._stats.busy_s - busy_s)
                 self._stats.batches += 1
                 self._deliver(Answered(answers, began, self._clock.now()))
-                self.asleep = False
+                self.asleep = self._answering = False
                 more_ahead = True
             elif self._batcher.closed:
                 return
@@ -183,7 +202,7 @@ class Asker:
                 return [_failure(error)]
             self._log.warning(
                 "the critic failed on a batch of %d (%s: %s); asking one by one",
-                len(batch), type(error).__name__, error,
+                len(batch), type(error).__name__, _words(error),
             )  # fmt: skip
             return [answer for each in batch for answer in self.ask([each])]
         return [self._checked(each, answer) for each, answer in zip(batch, answers, strict=True)]
@@ -193,10 +212,12 @@ class Asker:
         if isinstance(answer, Exception):
             return _failure(answer)
         try:
-            return checked_verdict(answer, prepared.query)
-        except ProtocolError as error:
-            name = type(self._critic).__qualname__
-            return Failure(f"{name} gave a wrong answer to a {prepared.query.kind} query: {error}; correct it.")
+            return checked_verdict(answer, prepared.query, self._identity())
+        except Exception as error:  # a critic's objects may raise whatever they like where they are looked at
+            name, words = type(self._critic).__qualname__, _words(error)
+            if not isinstance(error, ProtocolError):
+                words = f"{type(error).__name__}: {words}"
+            return Failure(f"{name} gave a wrong answer to a {prepared.query.kind} query: {words}; correct it.")
 
     def _timed(self, work: Callable[[], Result], left_s: float = 0.0) -> Result:
         """Does `work`, for queries that are waited for that much longer."""
@@ -234,4 +255,17 @@ class Asker:
 
 def _failure(error: BaseException) -> Failure:
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    return Failure(f"{type(error).__name__}: {error}"[:2000], text)
+    text = _printable(text[-MAX_TRACEBACK_CHARS:])
+    return Failure(f"{type(error).__name__}: {_words(error)}"[:_MAX_WORDS], text)
+
+
+def _words(error: BaseException) -> str:
+    """What an error says, fit for a terminal; a critic's may fail even at that."""
+    try:
+        return _printable(str(error)[:_MAX_WORDS])
+    except Exception as failed:
+        return f"(its text can't be made: {type(failed).__name__})"
+
+
+def _printable(text: str) -> str:
+    return "\n".join(clean(line, len(line)) for line in text.split("\n"))

@@ -29,7 +29,10 @@ _JOB = """
 local function job(id, most)
   if #id == 0 or #id > 200 or string.find(id, '[^%w_-]') then return {string.sub(id, 1, 200), 'unfit'} end
   local size = redis.pcall('HSTRLEN', 'rq:job:' .. id, 'data')
-  if type(size) ~= 'number' then return {id, 'unfit'} end
+  if type(size) ~= 'number' then
+    if string.find(size.err, 'WRONGTYPE', 1, true) then return {id, 'unfit'} end
+    redis.call('HSTRLEN', 'rq:job:' .. id, 'data')  -- raises: it may be a good job
+  end
   if size == 0 then return {id, 'gone'} end
   if size > tonumber(most) then return {id, 'large'} end
   local fields = redis.call('HMGET', 'rq:job:' .. id, 'data', 'retries_left', 'deaths', 'trying')
@@ -134,8 +137,9 @@ if #ids == 0 then ids = redis.call('LRANGE', KEYS[2], 0, -1) end
 for i = #ids, 1, -1 do
   local id = ids[i]
   local key = 'rq:job:' .. id
-  -- Any data is "large" beside 0 bytes: so it is there, and not read.
-  if redis.call('LREM', KEYS[2], 1, id) == 1 and job(id, 0)[2] == 'large' then
+  -- Any data is "large" beside 0 bytes: so it is there, and not read. Where this raises, the claim stays.
+  local state = job(id, 0)[2]
+  if redis.call('LREM', KEYS[2], 1, id) == 1 and state == 'large' then
     redis.call('HSET', key, 'status', 'queued')
     local left, deaths = unpack(redis.call('HMGET', key, 'retries_left', 'deaths'))
     left = tonumber(left)
@@ -165,11 +169,12 @@ if redis.call('EXISTS', KEYS[4]) == 1 then return {0, {}} end
     + """
 local count, spent, now = 0, {}, redis.call('TIME')[1]
 local ids = redis.call('LRANGE', KEYS[2], 0, -1)
-redis.call('DEL', KEYS[2])
 for i = #ids, 1, -1 do
   local id = ids[i]
   local key = 'rq:job:' .. id
-  if job(id, 0)[2] == 'large' then
+  local state = job(id, 0)[2]
+  redis.call('LREM', KEYS[2], -1, id)
+  if state == 'large' then
     local left = redis.pcall('HINCRBY', key, 'retries_left', -1)
     local deaths = string.sub((redis.call('HGET', key, 'deaths') or '') .. ARGV[1] .. '@' .. now .. ' ', 1, 2000)
     redis.call('HSET', key, 'status', 'queued', 'deaths', deaths)

@@ -13,7 +13,7 @@ import redis
 from redis.client import Pipeline
 
 from vlac_queue.connection import RedisClock, exchange
-from vlac_queue.faults import Fault, fault_of, passes
+from vlac_queue.faults import Fault, fault_of
 from vlac_queue.keys import Keys
 from vlac_queue.messages import CriticIdentity, Failure, Query, encode_answer
 from vlac_queue.metrics import PHASES, Histogram, first_line, publish_event
@@ -26,6 +26,9 @@ from workers.trouble import Trouble
 _PAUSE_S = 0.5
 #: Seconds for which a stopping worker goes on trying to write its last answers, all of them together.
 _LAST_ANSWERS_S = 3.0
+#: Faults for which answers, and what finishes their jobs, are kept and tried again.
+_FINISHED_FOR = (Fault.AWAY, Fault.REFUSED)
+_KEPT_FOR = (*_FINISHED_FOR, Fault.FULL, Fault.DENIED)
 #: Failures published as events between two beats; what is more is counted only.
 _EVENTS_A_BEAT = 10
 
@@ -205,8 +208,10 @@ class Replies:
         replies = exchange(self._connection, commands())
         wrong = [(index, reply) for index, reply in enumerate(replies) if isinstance(reply, redis.RedisError)]
         for index, error in wrong:
-            # A full Redis takes answers (see store.py) and no counters, which nobody waits for.
-            if passes(error) and (index < len(answers) or fault_of(error) is not Fault.FULL):
+            # A full Redis takes answers (see store.py) and no counters, which nobody waits for; and a worker
+            # waits for its rights.
+            fault = fault_of(error)
+            if fault in (_KEPT_FOR if index < len(answers) else _FINISHED_FOR):
                 raise error
         self._measure(answered)
         self._jobs.answered(job_ids)

@@ -9,31 +9,35 @@ from numbers import Real
 import numpy as np
 
 from vlac_queue.errors import ProtocolError
-from vlac_queue.messages import DoneVerdict, Query, ValueVerdict, encode_answer
+from vlac_queue.messages import UNNAMED, CriticIdentity, DoneVerdict, Query, ValueVerdict, encode_answer
 
 
-def checked_verdict(answer: object, query: Query) -> DoneVerdict | ValueVerdict:
+def checked_verdict(answer: object, query: Query, critic: CriticIdentity = UNNAMED) -> DoneVerdict | ValueVerdict:
     """Return a critic's answer with Python's own numbers in place of numpy's.
+
+    Args:
+        critic: who answers; its name travels along, and so counts for the length.
 
     Raises:
         ProtocolError: it is no answer to this query: of another kind, or a field of a wrong type or out of range.
     """
     verdict = _done(answer, query) if query.kind == "done" else _value(answer)
-    encode_answer(query.id, verdict)
+    encode_answer(query.id, verdict, critic)
     return verdict
 
 
 def _done(answer: object, query: Query) -> DoneVerdict:
     if not isinstance(answer, DoneVerdict):
         raise ProtocolError(f"a DoneVerdict is wanted, not {_shown(answer)}")
-    if not isinstance(answer.done, (bool, np.bool_)):
-        raise ProtocolError(f"done must be True or False, not {_shown(answer.done)}")
+    done = _item(answer.done)
+    if not isinstance(done, (bool, np.bool_)):
+        raise ProtocolError(f"done must be True or False, not {_shown(done)}")
     score = _number(answer.score, "score")
     if not 0 <= score <= 1:
         raise ProtocolError(f"score must be within 0..1, not {score}")
     if _number(answer.frame, "frame") != query.frame:
-        raise ProtocolError(f"frame must be the query's, {query.frame}, not {answer.frame}")
-    return DoneVerdict(bool(answer.done), score, query.frame)
+        raise ProtocolError(f"frame must be the query's, {query.frame}, not {_shown(answer.frame)}")
+    return DoneVerdict(bool(done), score, query.frame)
 
 
 def _value(answer: object) -> ValueVerdict:
@@ -56,8 +60,7 @@ def _numbers(numbers: object, what: str) -> tuple[float, ...]:
 
 
 def _number(number: object, what: str) -> float:
-    if isinstance(number, np.ndarray) and number.ndim == 0:
-        number = number.item()
+    number = _item(number)
     if isinstance(number, bool) or not isinstance(number, Real):
         raise ProtocolError(f"{what} must be a number, not {_shown(number)}")
     try:
@@ -68,5 +71,13 @@ def _number(number: object, what: str) -> float:
     raise ProtocolError(f"{what} is not finite: {_shown(number)}")
 
 
+def _item(thing: object) -> object:
+    return thing.item() if isinstance(thing, np.ndarray) and thing.ndim == 0 else thing
+
+
 def _shown(thing: object) -> str:
-    return f"{reprlib.repr(thing)} ({type(thing).__name__})"
+    name = type(thing).__name__
+    try:
+        return f"{reprlib.repr(thing)} ({name})"
+    except Exception:  # an integer of thousands of digits, a __repr__ that fails
+        return f"one that can't be shown ({name})"

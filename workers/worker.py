@@ -21,7 +21,7 @@ import time
 import traceback
 import uuid
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -42,7 +42,7 @@ from rq.worker_registration import clean_worker_registry
 from vlac_queue.config import VlacConfig
 from vlac_queue.connection import RedisClock, reconnect
 from vlac_queue.errors import ConfigError, CriticFailed, ProtocolError
-from vlac_queue.faults import Fault, fault_of, passes
+from vlac_queue.faults import passes
 from vlac_queue.keys import CLIENT_TTL_S, EVERYBODY, WORKER_TTL_MS, Keys
 from vlac_queue.messages import (
     MAX_JOB_BYTES,
@@ -52,7 +52,7 @@ from vlac_queue.messages import (
     decode_job,
 )
 from vlac_queue.store import NOTHING_AHEAD, EpisodeStore, ReadAhead
-from vlac_queue.texts import many
+from vlac_queue.texts import clean, many
 from workers import memory
 from workers.asker import Answered, Asker, WorkerStats
 from workers.batcher import Batcher
@@ -108,7 +108,7 @@ class CriticWorker(SimpleWorker):
 
     Start it with `RQ_WORKER_CLASS=workers.CriticWorker rq worker vlac --with-scheduler`, or with the
     shortcut `vlac-queue worker`. SIGTERM or Ctrl-C finishes the batch at hand, gives jobs that are not
-    begun back to the queue and ends; a second one ends at once.
+    begun back to the queue and ends; a second one ends at once, but RQ ignores one within a second of the first.
 
     Nothing read from Redis is run: jobs are read as data, and only those for `workers.job.answer` are
     answered; RQ's clean-up of abandoned jobs, which calls the callbacks that a job names, is left out.
@@ -153,6 +153,7 @@ class CriticWorker(SimpleWorker):
             self._clock,
             idle_offload_s=self.config.idle_offload_s,
             deliver=lambda answered: self._replies.deliver(answered),
+            identity=lambda: self._replies.critic,
             still_open=self._still_open,
             watchdog=self._watchdog,
             stats=self.stats,
@@ -248,9 +249,9 @@ class CriticWorker(SimpleWorker):
             CriticFailed: the critic could not be loaded, or its thread died.
         """
         self._restarts = may_restart() and self._parent is None
-        self._wait_until_served()
-        self._check_server()
-        self._clock.sync()
+        self._once_served(self._say_started)
+        self._once_served(self._check_server)
+        self._once_served(self._clock.sync)
         self.bootstrap(logging_level, date_format, log_format)
         threads = [
             threading.Thread(target=self._guarded, args=(loop,), name=loop.__name__, daemon=True)
@@ -263,8 +264,8 @@ class CriticWorker(SimpleWorker):
                 self._start_scheduler(burst, logging_level, date_format, log_format)
             self._install_signal_handlers()
             # What a predecessor of this name has left.
-            self._recover([self.name])
-            self._beat()
+            self._once_served(partial(self._recover, [self.name]))
+            self._once_served(self._beat)
             with suppress(redis.RedisError):  # the next beat tells
                 self._hear()
             beat.start()
@@ -301,14 +302,17 @@ class CriticWorker(SimpleWorker):
 
     def register_birth(self) -> None:
         try:
-            super().register_birth()
+            self._once_served(super().register_birth)
         except redis.ResponseError as error:
             # Lists of a wrong type, which are for people: the rest is written.
-            if passes(error) or self.birth_date is None:
+            if self.birth_date is None:
                 raise
             self._beating.met(error)
         # RQ would have a worker that dies before its first beat listed for 8 minutes.
-        self.connection.pexpire(self.key, WORKER_TTL_MS)
+        self._once_served(partial(self.connection.pexpire, self.key, WORKER_TTL_MS))
+
+    def set_state(self, state: str, pipeline: Pipeline | None = None) -> None:
+        self._once_served(partial(super().set_state, state, pipeline))
 
     def _shutdown(self) -> None:
         # Unlike RQ's, this never raises in the middle of taking a job.
@@ -607,6 +611,7 @@ class CriticWorker(SimpleWorker):
         self.log.info("Worker %s: loading critic %s", self.name, self.config.critic)
         try:
             self.critic.load()
+            prompt = clean(getattr(self.critic, "prompt_hash", ""))
         except StopRequested:
             raise
         except Exception as error:
@@ -618,7 +623,7 @@ class CriticWorker(SimpleWorker):
         finally:
             self._loading = False
         self.stats.loads += 1
-        self._replies.critic = replace(self._replies.critic, prompt=getattr(self.critic, "prompt_hash", ""))
+        self._replies.critic = replace(self._replies.critic, prompt=prompt)
         self.log.info(
             "Worker %s: critic %s loaded in %.1f s", self.name, self.config.critic, time.monotonic() - started
         )
@@ -892,18 +897,26 @@ class CriticWorker(SimpleWorker):
     def _failed_registry(self) -> FailedJobRegistry:
         return FailedJobRegistry(self.queues[0].name, connection=self.connection, serializer=DataOnlySerializer)
 
-    def _wait_until_served(self) -> None:
-        """Waits for a Redis that refuses writes for now; `__init__` has found that it is there."""
+    def _once_served(self, work: Callable[[], object]) -> None:
+        """Does `work`, again while Redis refuses it for now; `__init__` has found that it is there."""
+        refused = False
         while True:
             try:
-                self.connection.hset(self._keys.worker(self.name), "state", WorkerStatus.STARTED.value)
-                self.connection.pexpire(self._keys.worker(self.name), WORKER_TTL_MS)
-                return self._beating.over()
+                work()
+                return self._beating.over() if refused else None
             except redis.ResponseError as error:
-                if fault_of(error) is not Fault.REFUSED:
+                if not passes(error):
                     raise
+                if self._stop_requested:
+                    raise StopRequested from error
                 self._beating.met(error)
+                refused = True
                 time.sleep(_REDIS_PAUSE_S)
+
+    def _say_started(self) -> None:
+        """Says that this worker is there, before RQ does."""
+        self.connection.hset(self._keys.worker(self.name), "state", WorkerStatus.STARTED.value)
+        self.connection.pexpire(self._keys.worker(self.name), WORKER_TTL_MS)
 
     def _check_server(self) -> None:
         version = self.get_redis_server_version()

@@ -180,3 +180,21 @@ def test_the_scheduler_ends_with_its_worker(tmp_path: Path, workers: Workers) ->
     process.kill()
     process.wait()
     until(lambda: not psutil.pid_exists(scheduler.pid))
+
+
+def test_an_answer_waits_for_the_right_to_write_it(tmp_path: Path, fleets: Any) -> None:
+    with Server(tmp_path / "redis") as server, server.connection() as control:
+        control.execute_command("ACL", "SETUSER", "worker", "on", ">secret", "~*", "&*", "+@all")
+        workers: Workers = fleets(server.url.replace("redis://", "redis://worker:secret@"), control)
+        workers.start(NAME)
+        until(workers.described)
+        with CriticClient(VlacConfig(redis_url=server.url, timeout_s=20)) as client:
+            episode = client.episode(f"hold {tmp_path / 'gate'}")
+            episode.push(frame(51))
+            pending = episode.ask_done()
+            until((tmp_path / "gate.begun").exists)
+            control.execute_command("ACL", "SETUSER", "worker", "-xadd")
+            (tmp_path / "gate").touch()
+            until(lambda: "answers: " in workers.log.read_text())
+            control.execute_command("ACL", "SETUSER", "worker", "+xadd")
+            assert pending.result().score == 0.2

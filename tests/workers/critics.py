@@ -93,3 +93,42 @@ class SlowToLoad(TaskCritic):
     def load(self) -> None:
         while not Path("weights").exists():
             time.sleep(0.01)
+
+
+class Busy(TaskCritic):
+    """Takes 0.3 s for a batch."""
+
+    def answer(self, queries: Sequence[CriticQuery]) -> list[CriticAnswer]:
+        time.sleep(0.3)
+        return super().answer(queries)
+
+
+class Unspeakable(Exception):
+    """Has no text."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+class NoFloat(float):
+    """Can't be made plain."""
+
+    def __float__(self) -> float:
+        raise ValueError("no number")
+
+
+class Odd(TaskCritic):
+    """Answers with what only a broken critic would; the hash of its prompts is none."""
+
+    prompt_hash = b"\x1b12"
+
+    def _answer(self, query: CriticQuery, batch: int) -> CriticAnswer:
+        if query.task == "raise":
+            raise Unspeakable
+        odd: dict[str, CriticAnswer] = {
+            "float": DoneVerdict(True, NoFloat(0.5), query.frame),
+            "empty": object.__new__(DoneVerdict),
+            "unspeakable": Unspeakable(),
+            "escapes": ValueError("\x1b[31m red"),
+        }
+        return odd.get(query.task) or super()._answer(query, batch)

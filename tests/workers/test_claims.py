@@ -83,3 +83,18 @@ def test_a_job_prefers_the_worker_that_answered_last(
         episode.observe(frames[1])
         (job_id,) = connection.lrange(KEYS.rq_queue, 0, -1)
         assert connection.hget(KEYS.rq_job(job_id.decode()), "prefers").decode() == name
+
+
+def test_no_job_is_dropped_while_rights_are_missing(server, connection, wait_in_queue) -> None:
+    ids = wait_in_queue("", "")
+    rights = ("on", "nopass", "~*", "&*", "+@all")
+    connection.execute_command("ACL", "SETUSER", "narrow", *rights, "-hstrlen")
+    with redis.Redis.from_url(server.url, username="narrow", password="x") as narrow:
+        for work in (lambda c: c.take(2, block_s=0), lambda c: c.give_back(), lambda c: c.recover("me")):
+            with pytest.raises(redis.ResponseError):
+                work(Claims(narrow, KEYS, "me"))
+            with pytest.raises(redis.ResponseError):
+                Claims(narrow, KEYS, "other").recover("me")
+    connection.execute_command("ACL", "DELUSER", "narrow")
+    kept = connection.lrange(KEYS.rq_queue, 0, -1) + connection.lrange(KEYS.claims("me"), 0, -1)
+    assert sorted(kept) == [job_id.encode() for job_id in ids]

@@ -12,13 +12,14 @@ import redis
 from click.testing import CliRunner
 
 from tests.conftest import Workers, until
-from tests.workers.critics import NAME
+from tests.workers.critics import NAME, frame
 from tests.workers.test_worker import ask, hold
 from vlac_queue import CriticClient, NoWorkers
 from vlac_queue.cli import main
 from vlac_queue.keys import Keys
 
 SLOW = "tests.workers.critics:SlowToLoad"
+BUSY = "tests.workers.critics:Busy"
 
 
 @pytest.fixture
@@ -125,3 +126,23 @@ def test_a_later_order_counts_and_names_go_before_all(client: CriticClient, work
     assert states(workers) == ["asleep", "idle"]
     client.sleep_workers()
     assert states(workers) == ["asleep", "asleep"]
+
+
+def test_workers_under_load_follow(client: CriticClient, workers: Workers, beside: ThreadPoolExecutor) -> None:
+    workers.start(BUSY, VLAC_MAX_BATCH="2")
+    done = threading.Event()
+
+    def load() -> None:
+        episodes = client.episodes(["task"] * 8)
+        while not done.is_set():
+            client.wait(client.observe_many([(episode, frame(51)) for episode in episodes]))
+
+    loading = beside.submit(load)
+    try:
+        until(lambda: states(workers) == ["busy"])
+        client.wake_workers(timeout_s=5)
+        client.sleep_workers(timeout_s=10)
+        client.wake_workers(timeout_s=5)
+    finally:
+        done.set()
+    loading.result(30)

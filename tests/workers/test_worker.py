@@ -532,3 +532,22 @@ def test_copies_of_a_job_that_come_while_it_is_answered_stop_nothing(
     until(lambda: not connection.llen("rq:queue:vlac"))
     assert ask(client, "task", 51).result().score == 0.2
     until(lambda: connection.llen(f"vlac:vlac:claims:{client.ping()[0]}") <= 1)
+
+
+def test_odd_answers_fail_their_query_alone(client: CriticClient, workers: Workers) -> None:
+    process = workers.start("tests.workers.critics:Odd")
+    said = {
+        "float": "ValueError: no number",
+        "empty": "AttributeError",
+        "unspeakable": "Unspeakable: ",
+        "raise": "Unspeakable: ",
+        "escapes": r"ValueError: \?\[31m red",
+    }
+    asked = {task: (ask(client, task), ask(client, "fine")) for task in said}
+    for task, (odd, beside) in asked.items():
+        with pytest.raises(CriticFailed, match=said[task]) as failure:
+            odd.result()
+        assert "\x1b" not in str(failure.value)
+        assert beside.result().score == 0.2
+    until(lambda: workers.described()[0]["prompt"] == "?12")
+    assert process.poll() is None
