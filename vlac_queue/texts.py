@@ -11,9 +11,9 @@ MAX_TEXT = 200
 MAX_NUMBER = 2**63 - 1
 
 
-def clean(value: object) -> str:
+def clean(value: object, most: int = MAX_TEXT) -> str:
     """Fit for a terminal or a page: others chose this text (bytes from Redis), escape sequences among it."""
-    text = (value.decode(errors="replace") if isinstance(value, bytes) else str(value))[:MAX_TEXT]
+    text = (value.decode(errors="replace") if isinstance(value, bytes) else str(value))[:most]
     return text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text)
 
 
