@@ -22,6 +22,8 @@ from dashboards.snapshot import Episode, Episodes, Failed, Look, PlainWorker, Qu
 from vlac_queue.config import VlacConfig, redact_url
 from vlac_queue.connection import connect
 from vlac_queue.control import WorkerInfo
+from vlac_queue.credentials import DASHBOARD
+from vlac_queue.faults import as_ours
 from vlac_queue.keys import LIMIT_FIELD, TOTAL_FIELD, Keys
 from vlac_queue.metrics import PHASES
 from vlac_queue.texts import as_float, as_int, clean
@@ -111,12 +113,8 @@ class Reader:
                 self._history = History()
             self._seen = reading.time
             snapshot = self._history.add(reading)
-        except redis.exceptions.AuthenticationError as failure:
-            error = f"Redis at {self.url} refused the password ({_reason(failure)}); correct --redis-url"
-        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as failure:
-            error = f"Redis at {self.url} can't be reached ({_reason(failure)})"
         except redis.exceptions.RedisError as failure:
-            error = f"Redis at {self.url} refused to be read ({_reason(failure)})"
+            error = clean(as_ours(failure, self.url, DASHBOARD), 2000)
         return Look(time.time(), snapshot, error)
 
     def read(self, *, episodes: int = EPISODES_SHOWN) -> Reading:
@@ -323,7 +321,3 @@ def _age_s(enqueued_at: bytes | None, now: float) -> float | None:
 
 def _decode(value: bytes) -> str:
     return value.decode(errors="replace")
-
-
-def _reason(failure: Exception) -> str:
-    return clean(str(failure).rstrip(". ")) or type(failure).__name__

@@ -25,6 +25,7 @@ from rq.scheduler import SCHEDULER_KEY_TEMPLATE, RQScheduler
 from rq.suspension import WORKERS_SUSPENDED
 from rq.worker_registration import REDIS_WORKER_KEYS, WORKERS_BY_QUEUE_KEY
 
+from vlac_queue.credentials import ADMIN, DASHBOARD, ROLLOUT, WORKER
 from vlac_queue.keys import Keys
 
 #: Versions of Redis whose rules differ.
@@ -32,8 +33,6 @@ VERSIONS = {"6.2": (6, 2), "7.0": (7, 0), "7.2": (7, 2)}
 
 #: RQ wants a connection to tell names of keys. It is never used.
 _NOWHERE = redis.Redis()
-
-ROLLOUT, WORKER, DASHBOARD, ADMIN = "vlac-rollout", "vlac-worker", "vlac-dashboard", "vlac-admin"
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ import redis
 from vlac_queue.config import VlacConfig, redact_url
 from vlac_queue.connection import BLOCK_S, Patience, RedisClock, connect
 from vlac_queue.control import order_workers
+from vlac_queue.credentials import ROLLOUT
 from vlac_queue.decision_log import DecisionLog
 from vlac_queue.errors import (
     CriticFailed,
@@ -587,7 +588,7 @@ class CriticClient:
             NoWorkers: there is none; the message holds the command that starts one.
             RedisUnavailable: Redis can't be reached.
         """
-        with redis_errors(self.config.redis_url):
+        with redis_errors(self.config.redis_url, ROLLOUT):
             workers = live_workers(self._connection, self._keys)
         if not workers:
             raise NoWorkers(
@@ -640,13 +641,19 @@ class CriticClient:
 
     def publish_outcomes(self, outcomes: Sequence[tuple[Episode, Outcome]]) -> None:
         """Tells dashboards how training episodes ended; `RolloutGate.settle` does it. One round trip."""
-        with redis_errors(self.config.redis_url), self._connection.pipeline(transaction=False) as pipeline:
+        with (
+            redis_errors(self.config.redis_url, ROLLOUT),
+            self._connection.pipeline(transaction=False) as pipeline,
+        ):
             publish_outcomes(self._keys, [(e.id, e.task, outcome) for e, outcome in outcomes], pipeline)
             pipeline.execute()
 
     def publish_audit(self, figures: Mapping[str, float]) -> None:
         """Tells dashboards how the critic compares with a simulator's truth: name -> figure, NaN for none."""
-        with redis_errors(self.config.redis_url), self._connection.pipeline(transaction=False) as pipeline:
+        with (
+            redis_errors(self.config.redis_url, ROLLOUT),
+            self._connection.pipeline(transaction=False) as pipeline,
+        ):
             publish_audit(self._keys, figures, self._clock.sync(_CLOCK_FRESH_S).now(), pipeline)
             pipeline.execute()
 
@@ -751,7 +758,7 @@ class CriticClient:
     def _ours(self, failures: Iterable[VlacQueueError | redis.RedisError | None]) -> list[VlacQueueError | None]:
         """Failures, those of Redis as ours."""
         url = self.config.redis_url
-        return [as_ours(each, url) if isinstance(each, redis.RedisError) else each for each in failures]
+        return [as_ours(each, url, ROLLOUT) if isinstance(each, redis.RedisError) else each for each in failures]
 
     def _check(self, parts: Sequence[_Part]) -> None:
         """Whether `parts` can be sent.
@@ -874,7 +881,7 @@ class CriticClient:
                         self._log.answered(pending._episode, pending)
 
     def _timeout_error(self, pendings: Sequence[Pending[Any]], waited: float) -> CriticTimeout:
-        with redis_errors(self.config.redis_url):
+        with redis_errors(self.config.redis_url, ROLLOUT):
             workers = live_workers(self._connection, self._keys)
             waiting = self._connection.llen(self._keys.rq_queue)
         hint = (

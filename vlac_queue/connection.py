@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +18,7 @@ from redis.retry import Retry
 from rq.connections import parse_connection
 
 from vlac_queue.config import redact_url
+from vlac_queue.credentials import ROLLOUT
 from vlac_queue.errors import ConfigError, NoWorkers, QueueFull, RedisUnavailable
 from vlac_queue.failover import connection_arguments, following
 from vlac_queue.faults import redis_errors
@@ -52,12 +54,18 @@ def connect(url: str, **behaviour: Any) -> redis.Redis:
         behaviour: arguments of redis-py's connections, in place of ours.
 
     Raises:
-        ConfigError: the URL can't be parsed.
+        ConfigError: the URL can't be parsed, or names a file for TLS that can't be read.
     """
     try:
         arguments = connection_arguments(url)
     except ValueError as error:
         raise ConfigError(f"redis_url {redact_url(url)} can't be used: {error}") from None
+    for option in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_ca_path"):
+        if (path := arguments.get(option)) and not os.access(path, os.R_OK):
+            raise ConfigError(
+                f"{option} of redis_url {redact_url(url)} can't be read: {path}; copy the file there, or correct "
+                "it."
+            )
     pool = _Pool(**{**arguments, "retry": _retry(), **_BEHAVIOUR, **behaviour})
     return redis.Redis.from_pool(pool)
 
@@ -86,6 +94,36 @@ def reconnect(connection: redis.Redis) -> redis.Redis:
     client_class, connection_class, kwargs = parse_connection(connection)
     kwargs.update(_BEHAVIOUR, retry=_retry(), connection_class=following(connection_class))
     return client_class(connection_pool=_Pool(**kwargs))
+
+
+def address(connection: redis.Redis) -> str:
+    """The URL of the server and database that `connection` uses, without user and password."""
+    pool = connection.connection_pool
+    settings = pool.connection_kwargs
+    if path := settings.get("path"):
+        return f"unix://{path}?db={settings.get('db') or 0}"
+    tls = "s" if issubclass(pool.connection_class, redis.SSLConnection) else ""
+    if service := settings.get("service"):
+        return f"redis{tls}+sentinel:///{service}/{settings.get('db') or 0}"
+    host, port = settings.get("host") or "localhost", settings.get("port") or 6379
+    host = f"[{host}]" if ":" in host else host
+    return f"redis{tls}://{host}:{port}/{settings.get('db') or 0}"
+
+
+def elsewhere(connection: redis.Redis) -> str:
+    """A sentence where VLAC_REDIS_URL names another server or database than `connection` uses, else ""."""
+    url = os.environ.get("VLAC_REDIS_URL")
+    if not url:
+        return ""
+    with connect(url) as named:
+        used, meant = address(connection), address(named)
+    if used.replace("//localhost:", "//127.0.0.1:") == meant.replace("//localhost:", "//127.0.0.1:"):
+        return ""
+    return (
+        f"VLAC_REDIS_URL names {meant}, but RQ connects to {used}: start `vlac-queue worker`, or set "
+        "RQ_CONFIG=vlac_queue.rq_settings and RQ_CONNECTION_CLASS=vlac_queue.connection.AnyRedis, and unset "
+        "RQ_REDIS_URL."
+    )
 
 
 class Patience:
@@ -119,7 +157,7 @@ class Patience:
         began, pause = time.monotonic(), _FIRST_PAUSE_S
         while True:
             try:
-                with redis_errors(self._url):
+                with redis_errors(self._url, ROLLOUT):
                     result = work()
                 self._worked = True
                 return result

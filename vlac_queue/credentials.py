@@ -21,6 +21,9 @@ VARIABLES = {
     PASSWORD: "The password itself.",
 }
 
+#: The users that `vlac-queue acl` makes.
+ROLLOUT, WORKER, DASHBOARD, ADMIN = "vlac-rollout", "vlac-worker", "vlac-dashboard", "vlac-admin"
+
 #: Most bytes of a password file; more is some other file.
 _MAX_BYTES = 4096
 

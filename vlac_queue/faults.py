@@ -80,6 +80,8 @@ _FRAME = re.compile(
     re.DOTALL,
 )
 _CODE = re.compile(r"[A-Z]{2,}(?= |$)")
+#: What a port that speaks TLS does to one who does not.
+_CUT = re.compile("reset by peer|closed by server|Broken pipe")
 #: What scripts meet and has no code of its own.
 _BY_WORDS = {
     "The user executing the script": "NOPERM",
@@ -115,25 +117,29 @@ def passes(error: object) -> bool:
     return isinstance(error, exceptions.RedisError) and fault_of(error).passes
 
 
-def as_ours(error: exceptions.RedisError, url: str) -> VlacQueueError:
+def as_ours(error: exceptions.RedisError, url: str, user: str = "") -> VlacQueueError:
     """Return the error that says what an error of Redis means, and what to do about it.
 
     Args:
         error: from redis-py.
         url: of the server; its password is left out.
+        user: the one of `vlac-queue acl` that has the right to do this, for the message; "" where it is not known.
     """
-    fault, code = fault_of(error), error_code(error)
-    kind, template = _OURS[fault]
-    server = f"Redis at {redact_url(url)}"
-    message = template.format(server=server, error=_words(error), remedy=_remedy(error, code, url))
-    ours = kind(message)
+    found, remedy = found_and_remedy(error, url, user)
+    ours = _OURS[fault_of(error)][0](f"{found}; {remedy}")
     ours.__cause__ = error
     return ours
 
 
+def found_and_remedy(error: exceptions.RedisError, url: str, user: str = "") -> tuple[str, str]:
+    """Return the two halves of the message of `as_ours`: what is wrong, and what to do about it."""
+    found = _OURS[fault_of(error)][1].format(server=f"Redis at {redact_url(url)}", error=_words(error))
+    return found, _remedy(error, error_code(error), url, user)
+
+
 @contextmanager
-def redis_errors(url: str) -> Iterator[None]:
-    """Raise Redis' errors as ours.
+def redis_errors(url: str, user: str = "") -> Iterator[None]:
+    """Raise Redis' errors as ours; the arguments are those of `as_ours`.
 
     Raises:
         RedisUnavailable: the server can't be reached, or refuses for now.
@@ -144,15 +150,15 @@ def redis_errors(url: str) -> Iterator[None]:
     try:
         yield
     except exceptions.RedisError as error:
-        raise as_ours(error, url) from error
+        raise as_ours(error, url, user) from error
 
 
 _OURS: dict[Fault, tuple[type[VlacQueueError], str]] = {
-    Fault.AWAY: (RedisUnavailable, "can't reach {server} ({error}); {remedy}"),
-    Fault.REFUSED: (RedisUnavailable, "{server} refuses for now ({error}); {remedy}"),
-    Fault.FULL: (QueueFull, "{server} has reached its maxmemory; {remedy}"),
-    Fault.DENIED: (RedisDenied, "{server} refuses this user ({error}); {remedy}"),
-    Fault.BUG: (RedisFailed, "{server} can't do what it was asked ({error}); {remedy}"),
+    Fault.AWAY: (RedisUnavailable, "can't reach {server} ({error})"),
+    Fault.REFUSED: (RedisUnavailable, "{server} refuses for now ({error})"),
+    Fault.FULL: (QueueFull, "{server} has reached its maxmemory"),
+    Fault.DENIED: (RedisDenied, "{server} refuses this user ({error})"),
+    Fault.BUG: (RedisFailed, "{server} can't do what it was asked ({error})"),
 }
 
 _REMEDIES = {
@@ -167,20 +173,26 @@ _REMEDIES = {
     "MOVED": "it is a Redis Cluster: use one server, or Sentinel.",
     "CROSSSLOT": "it is a Redis Cluster: use one server, or Sentinel.",
     "DENIED": "it is in protected mode: give it a password, or bind it to this host's network.",
-    "NOPERM": "give the user of this role (`vlac-queue acl`: vlac-rollout for clients, vlac-worker for workers, "
-    "vlac-dashboard for dashboards) by VLAC_REDIS_USERNAME and VLAC_REDIS_PASSWORD_FILE.",
-    "NOAUTH": "set VLAC_REDIS_USERNAME and VLAC_REDIS_PASSWORD_FILE to a user that it knows, or mend redis_url.",
+    "NOPERM": "set VLAC_REDIS_USERNAME and VLAC_REDIS_PASSWORD_FILE to {user}.",
+    "NOAUTH": "set VLAC_REDIS_USERNAME and VLAC_REDIS_PASSWORD_FILE to {user}, or mend redis_url.",
+    "WRONGPASS": "set VLAC_REDIS_USERNAME and VLAC_REDIS_PASSWORD_FILE to {user}, or mend redis_url.",
 }
+#: The user of a remedy, where the caller does not know which part of the project it serves.
+_ANY_USER = (
+    "one of `vlac-queue acl` (vlac-rollout for clients, vlac-worker for workers, vlac-dashboard for dashboards)"
+)
 
 
-def _remedy(error: exceptions.RedisError, code: str, url: str) -> str:
+def _remedy(error: exceptions.RedisError, code: str, url: str, user: str) -> str:
     if code in _REMEDIES:
-        return _REMEDIES[code]
+        return _REMEDIES[code].replace("{user}", user or _ANY_USER)
     text = str(error)
     if isinstance(error, exceptions.InvalidResponse):
         return "that is not Redis: correct redis_url (VLAC_REDIS_URL); a port with TLS wants rediss://."
     if "WRONG_VERSION_NUMBER" in text or "RECORD_LAYER" in text:
         return "that port does not speak TLS: use redis:// in redis_url (VLAC_REDIS_URL)."
+    if url.startswith("rediss") and "No such file" in text:
+        return "a file that ssl_ca_certs, ssl_certfile or ssl_keyfile names is not there: correct redis_url."
     if url.startswith("rediss") and "Timeout connecting" in text:
         return "start redis-server there; if that port does not speak TLS, use redis:// in redis_url."
     if "CERTIFICATE" in text.upper():
@@ -189,7 +201,8 @@ def _remedy(error: exceptions.RedisError, code: str, url: str) -> str:
             "host name in redis_url (VLAC_REDIS_URL)."
         )
     if fault_of(error) is Fault.AWAY:
-        return "start redis-server there, or correct redis_url (VLAC_REDIS_URL)."
+        tls = "; if that port wants TLS, use rediss://" if _CUT.search(text) and url.startswith("redis:") else ""
+        return f"start redis-server there, or correct redis_url (VLAC_REDIS_URL){tls}."
     return "see the log of redis-server; Redis 6.2 or newer is needed."
 
 
@@ -197,7 +210,7 @@ def _words(error: exceptions.RedisError) -> str:
     """The server's own words, without the script or the commands that led to them."""
     lines = _unframed(error).partition(" script: ")[0].splitlines()
     words = lines[0][:300] if lines else ""
-    if words.startswith("HELLO must be called"):
+    if words.startswith(("HELLO must be called", "Authentication required")):
         return "it asks for a user and a password"
     return f"{type(error).__name__}: {words}"
 

@@ -15,7 +15,7 @@ from vlac_queue.config import redact_url
 from vlac_queue.connection import Patience, connect
 from vlac_queue.console import errors_as_messages, print_table, queue_option, redis_url_option
 from vlac_queue.control import WorkerInfo, critic_workers, order_workers
-from vlac_queue.credentials import with_credentials
+from vlac_queue.credentials import ROLLOUT, with_credentials
 from vlac_queue.faults import redis_errors
 from vlac_queue.keys import Keys
 from vlac_queue.texts import size
@@ -73,16 +73,16 @@ def wake(redis_url: str, queue: str, timeout: float, names: tuple[str, ...]) -> 
 
 
 @contextmanager
-def _connected(redis_url: str) -> Iterator[redis.Redis]:
+def _connected(redis_url: str, user: str = "") -> Iterator[redis.Redis]:
     url = with_credentials(redis_url)
-    with redis_errors(url), connect(url) as connection:
+    with redis_errors(url, user), connect(url) as connection:
         yield connection
 
 
 def _order(
     order: Literal["sleep", "wake"], redis_url: str, queue: str, timeout: float, names: Sequence[str]
 ) -> None:
-    with errors_as_messages(), _connected(redis_url) as connection:
+    with errors_as_messages(), _connected(redis_url, ROLLOUT) as connection:
         patience = Patience(redis_url, timeout)
         _show(order_workers(connection, Keys(queue), order, names, timeout_s=timeout, patience=patience))
 

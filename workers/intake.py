@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from redis.exceptions import RedisError
 
+from vlac_queue.credentials import WORKER
 from vlac_queue.errors import FrameError, ProtocolError, VlacQueueError
 from vlac_queue.faults import as_ours, passes
 from vlac_queue.frames import Frames
@@ -256,7 +257,7 @@ class Intake:
 def _failure(error: Exception) -> Failure:
     text = "".join(traceback.format_exception(error))
     if isinstance(error, RedisError):
-        error = as_ours(error, "the worker's URL")
+        error = as_ours(error, "the worker's URL", WORKER)
     if isinstance(error, VlacQueueError):
         return Failure(str(error), text)
     message = f"the worker could not prepare this query ({type(error).__name__}: {error})."

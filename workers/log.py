@@ -6,7 +6,14 @@ import logging
 import re
 import traceback
 
+import click
+import redis
+from rq.cli.helpers import CliConfig
+
+from vlac_queue.connection import address, elsewhere
+from vlac_queue.credentials import WORKER
 from vlac_queue.errors import VlacQueueError
+from vlac_queue.faults import as_ours
 
 #: Colours, which RQ itself writes.
 _COLOUR = re.compile(r"\x1b\[[\d;]{0,8}m")
@@ -26,13 +33,27 @@ class SafeText(logging.Filter):
 
 
 class Sentences(logging.Filter):
-    """Leaves out the traceback of our own errors, whose message says all; with `rq worker --verbose` it stays."""
+    """Has the worker's own log tell our errors and those of Redis that end `rq worker`, each as one sentence.
+
+    RQ's command logs them with the root logger, whose lines look otherwise, and not with what is to be done. With
+    `rq worker --verbose` the traceback is told, too.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        ours = record.exc_info and isinstance(record.exc_info[1], VlacQueueError)
-        if ours and not logging.getLogger("rq.worker").isEnabledFor(logging.DEBUG):
-            record.exc_info = None
-        return True
+        error = record.exc_info[1] if record.exc_info else record.msg
+        if not isinstance(error, VlacQueueError | redis.RedisError):
+            return True
+        log = logging.getLogger("rq.worker")
+        log.error("%s", _sentence(error), exc_info=error if log.isEnabledFor(logging.DEBUG) else None)
+        return False
+
+
+def _sentence(error: VlacQueueError | redis.RedisError) -> str:
+    command = click.get_current_context(silent=True)
+    if isinstance(error, VlacQueueError) or command is None:
+        return str(error)
+    connection = CliConfig(**command.params).connection
+    return f"{as_ours(error, address(connection), WORKER)} {elsewhere(connection)}".rstrip()
 
 
 def make_logs_safe() -> None:

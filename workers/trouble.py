@@ -8,6 +8,8 @@ import time
 
 import redis
 
+from vlac_queue.connection import address
+from vlac_queue.credentials import WORKER
 from vlac_queue.faults import as_ours, error_code
 
 #: Seconds without it after which an error is a new one, even if nobody said that it was over.
@@ -27,13 +29,13 @@ class Trouble:
     def __init__(self, log: logging.Logger, worker: str, part: str, connection: redis.Redis) -> None:
         self._log = log
         self._where = f"Worker {worker}: {part}"
-        self._server = _address(connection)
+        self._server = address(connection)
         self._last: tuple[type[Exception], str] | None = None
         self._met_at = -math.inf
 
     def met(self, error: redis.RedisError) -> None:
         """Log an error, unless it is the last one again."""
-        ours = as_ours(error, self._server)
+        ours = as_ours(error, self._server, WORKER)
         kind, now = (type(ours), error_code(error)), time.monotonic()
         if kind != self._last or now - self._met_at > _NEW_S:
             self._log.error("%s: %s", self._where, ours)
@@ -44,13 +46,3 @@ class Trouble:
         if self._last is not None:
             self._last = None
             self._log.info("%s: goes on", self._where)
-
-
-def _address(connection: redis.Redis) -> str:
-    """The server's URL, without user and password."""
-    settings = connection.connection_pool.connection_kwargs
-    if path := settings.get("path"):
-        return f"unix://{path}"
-    if service := settings.get("service"):
-        return f"redis+sentinel:///{service}"
-    return f"redis://{settings.get('host', 'localhost')}:{settings.get('port', 6379)}/{settings.get('db', 0)}"

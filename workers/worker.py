@@ -40,7 +40,7 @@ from rq.worker import DequeueStrategy, WorkerStatus
 from rq.worker_registration import clean_worker_registry
 
 from vlac_queue.config import VlacConfig
-from vlac_queue.connection import RedisClock, reconnect
+from vlac_queue.connection import RedisClock, address, elsewhere, reconnect
 from vlac_queue.errors import ConfigError, CriticFailed, ProtocolError
 from vlac_queue.faults import passes
 from vlac_queue.keys import CLIENT_TTL_S, EVERYBODY, WORKER_TTL_MS, Keys
@@ -67,6 +67,9 @@ from workers.restart import may_restart, restart
 from workers.scheduler import Scheduler
 from workers.trouble import Trouble
 from workers.watchdog import Watchdog
+
+# Not when a worker is made: RQ's command asks Redis before that, and logs what it meets.
+make_logs_safe()
 
 #: Seconds between two beats, and so between two looks for dead workers.
 BEAT_S = 1.0
@@ -118,7 +121,6 @@ class CriticWorker(SimpleWorker):
     """
 
     def __init__(self, queues: Any, name: str | None = None, *args: Any, **kwargs: Any) -> None:
-        make_logs_safe()
         kwargs["serializer"] = DataOnlySerializer
         names = [
             each if isinstance(each, str) else each.name
@@ -253,6 +255,9 @@ class CriticWorker(SimpleWorker):
         self._once_served(self._check_server)
         self._once_served(self._clock.sync)
         self.bootstrap(logging_level, date_format, log_format)
+        self.log.info("Worker %s: serves queue %s on %s", self.name, self._keys.queue, address(self.connection))
+        if warning := elsewhere(self.connection):
+            self.log.warning("Worker %s: %s", self.name, warning)
         threads = [
             threading.Thread(target=self._guarded, args=(loop,), name=loop.__name__, daemon=True)
             for loop in (self._asker.run, self._replies.run)

@@ -94,13 +94,13 @@ def test_json_tells_a_redis_that_is_away() -> None:
     assert result.exit_code == 1
     read = json.loads(result.stdout)
     assert (read["snapshot"], read["verdicts"][0]["kind"]) == (None, "redis-away")
-    assert f"Redis at redis://:***@127.0.0.1:{port}/0 can't be reached" in read["error"]
+    assert f"can't reach Redis at redis://:***@127.0.0.1:{port}/0" in read["error"]
     assert "s3cr3t" not in result.output
 
 
 def test_one_look_does_not_promise_another() -> None:
     result = run("--once", "--redis-url", f"redis://127.0.0.1:{free_port()}/0")
-    assert result.exit_code == 1 and "can't be reached" in result.output
+    assert result.exit_code == 1 and "can't reach Redis" in result.output
     assert "again" not in result.output
 
 

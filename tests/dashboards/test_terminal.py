@@ -127,7 +127,7 @@ def test_a_day_at_the_dashboard(tmp_path: Path) -> None:
     with redis.Redis(port=port) as connection, opened(tmp_path, "--redis-url", server.url) as terminal:
         workers = Workers(server.url, connection, tmp_path)
         try:
-            terminal.shows(" BAD ", "can't be reached")
+            terminal.shows(" BAD ", "can't reach Redis")
             server.start()
             terminal.shows("no workers: start one with vlac-queue worker", "RQ_WORKER_CLASS=workers.CriticWorker")
             first = workers.start(TASK_CRITIC)
@@ -174,7 +174,7 @@ def test_a_day_at_the_dashboard(tmp_path: Path) -> None:
                 first.kill()
                 terminal.shows("was lost")
             server.stop()
-            terminal.shows(" BAD ", "can't be reached", "Trying again every 0.2 s")
+            terminal.shows(" BAD ", "can't reach Redis", "Trying again every 0.2 s")
             server.start()
             assert "reached" not in terminal.shows("noeviction", "idle")
             terminal.press("q")

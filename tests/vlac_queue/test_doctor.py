@@ -20,6 +20,7 @@ from rq.registry import FailedJobRegistry
 from rq.suspension import WORKERS_SUSPENDED
 
 from tests.conftest import Workers, until
+from tests.vlac_queue.test_faults import answering
 from tests.workers.critics import NAME as TASK_CRITIC
 from vlac_queue import VlacConfig
 from vlac_queue.doctor import (
@@ -121,13 +122,23 @@ def guarded() -> Iterator[RedisServer]:
 def test_a_missing_password_is_broken(guarded: RedisServer) -> None:
     code, findings = look("--redis-url", guarded.url)
     assert code == 1 and broken(findings) == {"Redis"}
-    assert "asks for a password" in findings["Redis"].found
-    assert "redis://:PASSWORD@" in findings["Redis"].remedy
+    assert "asks for a user and a password" in findings["Redis"].found
+    assert "VLAC_REDIS_USERNAME and VLAC_REDIS_PASSWORD_FILE" in findings["Redis"].remedy
+    for host, user in (("rollout", "vlac-rollout"), ("gpu", "vlac-worker")):
+        (found,) = (each for each in examine(guarded.url, host=host) if each.check == "Redis")
+        assert f"to {user}" in found.remedy
+
+
+def test_what_is_no_redis_is_told() -> None:
+    with answering(b"HTTP/1.0 400 Bad Request\r\n\r\n") as port:
+        code, findings = look("--redis-url", f"redis://127.0.0.1:{port}/0")
+    assert code == 1 and broken(findings) == {"Redis"}
+    assert "that is not Redis" in findings["Redis"].remedy
 
 
 def test_a_wrong_password_is_broken_and_not_shown(guarded: RedisServer) -> None:
     code, findings = look("--redis-url", url_for(guarded, ":sesame"))
-    assert code == 1 and "refused the password" in findings["Redis"].found
+    assert code == 1 and "refuses this user" in findings["Redis"].found
     assert "sesame" not in str(findings)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import http.server
+import socket
 import socketserver
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -28,6 +30,8 @@ from vlac_queue import (
     VlacQueueError,
 )
 from vlac_queue.connection import Script, connect, exchange
+from vlac_queue.credentials import DASHBOARD, ROLLOUT, WORKER
+from vlac_queue.errors import ConfigError
 from vlac_queue.faults import Fault, as_ours, error_code, fault_of
 from vlac_queue.keys import Keys
 from vlac_queue.server import RedisServer, free_port
@@ -206,6 +210,31 @@ def test_what_is_no_redis_is_told() -> None:
             client.episode("t")
 
 
+def test_a_port_that_wants_tls_is_told() -> None:
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            # As redis-server's port for TLS: closed at once, with what was sent unread.
+            self.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    with serving(socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)) as port:
+        config = VlacConfig(redis_url=f"redis://127.0.0.1:{port}/0")
+        with CriticClient(config) as client, pytest.raises(RedisUnavailable, match="wants TLS, use rediss://"):
+            client.episode("t")
+
+
+def test_a_file_for_tls_that_is_not_there_is_named() -> None:
+    config = VlacConfig(redis_url="rediss://gpu7:6379/0?ssl_ca_certs=/none.crt")
+    with pytest.raises(ConfigError, match=r"ssl_ca_certs .* can't be read: /none.crt; copy the file there"):
+        CriticClient(config)
+
+
+@pytest.mark.parametrize("user", [ROLLOUT, WORKER, DASHBOARD])
+def test_a_refusal_names_the_one_user_that_is_needed(user: str) -> None:
+    for error in (redis.exceptions.NoPermissionError("no"), redis.exceptions.AuthenticationError("no")):
+        message = str(as_ours(error, "redis://gpu7", user))
+        assert [each for each in (ROLLOUT, WORKER, DASHBOARD) if each in message] == [user]
+
+
 def test_a_port_without_tls_is_told(server: RedisServer) -> None:
     # A Redis waits for the rest of what it takes for a command; other servers answer with their own words.
     silent = as_ours(redis.TimeoutError("Timeout connecting to server"), server.url.replace("redis", "rediss", 1))
@@ -235,7 +264,7 @@ def test_a_user_without_the_right_is_told_which_one_has_it(server: RedisServer, 
         config = VlacConfig(redis_url=server.url.replace("//", "//looker:x@"))
         with (
             CriticClient(config) as client,
-            pytest.raises(RedisDenied, match="vlac-rollout for clients") as caught,
+            pytest.raises(RedisDenied, match="VLAC_REDIS_PASSWORD_FILE to vlac-rollout") as caught,
         ):
             client.episode("t")
         assert "redis.call" not in str(caught.value)

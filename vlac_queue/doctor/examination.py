@@ -16,6 +16,7 @@ from redis.retry import Retry
 from vlac_queue.client import load_frames
 from vlac_queue.config import VlacConfig, redact_url
 from vlac_queue.connection import connect
+from vlac_queue.credentials import ROLLOUT, WORKER
 from vlac_queue.doctor.critic_check import check_critic
 from vlac_queue.doctor.finding import Finding
 from vlac_queue.doctor.gpu_checks import check_gpu
@@ -39,7 +40,6 @@ from vlac_queue.doctor.queue_checks import (
     user_of,
 )
 from vlac_queue.doctor.redis_checks import (
-    URL_REMEDY,
     Server,
     check_eviction,
     check_memory,
@@ -140,10 +140,11 @@ def _examine_redis(config: VlacConfig, host: Host, *, critic_given: bool) -> tup
             retry=Retry(NoBackoff(), 0),
         )
     except ConfigError as error:
-        unusable = Finding("broken", clean(error), URL_REMEDY, check="Redis")
+        remedy = "correct it: export VLAC_REDIS_URL=redis://HOST:6379/0"
+        unusable = Finding("broken", clean(error, 1000), remedy, check="Redis")
         return [unusable, *_not_made([*_SERVER_CHECKS, *queue_checks], "the URL can't be used")], config
     with connection:
-        reached = check_reachable(connection, config)
+        reached = check_reachable(connection, config, {"rollout": ROLLOUT, "gpu": WORKER}.get(host, ""))
         findings = [replace(reached, check="Redis")]
         if reached.state == "broken":
             return findings + _not_made([*_SERVER_CHECKS, *queue_checks], "Redis can't be used"), config

@@ -16,6 +16,7 @@ import redis
 
 from vlac_queue.config import VlacConfig, redact_url
 from vlac_queue.doctor.finding import Finding, release
+from vlac_queue.faults import found_and_remedy
 from vlac_queue.texts import as_int, clean, size
 
 #: Round trips of a ping that are timed.
@@ -24,8 +25,6 @@ _PINGS = 5
 _SLOW_S = 0.01
 #: What CONFIG GET is asked for: one at a time, as Redis 6 wants it, and never the password.
 _SETTINGS = ("maxmemory", "maxmemory-policy", "save", "appendonly", "bind", "protected-mode")
-
-URL_REMEDY = "export VLAC_REDIS_URL=redis://:PASSWORD@HOST:6379/0"
 
 
 @dataclass(frozen=True)
@@ -56,20 +55,14 @@ class Server:
         return None if told is None else str(told)
 
 
-def check_reachable(connection: redis.Redis, config: VlacConfig) -> Finding:
+def check_reachable(connection: redis.Redis, config: VlacConfig, user: str = "") -> Finding:
+    """Whether Redis answers; `user` is the one of `vlac-queue acl` for this host, or ""."""
     where = redact_url(config.redis_url)
     try:
         connection.ping()
-    except redis.exceptions.AuthenticationError as error:
-        if not _has_password(connection):
-            return Finding("broken", f"{where} asks for a password, and the URL has none", URL_REMEDY)
-        return Finding("broken", f"{where} refused the password: {clean(error)}", URL_REMEDY)
     except redis.exceptions.RedisError as error:
-        if "protected mode" in str(error):
-            remedy = "set a password there: redis-cli CONFIG SET requirepass PASSWORD; and put it into the URL"
-            return Finding("broken", f"{where} is in protected mode: it talks to its own host only", remedy)
-        remedy = "start redis-server there, or correct the URL: export VLAC_REDIS_URL=redis://HOST:6379/0"
-        return Finding("broken", f"{where} can't be reached: {clean(error)}", remedy)
+        found, remedy = found_and_remedy(error, config.redis_url, user)
+        return Finding("broken", clean(found, 1000), remedy)
     return Finding("ok", f"{where} answers")
 
 
