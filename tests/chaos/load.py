@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import redis
 
 from tests.conftest import until
 from vlac_queue import CriticClient, Outcome, RolloutGate, VlacConfig
@@ -234,8 +235,22 @@ class Load:
 
     def _until(self, condition: Callable[[], Any]) -> None:
         # As long as queries are waited for, and then some: how long it took is measured, not asserted here.
-        until(lambda: self.account.errors or condition(), 2 * self.config.timeout_s)
+        try:
+            until(lambda: self.account.errors or condition(), 2 * self.config.timeout_s)
+        except AssertionError as error:
+            raise AssertionError(f"rounds ended: {self._rounds}; open: {self._told()}") from error
         assert not self.account.errors, self.account.errors
+
+    def _told(self) -> list[str]:
+        """Of each rollout, a query that waits, and where its job is."""
+        told = []
+        with redis.Redis.from_url(self.config.redis_url) as connection:
+            for asked in list(self._open.values()):
+                for pending in [pending for pending in list(asked) if not pending.answered][:1]:
+                    fields = ("status", "worker_name", "retries_left", "deaths")
+                    job = connection.hmget(f"rq:job:{pending._job}", *fields)
+                    told.append(f"{pending.query}, looked for {pending._missed} times, job {pending._job}: {job}")
+        return told
 
     def _run(self, rollout: int) -> None:
         try:
