@@ -49,9 +49,10 @@ while redis.call('LMOVE', KEYS[2] .. ':next', KEYS[2], 'LEFT', 'RIGHT') do end
 # episode, query id and batch index), so that a worker that knows the frame before needs no further round trip.
 # Where jobs wait, a worker takes first those whose episodes it knows ("prefers"; of others it has to read and
 # decode all that it did not see), then those that nobody knows, then the first. The first is passed over a few
-# times only. KEYS queue claims; ARGV n max_bytes worker_name episode_prefix look_at most_passed. Reply: as _JOB
-# for each, and a list of {episode, query id, batch index, meta, kind, batch}. The first command lets it go on when
-# Redis is full (see store.py): taking jobs is what empties it.
+# times only. First of all the worker's name goes to those whose death is noticed: it may have been taken off them,
+# or Redis have lost them. KEYS queue claims workers; ARGV n max_bytes worker_name episode_prefix look_at
+# most_passed. Reply: as _JOB for each, and a list of {episode, query id, batch index, meta, kind, batch}. The
+# first command lets it go on when Redis is full (see store.py): taking jobs is what empties it.
 _TAKE = Script(
     _JOB
     + """
@@ -97,6 +98,7 @@ local function choose(queue, me, look_at, most_passed)
   return id
 end
 redis.call('LREM', KEYS[2], 0, '')
+redis.call('SADD', KEYS[3], ARGV[3])
 local ids = {}
 local look_at, most_passed = tonumber(ARGV[5]), tonumber(ARGV[6])
 for i = 1, tonumber(ARGV[1]) do
@@ -283,7 +285,7 @@ class Claims:
 
     def _take_command(self, queue: str, count: int, look_at: int = 1, most_passed: int = 0) -> tuple[Any, ...]:
         words = (count, MAX_JOB_BYTES, self._worker, self._keys.episode("").meta, look_at, most_passed)
-        return ("EVAL", _TAKE, 2, queue, self.key, *words)
+        return ("EVAL", _TAKE, 3, queue, self.key, self._keys.workers, *words)
 
 
 def history(deaths: Sequence[tuple[str, float]]) -> str:

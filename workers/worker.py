@@ -647,6 +647,7 @@ class CriticWorker(SimpleWorker):
             "Worker %s: the critic has worked on a batch for more than %.0f s (batch_limit_s); it hangs here:\n%s",
             self.name, self._watchdog.limit_s, where,
         )  # fmt: skip
+        self._stop_requested = True  # or it would take again what is given back now
         self._die()
         if self.scheduler:
             self.stop_scheduler()

@@ -68,6 +68,16 @@ def test_strange_entries_of_the_queue_are_taken_like_others_and_dropped(connecti
     assert not connection.exists(KEYS.rq_job("vlac_gone"), KEYS.rq_job("a b"), KEYS.rq_job("*"))
 
 
+def test_who_takes_a_job_is_found_when_it_dies_though_nobody_knew_it(connection, wait_in_queue) -> None:
+    """Redis may have lost the list of workers, or others have taken it off: it was thought dead."""
+    ids = wait_in_queue("", "")
+    for job_id in ids:
+        connection.hset(KEYS.rq_job(job_id), "retries_left", 3)
+    assert take(connection, "lost", 2) == ids
+    assert connection.smembers(KEYS.workers) == {b"lost"}
+    assert Claims(connection, KEYS, "finder").recover("lost") == (2, [])
+
+
 def test_a_job_prefers_the_worker_that_answered_last(
     client: CriticClient, workers: Workers, connection: redis.Redis
 ) -> None:
