@@ -42,9 +42,10 @@ def pytest_sessionstart() -> None:
     for name in list(os.environ):
         if name.startswith(("VLAC_", "RQ_")) or name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):
             del os.environ[name]
-    # A shell that starts the tests in the background has them ignore Ctrl-C, and with them all that they start.
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Who starts the tests in the background has them ignore Ctrl-C or a hang-up, and with them all that they start.
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.hookimpl(optionalhook=True)
