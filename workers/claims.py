@@ -52,17 +52,10 @@ while redis.call('LMOVE', KEYS[2] .. ':next', KEYS[2], 'LEFT', 'RIGHT') do end
 # episode, query id and batch index), so that a worker that knows the frame before needs no further round trip.
 # Where jobs wait, a worker takes first those whose episodes it knows ("prefers"; of others it has to read and
 # decode all that it did not see), then those that nobody knows, then the first. The first is passed over a few
-<<<<<<< HEAD
-# times only. The worker's name goes to those whose death is noticed, first of all: it may have been taken off them,
-# or Redis have lost them. KEYS queue claims workers; ARGV n max_bytes worker_name episode_prefix look_at
-# most_passed. Reply: as _JOB for each, and a list of {episode, query id, batch index, meta, kind, batch}. The first
-# command lets it go on when Redis is full (see store.py): taking jobs is what empties it.
-=======
 # times only. First of all the worker's name goes to those whose death is noticed: it may have been taken off them,
 # or Redis have lost them. KEYS queue claims workers; ARGV n max_bytes worker_name episode_prefix look_at
 # most_passed. Reply: as _JOB for each, and a list of {episode, query id, batch index, meta, kind, batch}. The
 # first command lets it go on when Redis is full (see store.py): taking jobs is what empties it.
->>>>>>> soak
 _TAKE = Script(
     _JOB
     + """
