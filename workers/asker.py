@@ -233,6 +233,5 @@ class Asker:
 
 
 def _failure(error: BaseException) -> Failure:
-    # One that the critic returned and did not raise has none.
-    text = "".join(traceback.format_exception(error)) if error.__traceback__ else ""
+    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     return Failure(f"{type(error).__name__}: {error}"[:2000], text)
