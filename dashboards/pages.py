@@ -298,15 +298,11 @@ def _figure(value: float | None) -> str:
 def _no_workers(view: View, width: int) -> list[Text]:
     return [
         Text(f"No worker listens on queue {view.queue!r}. Start one where the critic should run:"),
-        Text(),
         Text(f"  {start_command(view.url, view.queue)}", "bold"),
-        Text(),
-        Text("or, which is the same, as RQ's:"),
-        Text(),
+        *map(Text, textwrap.wrap(f"{TRY_OUT[0].upper()}{TRY_OUT[1:]}.", width)),
+        Text("Or, which is the same, as RQ's:"),
         Text(f"  RQ_REDIS_URL={view.url} \\", "bold"),
         Text(f"  RQ_WORKER_CLASS=workers.CriticWorker rq worker {view.queue} --with-scheduler", "bold"),
-        Text(),
-        *map(Text, textwrap.wrap(TRY_OUT.capitalize() + ".", width)),
     ]
 
 

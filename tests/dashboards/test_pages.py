@@ -230,8 +230,8 @@ def test_the_last_failures_error_is_told_whole_where_rows_are_free() -> None:
     error = "CriticFailed: the critic needs frames of a run; " + "very long " * 11 + "so give --reference FILE"
     troubled = LOOKS["troubled"].snapshot
     assert troubled is not None
-    shown = replace(view("troubled"), page="failures",
-                    look=replace(LOOKS["troubled"], snapshot=replace(troubled, failed=(replace(troubled.failed[0], error=error),))))  # fmt: skip
+    failed = replace(troubled, failed=(replace(troubled.failed[0], error=error),))
+    shown = view(replace(LOOKS["troubled"], snapshot=failed), page="failures")
     said = " ".join(re.sub("[│\\s]+", " ", picture(shown)).split())
     assert error in said and len(picture(shown).splitlines()) == 24
 

@@ -260,7 +260,7 @@ def test_a_failure_that_the_critic_returned_is_one_sentence(client: CriticClient
         pytest.raises(CriticFailed, match="--reference FILE") as failed,
     ):
         episode.observe(np.zeros((8, 8, 3), np.uint8)).result()
-    assert failed.value.traceback == "" and "\n" not in str(failed.value)
+    assert "\n" not in str(failed.value)
 
 
 def test_the_critics_failure_is_typed_and_brings_the_traceback(client: CriticClient, worker: Workers) -> None:
@@ -490,9 +490,7 @@ def test_nobody_sees_the_password() -> None:
         good = VlacConfig(redis_url=f"redis://:{secret}@127.0.0.1:{port}/0")
         with CriticClient(good) as client, client.episode("task"):
             assert secret not in repr(client)
-            with pytest.raises(
-                NoWorkers, match=f"VLAC_REDIS_URL=redis://:PASSWORD@127.0.0.1:{port}/0 vlac-"
-            ) as missing:
+            with pytest.raises(NoWorkers, match="VLAC_REDIS_URL=redis://:PASSWORD@127") as missing:
                 client.ping()
         bad = replace(good, redis_url=f"redis://:wrong-{secret}@127.0.0.1:{port}/0")
         with CriticClient(bad) as client, pytest.raises(RedisDenied, match="VLAC_REDIS_PASSWORD_FILE") as refused:
