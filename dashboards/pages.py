@@ -17,6 +17,7 @@ from dashboards.history import Series
 from dashboards.snapshot import Look, Snapshot
 from dashboards.tables import EPISODE_COLUMNS, FAILURE_COLUMNS, SORTS, WORKER_COLUMNS, Column, Item, lines_of
 from dashboards.verdict import Verdict, start_command
+from vlac_queue.control import TRY_OUT
 from vlac_queue.metrics import PHASES
 from vlac_queue.texts import duration, latency, many, number, percent, size
 
@@ -194,7 +195,7 @@ def _overview(view: View, snapshot: Snapshot, frame: Frame, rows: int | None) ->
             lines = lines_of(FAILURE_COLUMNS, snapshot.failed, frame.inner, room - 2)
             body += [frame.rule("Failures"), *map(frame.row, lines)]
         return body
-    return [*body, frame.rule("Workers"), *map(frame.row, _no_workers(view))]
+    return [*body, frame.rule("Workers"), *map(frame.row, _no_workers(view, frame.inner))]
 
 
 def _flow(view: View, snapshot: Snapshot, width: int, chart_rows: int) -> list[Text]:
@@ -294,14 +295,12 @@ def _figure(value: float | None) -> str:
     return f"{value:.2f}" if abs(value) < 100 else f"{value:,.0f}"
 
 
-def _no_workers(view: View) -> list[Text]:
+def _no_workers(view: View, width: int) -> list[Text]:
     return [
         Text(f"No worker listens on queue {view.queue!r}. Start one where the critic should run:"),
-        Text(),
         Text(f"  {start_command(view.url, view.queue)}", "bold"),
-        Text(),
-        Text("or, which is the same, as RQ's:"),
-        Text(),
+        *map(Text, textwrap.wrap(f"{TRY_OUT[0].upper()}{TRY_OUT[1:]}.", width)),
+        Text("Or, which is the same, as RQ's:"),
         Text(f"  RQ_REDIS_URL={view.url} \\", "bold"),
         Text(f"  RQ_WORKER_CLASS=workers.CriticWorker rq worker {view.queue} --with-scheduler", "bold"),
     ]
@@ -323,7 +322,11 @@ def _list(view: View, snapshot: Snapshot, frame: Frame, rows: int | None) -> lis
         columns, items = FAILURE_COLUMNS, snapshot.failed
         title = f"Failures: the last {len(items)}" if items else "Failures: none yet"
     left = None if rows is None else rows - 2
-    return [frame.top(title), *map(frame.row, lines_of(columns, items, frame.inner, left, view.scroll))]
+    body = [frame.top(title), *map(frame.row, lines_of(columns, items, frame.inner, left, view.scroll))]
+    if view.page == "failures" and snapshot.failed:
+        last = [Text(line, "red") for line in textwrap.wrap(snapshot.failed[0].error, frame.inner)]
+        body += [frame.rule("The last error"), *map(frame.row, last)]
+    return body if rows is None else body[:rows]
 
 
 def _workers(

@@ -22,7 +22,7 @@ from vlac_queue.texts import duration, latency, many, number, percent, size
 _TEMPLATE = Path(__file__).with_name("report.html")
 
 
-@click.command()
+@click.command(short_help="Make a page of plots of a recording.")
 @click.argument("record", type=click.Path(exists=True, dir_okay=False))
 @click.option(
     "-o",

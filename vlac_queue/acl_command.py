@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from pathlib import Path
 
@@ -20,14 +21,14 @@ from vlac_queue.server import find_redis_server, server_version
 _LEAST_CHARS = 16
 
 
-@click.command()
+@click.command(short_help="Print Redis users with least rights.")
 @queue_option
 @click.option(
     "--redis-version",
-    type=click.Choice(list(VERSIONS)),
-    help="Version of the redis-server that reads the file, or the nearest below.  [default: that of this host's "
-    "redis-server]  From 7.0 on keys are for reading or writing, and for the commands that need them; 6.2 knows "
-    "neither, and grants more.",
+    metavar="VERSION",
+    help="Version of the redis-server that reads the file, 6.2 or newer; Valkey's count alike.  "
+    "[default: that of this host's redis-server]  From 7.0 on keys are for reading or writing, and for the "
+    "commands that need them; 6.2 knows neither, and grants more.",
 )
 @click.option(
     "--passwords",
@@ -58,7 +59,7 @@ def acl(queue: str, redis_version: str | None, passwords: Path | None, show_pass
         raise click.UsageError("say where the passwords go: --passwords FOLDER, or --show-passwords.")
     with errors_as_messages():
         keys = Keys(VlacConfig(queue=queue).queue)
-        version = redis_version or _of_this_host()
+        version = _rules_of(redis_version) if redis_version else _of_this_host()
         chosen = users(keys)
         names = [user.name for user in chosen] + ([ADMIN] if admin else [])
         known = {name: _from_folder(passwords, name) if passwords else _made() for name in names}
@@ -70,23 +71,36 @@ def acl(queue: str, redis_version: str | None, passwords: Path | None, show_pass
         click.echo(f"{name} {known[name]}", err=True)
 
 
+def _rules_of(version: str) -> str:
+    """Return the key of VERSIONS for a server's version, such as "7.4" or "8"."""
+    if not re.fullmatch(r"\d+(\.\d+)*", version):
+        raise ConfigError(f"--redis-version {version!r} is no version; give its number, such as 7.4 or 8.")
+    name = _nearest(tuple(map(int, f"{version}.0".split("."))))
+    if name is None:
+        raise ConfigError(f"--redis-version {version}: Redis 6.2 or newer is needed.")
+    return name
+
+
+def _nearest(version: tuple[int, ...]) -> str | None:
+    """Return the key of the newest of VERSIONS that is not above `version`."""
+    return next((name for name, least in reversed(VERSIONS.items()) if least <= version), None)
+
+
 def _of_this_host() -> str:
     """The key of VERSIONS for the redis-server that would be started here; says which it is."""
     try:
         executable = find_redis_server()
         found = server_version(executable)
     except RedisUnavailable as error:
-        raise ConfigError(
-            f"which Redis reads the file? Say --redis-version {'|'.join(VERSIONS)} ({error})."
-        ) from None
+        raise ConfigError(f"which Redis reads the file? Say --redis-version, such as 7.2 ({error}).") from None
     told = ".".join(map(str, found))
-    known = [name for name, version in VERSIONS.items() if version <= found]
-    if not known:
+    known = _nearest(found)
+    if known is None:
         raise ConfigError(f"Redis 6.2 or newer is needed, and {executable} is {told}; update it.")
     click.echo(
-        f"for Redis {known[-1]}, since {executable} is {told}; for another server give --redis-version", err=True
+        f"for Redis {known}, since {executable} is {told}; for another server give --redis-version", err=True
     )
-    return known[-1]
+    return known
 
 
 def _made() -> str:

@@ -48,7 +48,7 @@ def main() -> None:
     replace_what_can_not_be_shown()
 
 
-@main.command()
+@main.command(short_help="Start a critic worker.")
 @redis_url_option
 @queue_option
 @click.option(
@@ -86,7 +86,11 @@ def worker(redis_url: str, queue: str, critic: str | None, verbose: bool, argume
     os.execv(command[0], command)
 
 
-@main.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@main.command(
+    short_help="Measure the queue (in a checkout).",
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True},
+)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def bench(arguments: tuple[str, ...]) -> None:
     """Measures the queue against what one would use instead (in a checkout)."""

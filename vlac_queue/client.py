@@ -24,10 +24,11 @@ import redis
 
 from vlac_queue.config import VlacConfig, redact_url
 from vlac_queue.connection import BLOCK_S, Patience, RedisClock, connect
-from vlac_queue.control import order_workers
+from vlac_queue.control import TRY_OUT, order_workers, start_line
 from vlac_queue.credentials import ROLLOUT
 from vlac_queue.decision_log import DecisionLog
 from vlac_queue.errors import (
+    ConfigError,
     CriticFailed,
     CriticTimeout,
     EpisodeLost,
@@ -344,6 +345,10 @@ class CriticClient:
     """
 
     def __init__(self, config: VlacConfig | None = None) -> None:
+        if isinstance(config, str):
+            raise ConfigError(
+                "CriticClient takes a VlacConfig, not a text: CriticClient(VlacConfig(redis_url=...))."
+            )
         self.config = config or VlacConfig.from_env()
         # By their ids, and by the files they were read from.
         self._references: dict[Any, _Reference] = {}
@@ -593,11 +598,13 @@ class CriticClient:
         if not workers:
             raise NoWorkers(
                 f"no worker listens on queue {self.config.queue!r} at {redact_url(self.config.redis_url)}; "
-                f"start one on a GPU host: RQ_REDIS_URL=<that URL> RQ_WORKER_CLASS=workers.CriticWorker "
-                f"rq worker {self.config.queue} --with-scheduler"
+                f"start one on a GPU host: {self._start_line()}  ({TRY_OUT})"
             )
         self._workers_seen = time.monotonic()
         return workers
+
+    def _start_line(self) -> str:
+        return start_line(self.config.redis_url, self.config.queue)
 
     def sleep_workers(self, timeout_s: float = 60.0) -> None:
         """Has all critics give their accelerator memory back, e.g. for an update of the policy, and waits for it.
@@ -887,7 +894,7 @@ class CriticClient:
         hint = (
             f"{many(len(workers), 'worker')} for {many(waiting, 'waiting job')}: raise timeout_s or add workers"
             if workers
-            else f"no worker listens any more: start one with `rq worker {self.config.queue} --with-scheduler`"
+            else f"no worker listens any more: start one with {self._start_line()}"
         )
         return CriticTimeout(f"no answer to {many(len(pendings), 'query')} within {waited:.1f} s; {hint}.")
 

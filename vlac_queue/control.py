@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 import uuid
@@ -12,6 +13,7 @@ from typing import Literal
 
 import redis
 
+from vlac_queue.config import redact_url
 from vlac_queue.connection import Patience
 from vlac_queue.errors import CriticTimeout, NoWorkers
 from vlac_queue.keys import EVERYBODY, ORDERS_TTL_S, Keys
@@ -93,6 +95,18 @@ def worker_command(queue: str, *arguments: str) -> list[str]:
         arguments: further ones of `rq worker`.
     """
     return [sys.executable, "-c", _RQ, "worker", queue, "--with-scheduler", *arguments]
+
+
+#: What to say beside `start_line`.
+TRY_OUT = (
+    "the critic vlac needs evo_vlac and weights (docs/vlac.md); to try it out without, add --critic reference"
+)
+
+
+def start_line(url: str, queue: str) -> str:
+    """Return the command that starts a worker, to be pasted; PASSWORD stands where the URL has one."""
+    command = f"VLAC_REDIS_URL={shlex.quote(redact_url(url).replace('***', 'PASSWORD'))} vlac-queue worker"
+    return command if queue == "vlac" else f"{command} --queue {queue}"
 
 
 #: The same few texts come with every beat of every worker.

@@ -80,4 +80,7 @@ class CriticFailed(VlacQueueError):
 
     def __str__(self) -> str:
         message = str(self.args[0])
-        return f"{message}\n\nThe worker's traceback:\n{self.traceback}" if self.traceback else message
+        # One line is the message again: of an error that the critic returned and did not raise.
+        if "\n" not in self.traceback.strip():
+            return message
+        return f"{message}\n\nThe worker's traceback:\n{self.traceback}"

@@ -28,6 +28,7 @@ before: so it can't be decoded after any other history, and no checksum of pixel
 from __future__ import annotations
 
 import math
+import os
 import struct
 import zlib
 from collections.abc import Sequence
@@ -202,6 +203,11 @@ def as_batch(frames: Frames) -> Frames:
         FrameError: dtype, shape, channel count or size is wrong, or the batch is empty; the message holds the
             conversion. RGB and BGR can't be told apart.
     """
+    if isinstance(frames, str | os.PathLike):
+        raise FrameError(
+            f"frames must be a numpy array, not the name of a file ({frames}); "
+            "vlac_queue.score.read_reference(Path(...)) reads videos, folders of pictures, .npz and .npy."
+        )
     if not isinstance(frames, np.ndarray):
         raise FrameError(f"frames must be a numpy array, not {type(frames).__name__}; use numpy.asarray(frames).")
     if frames.dtype != np.uint8:

@@ -59,7 +59,7 @@ def all_settings(environ: Mapping[str, str] = os.environ) -> list[Setting]:
     return settings + [Setting(None, name, None, shown(name), doc) for name, doc in CREDENTIALS.items()]
 
 
-@click.command()
+@click.command(short_help="Show every setting, and what is set.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def settings(as_json: bool) -> None:
     """Shows every setting: its environment variable, its default, what is set, and what it means.

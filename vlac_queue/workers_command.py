@@ -26,7 +26,7 @@ _timeout_option = click.option(
 _names_argument = click.argument("names", nargs=-1)
 
 
-@click.group()
+@click.group(short_help="List workers; have critics sleep or wake.")
 def workers() -> None:
     """Lists workers, puts their critics to sleep, or wakes them.
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -223,6 +224,16 @@ def test_bins_hold_means_and_the_newest_is_last() -> None:
 def test_gauges_fill() -> None:
     assert (gauge(0.5, 4), gauge(2.0, 4), gauge(0.0, 4)) == ("██··", "████", "····")
     assert gauge(0.5, 4, " .:-=+*#@") == "@@.."
+
+
+def test_the_last_failures_error_is_told_whole_where_rows_are_free() -> None:
+    error = "CriticFailed: the critic needs frames of a run; " + "very long " * 11 + "so give --reference FILE"
+    troubled = LOOKS["troubled"].snapshot
+    assert troubled is not None
+    failed = replace(troubled, failed=(replace(troubled.failed[0], error=error),))
+    shown = view(replace(LOOKS["troubled"], snapshot=failed), page="failures")
+    said = " ".join(re.sub("[│\\s]+", " ", picture(shown)).split())
+    assert error in said and len(picture(shown).splitlines()) == 24
 
 
 # Texts.

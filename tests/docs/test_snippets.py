@@ -93,6 +93,17 @@ def test_readmes_snippets_give_what_they_show(url: str) -> None:
     names["client"].close()
 
 
+def test_readmes_recording_scores_as_shown(url: str, tmp_path: Path) -> None:
+    page = ROOT / "README.md"
+    (command,) = (snippet.text for snippet in snippets(page, "bash") if "vlac-queue score" in snippet.text)
+    (shown,) = (snippet.text for snippet in snippets(page, "") if "negative rate" in snippet.text)
+    lines = "\n".join(line for line in command.splitlines() if not line.startswith("pip "))
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environ = {**os.environ, "VLAC_REDIS_URL": url, "PATH": path}
+    ran = subprocess.run(["sh", "-c", lines], env=environ, cwd=tmp_path, capture_output=True, text=True)
+    assert ran.stdout == shown, ran.stderr
+
+
 def test_the_guides_critic_serves_a_queue(client: CriticClient, server: RedisServer, tmp_path: Path) -> None:
     """The class of docs/critics.md, in a file of its own, by the page's command."""
     page = ROOT / "docs" / "critics.md"

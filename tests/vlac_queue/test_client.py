@@ -22,6 +22,7 @@ import vlac_queue.client as client_module
 from tests.conftest import Workers, until
 from tests.workers.critics import NAME, frame
 from vlac_queue import (
+    ConfigError,
     CriticClient,
     CriticFailed,
     CriticTimeout,
@@ -98,7 +99,7 @@ def test_many_episodes_ask_in_one_job(client: CriticClient, worker: Workers) -> 
 def test_no_workers_is_said_at_once(client: CriticClient) -> None:
     with client.episode("task") as episode:
         episode.push(frame(1))
-        with pytest.raises(NoWorkers, match="rq worker vlac --with-scheduler"):
+        with pytest.raises(NoWorkers, match=r"VLAC_REDIS_URL=redis://\S+ vlac-queue worker .*--critic reference"):
             episode.ask_done()
     with pytest.raises(NoWorkers):
         client.ping()
@@ -246,6 +247,22 @@ def test_a_reference_of_many_episodes_is_read_and_hashed_once(
     assert opened(file) != of_array and work == ["load", "sha256"]
     run[0] = 0  # a caller may fill the same array anew
     assert opened(run) != of_array
+
+
+def test_a_url_in_place_of_a_config_is_refused_with_what_to_write() -> None:
+    with pytest.raises(ConfigError, match=r"VlacConfig\(redis_url=\.\.\.\)"):
+        CriticClient("redis://localhost:6379/0")  # type: ignore[arg-type]
+
+
+def test_a_failure_that_the_critic_returned_is_one_sentence(client: CriticClient, workers: Workers) -> None:
+    workers.start("reference")
+    until(workers.described)
+    with (
+        client.episode("open the drawer") as episode,
+        pytest.raises(CriticFailed, match="--reference FILE") as failed,
+    ):
+        episode.observe(np.zeros((8, 8, 3), np.uint8)).result()
+    assert "\n" not in str(failed.value)
 
 
 def test_the_critics_failure_is_typed_and_brings_the_traceback(client: CriticClient, worker: Workers) -> None:
@@ -475,7 +492,7 @@ def test_nobody_sees_the_password() -> None:
         good = VlacConfig(redis_url=f"redis://:{secret}@127.0.0.1:{port}/0")
         with CriticClient(good) as client, client.episode("task"):
             assert secret not in repr(client)
-            with pytest.raises(NoWorkers) as missing:
+            with pytest.raises(NoWorkers, match="VLAC_REDIS_URL=redis://:PASSWORD@127") as missing:
                 client.ping()
         bad = replace(good, redis_url=f"redis://:wrong-{secret}@127.0.0.1:{port}/0")
         with CriticClient(bad) as client, pytest.raises(RedisDenied, match="VLAC_REDIS_PASSWORD_FILE") as refused:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import tracemalloc
 import zlib
+from pathlib import Path
 from typing import Any
 
 import lz4.block
@@ -344,6 +345,8 @@ def test_a_block_that_does_not_fit_its_header_is_refused(block: bytes) -> None:
     ("frames", "message"),
     [
         ([[[1, 2, 3]]], "numpy array, not list"),
+        ("run.mp4", "not the name of a file.*read_reference"),
+        (Path("run.npy"), "not the name of a file.*read_reference"),
         (None, "numpy array, not NoneType"),
         (np.zeros((2, 4, 4, 3), np.float32), "uint8 in 0..255, not float32"),
         (np.zeros((2, 4, 4, 3), np.int8), "uint8 in 0..255, not int8"),

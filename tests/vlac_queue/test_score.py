@@ -401,7 +401,7 @@ def test_errors_are_one_sentence(client: CriticClient, files: Path, monkeypatch:
     monkeypatch.chdir(files)
     for arguments, message in expected.items():
         result = run(client, *arguments)
-        code = 2 if "write" in message else 1
+        code = 2 if "write" in message or "exist" in message else 1
         assert result.exit_code == code and message in result.stderr, (arguments, result.output)
         assert result.stdout == "" and "Traceback" not in result.stderr
     assert client._connection.keys("vlac:*:episode*") == []

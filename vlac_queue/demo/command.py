@@ -27,7 +27,7 @@ from vlac_queue.signals import interrupt_on_signals, signals_held
 _DEMO_THRESHOLD = 0.85
 
 
-@click.command()
+@click.command(short_help="Play recorded episodes through the queue.")
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),

@@ -9,6 +9,17 @@ from vlac_queue.doctor.examination import Host, examine
 from vlac_queue.doctor.finding import Finding
 from vlac_queue.doctor.gpu_checks import judge_gpu
 from vlac_queue.doctor.redis_checks import Server
-from vlac_queue.doctor.report import any_broken, as_json, summary, table
+from vlac_queue.doctor.report import any_broken, as_json, remedies, summary, table
 
-__all__ = ["Finding", "Host", "Server", "any_broken", "as_json", "examine", "judge_gpu", "summary", "table"]
+__all__ = [
+    "Finding",
+    "Host",
+    "Server",
+    "any_broken",
+    "as_json",
+    "examine",
+    "judge_gpu",
+    "remedies",
+    "summary",
+    "table",
+]

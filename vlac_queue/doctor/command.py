@@ -7,10 +7,10 @@ import sys
 import click
 from rich.console import Console
 
-from vlac_queue.doctor import Host, any_broken, as_json, examine, summary, table
+from vlac_queue.doctor import Host, any_broken, as_json, examine, remedies, summary, table
 
 
-@click.command()
+@click.command(short_help="Find what is wrong, and what to do.")
 @click.option("--redis-url", help="Redis to look at.  [default: VLAC_REDIS_URL, or RQ_REDIS_URL]")
 @click.option("--queue", help="RQ queue to look at.  [default: VLAC_QUEUE, or vlac]")
 @click.option("--critic", help="Critic that workers should run.  [default: VLAC_CRITIC, or vlac]")
@@ -35,7 +35,8 @@ def doctor(redis_url: str | None, queue: str | None, critic: str | None, host: H
     if json_output:
         click.echo(as_json(findings))
     else:
-        console.print(table(findings, console.width))
+        console.print(table(findings))
+        console.print(remedies(findings), soft_wrap=True)
         console.print(summary(findings), highlight=False)
         if host == "auto" and any(finding.check == "torch" and finding.state == "broken" for finding in findings):
             console.print("Does no worker run on this host? Then --host rollout leaves VLAC's packages out.")

@@ -33,7 +33,8 @@ def check_critic(config: VlacConfig) -> Finding:
     environ = {**os.environ, "VLAC_CRITIC": config.critic}
     command = [sys.executable, "-c", _MAKE]
     remedy = (
-        "export VLAC_CRITIC=package.module:Class, with its package installed; or, without a worker: --host rollout"
+        "install its package, and name its class:\nexport VLAC_CRITIC=package.module:Class\n"
+        "or, without a worker on this host:\nvlac-queue doctor --host rollout"
     )
     try:
         made = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=_LIMIT_S)

@@ -210,5 +210,7 @@ def check_reference(config: VlacConfig) -> Finding:
     try:
         frames = load_frames(Path(config.reference or ""))
     except FrameError as error:
-        return Finding("broken", clean(error), "export VLAC_REFERENCE=FILE with the frames of a successful run")
+        return Finding(
+            "broken", clean(error), "name a file with the frames of a successful run:\nexport VLAC_REFERENCE=FILE"
+        )
     return Finding("ok", f"{many(len(frames), 'frame')} of {frames.shape[2]}x{frames.shape[1]}")

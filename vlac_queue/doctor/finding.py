@@ -16,7 +16,7 @@ class Finding:
     Attributes:
         state: "broken" does not work, "warning" works and may not be meant, "skipped" could not be looked at.
         found: what there is, or for "skipped" why nothing could be found out; never with a password.
-        remedy: what to do, or "".
+        remedy: what to do, or "". A command stands on a line of its own, whole.
         check: the check's name.
     """
 

@@ -53,12 +53,12 @@ def check_gpu(config: VlacConfig) -> Finding:
 def _no_gpu(build: str | None, count: int, device: str) -> Finding:
     if count:
         seen = f"torch sees {many(count, 'GPU')}, and VLAC_DEVICE={device}"
-        return Finding("broken", seen, "export VLAC_DEVICE=auto, or look at CUDA_VISIBLE_DEVICES")
+        return Finding("broken", seen, "look at CUDA_VISIBLE_DEVICES, or:\nexport VLAC_DEVICE=auto")
     return Finding(
         "broken",
         f"torch (a build {f'for CUDA {build}' if build else 'without CUDA'}) sees no GPU",
-        "look at nvidia-smi and CUDA_VISIBLE_DEVICES; pip install torch in a build for your CUDA; "
-        "or, slow: export VLAC_DEVICE=cpu",
+        "look at nvidia-smi and CUDA_VISIBLE_DEVICES; pip install torch in a build for your CUDA;\n"
+        "or, slow:\nexport VLAC_DEVICE=cpu",
     )
 
 
@@ -82,7 +82,7 @@ def judge_gpu(config: VlacConfig, name: str, free: int, total: int) -> Finding:
         return Finding(
             "warning",
             f"{found}; others hold the rest (a running critic worker counts)",
-            "look at nvidia-smi; end what is not needed, or use another GPU: export CUDA_VISIBLE_DEVICES=N",
+            "look at nvidia-smi; end what is not needed, or use another GPU:\nexport CUDA_VISIBLE_DEVICES=N",
         )
     return Finding("ok", found)
 

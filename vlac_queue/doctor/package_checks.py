@@ -48,7 +48,7 @@ def check_torch(config: VlacConfig) -> Finding:
     torch, vision = installed_version("torch"), installed_version("torchvision")
     if torch is None:
         return Finding(
-            "broken", "torch is not installed", "pip install torch torchvision, of one release and for your CUDA"
+            "broken", "torch is not installed", "of one release and for your CUDA:\npip install torch torchvision"
         )
     found = f"torch {torch}" + (f", torchvision {vision}" if vision else "")
     if release(torch) < (2, 5):
@@ -110,7 +110,7 @@ def check_engine(config: VlacConfig) -> Finding:
         return Finding(
             "broken",
             "VLAC_ATTENTION=flash_attn, and flash_attn is not installed",
-            "pip install flash-attn --no-build-isolation, or export VLAC_ATTENTION=auto",
+            "pip install flash-attn --no-build-isolation\nor:\nexport VLAC_ATTENTION=auto",
         )
     return Finding("ok", "pt, no flash_attn: eager attention, which is slower and takes more memory")
 
@@ -123,7 +123,7 @@ def check_evo_vlac(config: VlacConfig) -> Finding:
         return Finding(
             "broken",
             f"{folder} lacks utils/model_utils.py, which its package leaves out",
-            "install its checkout editable: pip install --no-deps -e VLAC",
+            "install its checkout editable:\npip install --no-deps -e VLAC",
         )
     needed = [name for name in _COMPANIONS if not (name == "timm" and config.engine == "vllm")]
     missing = [name for name in needed if importlib.util.find_spec(name) is None]

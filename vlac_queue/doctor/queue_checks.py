@@ -13,7 +13,7 @@ from rq.suspension import WORKERS_SUSPENDED
 
 from vlac_queue.client import live_workers
 from vlac_queue.config import VlacConfig, redact_url
-from vlac_queue.control import WorkerInfo
+from vlac_queue.control import TRY_OUT, WorkerInfo, start_line
 from vlac_queue.doctor.finding import Finding
 from vlac_queue.keys import Keys
 from vlac_queue.messages import PROTOCOL_VERSION
@@ -110,8 +110,8 @@ def _for_others(queue: QueueState) -> Finding:
     """What rollouts need not know."""
     return Finding(
         "skipped",
-        f"not for Redis' user {queue.user}; look as vlac-dashboard: export VLAC_REDIS_USERNAME=vlac-dashboard "
-        "VLAC_REDIS_PASSWORD_FILE=FILE",
+        f"not for Redis' user {queue.user}",
+        "look as vlac-dashboard:\nexport VLAC_REDIS_USERNAME=vlac-dashboard VLAC_REDIS_PASSWORD_FILE=FILE",
     )
 
 
@@ -130,15 +130,12 @@ def _reason(packed: bytes | None) -> str:
 
 def check_workers(queue: QueueState, config: VlacConfig, *, before_start: bool = False) -> Finding:
     """Who listens; that nobody does is fine where this host is about to start a worker."""
-    start = (
-        f"RQ_REDIS_URL={redact_url(config.redis_url)} RQ_WORKER_CLASS=workers.CriticWorker "
-        f"rq worker {config.queue} --with-scheduler"
-    )
     if not queue.critics and not queue.plain:
+        where = "here" if before_start else "on a GPU host"
         return Finding(
             "warning" if before_start else "broken",
             f"no worker listens on {config.queue!r}",
-            f"start one {'here' if before_start else 'on a GPU host'}: {start}",
+            f"start one {where}:\n{start_line(config.redis_url, config.queue)}\n{TRY_OUT}",
         )
     lines = [_told(critic) for critic in queue.critics]
     lines += [f"{name}: plain RQ worker, loads a critic with its first job" for name in queue.plain]
@@ -179,7 +176,7 @@ def check_same_critic(queue: QueueState, config: VlacConfig) -> Finding:
         return Finding(
             "warning",
             f"workers run {critics[0]}, the settings here say {config.critic}",
-            f"if the workers are right: export VLAC_CRITIC={critics[0]}; else start them with {config.critic}",
+            f"start them with {config.critic}; or, if the workers are right:\nexport VLAC_CRITIC={critics[0]}",
         )
     return Finding("ok", critics[0])
 

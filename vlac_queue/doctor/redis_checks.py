@@ -132,7 +132,7 @@ def check_version(server: Server, config: VlacConfig) -> Finding:
         return Finding("skipped", f"INFO does not tell: {server.info_refused or 'no redis_version in it'}")
     found = f"Redis {clean(version)}"
     if release(str(version)) < (6, 2):
-        return Finding("broken", f"{found}; 6.2 or newer is needed", "update it: apt-get install redis-server")
+        return Finding("broken", f"{found}; 6.2 or newer is needed", "update it:\napt-get install redis-server")
     if str(server.info.get("cluster_enabled", "0")) == "1":
         return Finding(
             "broken", f"{found} in cluster mode, whose keys lie apart", "start one without cluster-enabled"
@@ -178,7 +178,7 @@ def check_memory(server: Server, config: VlacConfig) -> Finding:
         return Finding(
             "warning",
             f"{found}; less than max_pending_bytes, {size(frames)}",
-            f"{mend}, or for rollouts: {lower}",
+            f"{mend}\nor for rollouts:\n{lower}",
         )
     if used > 0.9 * as_int(limit):
         return Finding("warning", f"{found}: nearly full", "close episodes after use, or raise maxmemory")
@@ -211,7 +211,7 @@ def check_persistence(server: Server, config: VlacConfig) -> Finding:
         return Finding("ok", "off")
     cli = _redis_cli(config)
     switches = [text for text, on in (("save ''", save), ("appendonly no", appends == "yes")) if on]
-    remedy = "; ".join(f"{cli} CONFIG SET {switch}" for switch in switches)
+    remedy = "\n".join(f"{cli} CONFIG SET {switch}" for switch in switches)
     if save and server.info.get("rdb_last_bgsave_status", "ok") != "ok":
         return Finding("broken", "the last snapshot failed: Redis refuses writes until one succeeds", remedy)
     return Finding("warning", f"on: {', '.join(kinds)}; it costs time and disk, and frames do not need it", remedy)
@@ -223,7 +223,7 @@ def check_password(server: Server, config: VlacConfig) -> Finding:
     exposed = Finding(
         "warning",
         "no password, and other hosts can reach it: whoever does can send jobs",
-        f"{_redis_cli(config)} CONFIG SET requirepass PASSWORD; then VLAC_REDIS_URL=redis://:PASSWORD@HOST:6379/0",
+        f"{_redis_cli(config)} CONFIG SET requirepass PASSWORD\nthen:\n{URL_REMEDY}",
     )
     if server.seen_from and not _is_local(server.seen_from):
         return exposed

@@ -1,4 +1,4 @@
-"""The findings for people, as a table and a line, and as JSON."""
+"""The findings for people, as a table, remedies and a line, and as JSON."""
 
 from __future__ import annotations
 
@@ -14,43 +14,44 @@ from rich.text import Text
 from vlac_queue.doctor.finding import Finding, State
 from vlac_queue.texts import many
 
-#: Columns from which on the table has one for what to do; below, it stands under what was found.
-_WIDE = 120
 _STYLES: dict[State, str] = {"ok": "green", "warning": "yellow", "broken": "bold red", "skipped": "dim"}
 
 
-def table(findings: Sequence[Finding], width: int) -> Table:
-    """One row for each finding, for a terminal of `width` columns."""
-    wide = width >= _WIDE
-    made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), expand=wide)
+def table(findings: Sequence[Finding]) -> Table:
+    """Return one row for each finding; what to do about it is told by `remedies`."""
+    made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     made.add_column("check", no_wrap=True)
     made.add_column("state", no_wrap=True)
-    made.add_column("found" if wide else "found, and what to do", ratio=1, overflow="fold")
-    if wide:
-        made.add_column("what to do", ratio=1, overflow="fold")
+    made.add_column("found", ratio=1, overflow="fold")
     for finding in _grouped(findings):
         state = Text(finding.state, style=_STYLES[finding.state])
         found = Text(finding.found, style="dim" if finding.state == "skipped" else "")
-        remedy = Text(finding.remedy, style="bold")
-        if wide:
-            made.add_row(finding.check, state, found, remedy)
-            continue
-        if finding.remedy:
-            found = Text("\n").join([found, Text("-> ", style="bold") + remedy])
         made.add_row(finding.check, state, found)
     return made
+
+
+def remedies(findings: Sequence[Finding]) -> Text:
+    """Return what to do, by check. Print it with soft_wrap: a command broken over two lines can't be pasted."""
+    said = Text()
+    for finding in _grouped(findings):
+        if finding.remedy:
+            said.append(f"\n{finding.check}: what to do\n", "bold")
+            said.append("".join(f"  {line}\n" for line in finding.remedy.splitlines()))
+    return said
 
 
 def _grouped(findings: Sequence[Finding]) -> list[Finding]:
     """The findings, with checks that were skipped for one reason made one row."""
     rows: list[Finding] = []
-    for (state, reason), group in itertools.groupby(findings, key=lambda each: (each.state, each.found)):
+    for (state, reason, remedy), group in itertools.groupby(
+        findings, key=lambda each: (each.state, each.found, each.remedy)
+    ):
         alike = list(group)
         if state != "skipped" or len(alike) == 1:
             rows += alike
             continue
         names = ", ".join(each.check for each in alike)
-        rows.append(Finding("skipped", f"{reason}: {names}", check=f"{len(alike)} checks"))
+        rows.append(Finding("skipped", f"{reason}: {names}", remedy, check=f"{len(alike)} checks"))
     return rows
 
 

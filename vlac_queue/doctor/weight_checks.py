@@ -17,14 +17,16 @@ def check_weights(config: VlacConfig) -> Finding:
         return Finding(
             "broken",
             "VLAC_MODEL_PATH is not set",
-            "huggingface-cli download InternRobotics/VLAC --local-dir VLAC-weights; "
+            "huggingface-cli download InternRobotics/VLAC --local-dir VLAC-weights\n"
             "export VLAC_MODEL_PATH=$PWD/VLAC-weights",
         )
     folder = Path(path).expanduser()
     if not folder.is_dir():
         if path.count("/") == 1 and not path.startswith((".", "~", os.sep)):
             return Finding("skipped", f"{path} is a name on a hub: ms-swift downloads it at the worker's start")
-        return Finding("broken", f"{path} is no folder", "export VLAC_MODEL_PATH=FOLDER with VLAC's weights")
+        return Finding(
+            "broken", f"{path} is no folder", "name the folder with VLAC's weights:\nexport VLAC_MODEL_PATH=FOLDER"
+        )
     again = f"huggingface-cli download InternRobotics/VLAC --local-dir {path}"
     try:
         missing, damaged = _missing_files(folder), [file.name for file in _weight_files(folder) if _is_cut(file)]

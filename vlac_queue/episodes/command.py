@@ -34,7 +34,7 @@ _log_option = click.option(
 )
 
 
-@click.group()
+@click.group(short_help="List and draw episodes.")
 def episodes() -> None:
     """Shows episodes: those open on Redis, or those of a decision log (--log)."""
 

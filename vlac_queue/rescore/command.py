@@ -24,7 +24,7 @@ from vlac_queue.texts import clean, many, percent
 _SHOWN = 10
 
 
-@click.command()
+@click.command(short_help="Ask the critic about logged frames again.")
 @click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--critic", help="Refuse answers of any other critic than this, e.g. vlac.")
 @click.option(

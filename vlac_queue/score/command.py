@@ -28,12 +28,12 @@ from vlac_queue.score import (
 MAX_OPEN = 64
 
 
-@click.command()
-@click.argument("source", metavar="VIDEO_OR_NPZ_OR_FOLDER", type=click.Path(path_type=Path))
+@click.command(short_help="Draw the critic's curves of a recorded run.")
+@click.argument("source", metavar="VIDEO_OR_NPZ_OR_FOLDER", type=click.Path(exists=True, path_type=Path))
 @click.option("--task", required=True, help="What the robot should do, in words.")
 @click.option(
     "--reference",
-    type=click.Path(path_type=Path),
+    type=click.Path(exists=True, path_type=Path),
     help="A successful run of the same task, of the same kinds as the input.  [default: VLAC_REFERENCE, or none]",
 )
 @click.option(

@@ -57,7 +57,8 @@ class ReferenceCritic:
         if query.reference is None:
             return CriticFailed(
                 "the critic 'reference' needs frames of a successful run: give "
-                "client.episode(task, reference=frames), or set VLAC_REFERENCE on the rollout's side."
+                "client.episode(task, reference=frames), on the command line --reference FILE, or set "
+                "VLAC_REFERENCE on the rollout's side."
             )
         if len(query.reference) < 2:
             return CriticFailed(

@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from vlac_queue.config import VlacConfig
+from vlac_queue.control import TRY_OUT
 from vlac_queue.errors import ConfigError
 
 #: Installs what evo_vlac needs for the torch engine.
@@ -20,9 +21,8 @@ INSTALL_PT = (
 #: Installs what the vLLM engine needs.
 INSTALL_VLLM = "pip install 'vllm>=0.9' ms-swift==3.12.6 loguru 'opencv-python-headless<4.12'"
 #: Installs evo_vlac itself.
-INSTALL_EVO_VLAC = (
-    "git clone https://github.com/InternRobotics/VLAC && pip install --no-deps -e VLAC (docs/vlac.md has it all)"
-)
+INSTALL_EVO_VLAC = "git clone https://github.com/InternRobotics/VLAC && pip install --no-deps -e VLAC"
+_TRY_OUT = f" ({TRY_OUT})"
 #: Ends of the names of files that hold weights.
 _WEIGHTS = (".safetensors", ".bin")
 
@@ -35,7 +35,7 @@ def check_installation(config: VlacConfig) -> None:
     """
     check_versions(installed_versions(), config.engine)
     if importlib.util.find_spec("evo_vlac") is None:
-        raise ConfigError(f"evo_vlac (VLAC's own code) is not installed; run: {INSTALL_EVO_VLAC}")
+        raise ConfigError(f"evo_vlac (VLAC's own code) is not installed; run: {INSTALL_EVO_VLAC}{_TRY_OUT}")
     if config.attention == "flash_attn" and importlib.util.find_spec("flash_attn") is None:
         raise ConfigError(
             "VLAC_ATTENTION=flash_attn, and flash_attn is not installed; run: "
@@ -64,7 +64,7 @@ def check_versions(versions: Mapping[str, str], engine: str) -> None:
     install = INSTALL_VLLM if engine == "vllm" else INSTALL_PT
     for name in ("torch", "ms-swift", *(["vllm"] if engine == "vllm" else [])):
         if name not in versions:
-            raise ConfigError(f"{name} is not installed; run: {install}")
+            raise ConfigError(f"{name} is not installed; run: {install}{_TRY_OUT}")
     swift = _numbers(versions["ms-swift"])
     if swift >= (3, 13):
         raise ConfigError(
