@@ -223,7 +223,7 @@ def check_password(server: Server, config: VlacConfig) -> Finding:
     exposed = Finding(
         "warning",
         "no password, and other hosts can reach it: whoever does can send jobs",
-        f"{_redis_cli(config)} CONFIG SET requirepass PASSWORD\nthen:\n{URL_REMEDY}",
+        f"{_redis_cli(config)} CONFIG SET requirepass PASSWORD\nthen:\nexport VLAC_REDIS_URL=redis://:PASSWORD@HOST:6379/0",
     )
     if server.seen_from and not _is_local(server.seen_from):
         return exposed
