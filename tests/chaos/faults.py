@@ -306,12 +306,13 @@ def keys_gone(stage: Stage) -> None:
 
 @_fault("Redis refuses writes: a snapshot failed (MISCONF)")
 def misconf(stage: Stage) -> None:
-    (stage.server.folder / "taken" / "by-a-folder").mkdir(parents=True, exist_ok=True)
-    stage.control.config_set("dbfilename", "taken")
+    in_the_way = stage.server.folder / "dump.rdb"
+    (in_the_way / "full").mkdir(parents=True)
     stage.control.config_set("save", "3600 1000000000")
     until(lambda: _snapshot_failed(stage.control))
     stage.lasts(1, 8)
     stage.control.config_set("save", "")
+    shutil.rmtree(in_the_way)
 
 
 @_fault("Redis refuses writes: too few replicas (NOREPLICAS)")
