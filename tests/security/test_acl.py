@@ -129,7 +129,7 @@ def test_the_doctor_looks_as_a_rollout_and_says_who_sees_the_rest(
     assert ran.returncode == 0 and "SETUSER" not in ran.stdout, ran.stdout
     assert findings["workers"]["found"].startswith("1 CriticWorker") and findings["protocol"]["state"] == "ok"
     for check in ("dead workers", "queue", "failed jobs"):
-        assert findings[check]["state"] == "skipped" and "look as vlac-dashboard" in findings[check]["found"]
+        assert findings[check]["state"] == "skipped" and "look as vlac-dashboard" in findings[check]["remedy"]
 
 
 # What nobody but the administrator may.

@@ -148,7 +148,7 @@ def test_the_critic_pools_workers_have_no_password_of_a_file(
 
 def test_reprs_and_errors_show_none(environ: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    config = VlacConfig.from_env(settings_of(environ))
+    config = VlacConfig.from_env(settings_of(environ), queue="nobody-listens")
     wrong = VlacConfig(redis_url=config.redis_url.replace(":hush", ":hushh"))
     away = VlacConfig(redis_url=f"redis://:{_SPELLINGS[1]}@127.0.0.1:1/0")
     shown = [repr(config), repr(wrong), f"{away}"]
