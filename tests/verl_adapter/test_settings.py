@@ -142,7 +142,7 @@ def test_the_queue_is_asked_before_training(redis_url):
 
 
 def test_a_queue_without_workers_is_known_at_once(redis_url):
-    with pytest.raises(NoWorkers, match="rq worker nobody"):
+    with pytest.raises(NoWorkers, match="vlac-queue worker --queue nobody"):
         check_queue(VlacConfig(redis_url=redis_url, queue="nobody", timeout_s=0.5))
 
 
