@@ -61,4 +61,4 @@ def test_writes_refused_for_longer_than_anybody_is_remembered(tmp_path: Path, ta
         recovered = stage.recovered_s(since)
         stage.finish()
         assert stage.alive() == there
-        table.add("the same for 65 s", 1, load, [recovered])
+        table.add("Redis refuses writes for 65 s", 1, load, [recovered])
