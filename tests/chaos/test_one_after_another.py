@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import redis
 
 from tests.chaos.critic import CHAOS
@@ -18,6 +19,7 @@ from tests.conftest import Workers, until
 Fleets = Callable[[str, redis.Redis], Workers]
 
 
+@pytest.mark.slow
 def test_one_fault_after_another(tmp_path: Path, fleets: Fleets) -> None:
     with Server(tmp_path / "redis", "--appendonly", "yes") as server, Proxy((server.host, server.port)) as proxy:
         control = server.connection()

@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import ROOT, Workers, until
 from tests.tools import need
-from vlac_queue import CriticClient, RedisUnavailable, VlacConfig
+from vlac_queue import ConfigError, CriticClient, RedisUnavailable, VlacConfig
 from vlac_queue.connection import connect
 from vlac_queue.server import find_redis_server, free_port
 
@@ -160,7 +160,6 @@ _REFUSALS = [
     pytest.param(lambda tls: tls.url(client=""), "certificate required|Connection|closed", id="no certificate"),
     pytest.param(lambda tls: tls.url(client="foreign"), "unknown ca|Connection|closed", id="foreign certificate"),
     pytest.param(lambda tls: tls.url().replace("rediss", "redis").partition("?")[0], "Connection", id="no TLS"),
-    pytest.param(lambda tls: tls.url(ca=Path("/nowhere/ca.crt")), "/nowhere/ca.crt", id="no such file"),
 ]
 
 
@@ -171,6 +170,13 @@ def test_who_can_not_prove_it_is_refused_with_the_reason(url: object, reason: st
         RedisUnavailable, match=f"can't reach Redis at rediss?://:\\*\\*\\*@.*({reason})"
     ) as caught:
         CriticClient(VlacConfig(redis_url=wrong)).ping()
+    assert "hush" not in str(caught.value)
+
+
+def test_a_certificate_that_is_not_there_is_named(tls: TlsServer) -> None:
+    config = VlacConfig(redis_url=tls.url(ca=Path("/nowhere/ca.crt")))
+    with pytest.raises(ConfigError, match=r"ssl_ca_certs of .* can't be read: /nowhere/ca.crt") as caught:
+        CriticClient(config)
     assert "hush" not in str(caught.value)
 
 

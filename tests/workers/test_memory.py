@@ -64,6 +64,7 @@ def test_what_needs_more_memory_than_there_is_fails_alone(
     assert worker.poll() is None
 
 
+@pytest.mark.slow
 def test_history_bytes_bound_all_that_a_worker_keeps(client: CriticClient, workers: Workers) -> None:
     """100 MB of episodes and 100 MB of references in 32 MiB; 24 MiB beside them are for buffers and the critic."""
     limit, beside = 32 << 20, 24 << 20

@@ -69,6 +69,7 @@ def test_a_worker_that_loads_counts_as_asleep_and_follows_once_it_has(
     assert "asleep" not in states(workers)
 
 
+@pytest.mark.slow
 def test_a_worker_that_starts_while_critics_sleep_loads_when_a_job_waits(
     client: CriticClient, workers: Workers, tmp_path: Path
 ) -> None:
