@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -37,22 +38,29 @@ def test_an_order_arrives_though_connections_are_killed(
 ) -> None:
     workers.start(NAME)
     assert ask(client, "task").result()
-    done = threading.Event()
 
-    def kill() -> None:
-        while not done.wait(0.05):
-            connection.client_kill_filter(_type="pubsub")
-            connection.client_kill_filter(_type="normal", skipme=True)
+    @contextmanager
+    def killing() -> Iterator[None]:
+        done = threading.Event()
 
-    killing = beside.submit(kill)
-    try:
+        def kill() -> None:
+            while not done.wait(0.05):
+                connection.client_kill_filter(_type="pubsub")
+                connection.client_kill_filter(_type="normal", skipme=True)
+
+        killed = beside.submit(kill)
+        try:
+            yield
+        finally:
+            done.set()
+            killed.result()
+
+    with killing():
         client.sleep_workers(timeout_s=15)
-        assert states(workers) == ["asleep"]
+    assert states(workers) == ["asleep"]
+    with killing():
         client.wake_workers(timeout_s=15)
-        assert "asleep" not in states(workers)
-    finally:
-        done.set()
-    killing.result()
+    assert "asleep" not in states(workers)
 
 
 def test_a_worker_that_loads_counts_as_asleep_and_follows_once_it_has(
