@@ -7,11 +7,11 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 FUZZ_EXAMPLES ?= 20000
 # What CI installs: exact versions with their hashes.
-LOCK := requirements-ci.txt
+LOCK := .ci/requirements.txt
 
 .PHONY: help setup demo test test-all test-chaos test-day fuzz lint lock audit bench clean
 
-# LOCKED=1 installs the versions in requirements-ci.txt, whose hashes are checked, instead of the newest.
+# LOCKED=1 installs the versions in .ci/requirements.txt, whose hashes are checked, instead of the newest.
 setup: $(READY)  ## Make .venv with all that is needed (PYTHON=python3.11, LOCKED=1)
 
 $(READY): pyproject.toml
@@ -67,7 +67,7 @@ lint: setup  ## Check style and types: ruff, mypy
 	$(BIN)/mypy
 
 # The newest versions that pyproject.toml allows go to the lock file.
-lock: setup  ## Write the newest versions to requirements-ci.txt
+lock: setup  ## Write the newest versions to .ci/requirements.txt
 	$(PIP) uv
 	printf 'hatchling\neditables\n' | $(BIN)/uv pip compile pyproject.toml - --extra dev --universal --upgrade --quiet \
 		--generate-hashes --no-annotate --custom-compile-command 'make lock' --output-file $(LOCK)
@@ -90,4 +90,4 @@ help:  ## Show this list
 clean:  ## Delete .venv and caches
 	rm -rf $(VENV) demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
--include *.mk
+include benchmarks/bench.mk tests/real_vlac/vlac.mk tests/real_verl/verl.mk

@@ -62,7 +62,7 @@ class Section:
     draw: Callable[[Path], None] | None = None
 
 
-@click.command()
+@click.command(short_help="Measure the queue (in a checkout).")
 @click.option(
     "--only",
     "sections",

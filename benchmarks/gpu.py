@@ -5,7 +5,7 @@ does nothing else, and through Redis by a real `rq worker` whose queue is always
 GPU: while the worker runs, the direct process has its weights in host memory. A query asks whether a task is done
 in one image of 256x256x3.
 
-The model has the shape of InternVL2-2B and random weights (scripts/make_tiny_vlac.py --like-2b); it says nothing
+The model has the shape of InternVL2-2B and random weights (benchmarks/tiny_vlac.py --like-2b); it says nothing
 about robots, and takes the time and memory of one that does. The other settings are a worker's own, from `VLAC_*`.
 """
 
@@ -52,7 +52,6 @@ TARGET = 0.95
 #: Largest batch.
 _MOST = 64
 _TASK = "open the drawer"
-_SCRIPT = Path(__file__).parents[1] / "scripts" / "make_tiny_vlac.py"
 #: Batches asked and not answered: one at the critic, one waiting in the worker, the others on the queue.
 _OPEN = 6
 #: Least batches measured, however long they take.
@@ -270,7 +269,9 @@ def prepare(folder: Path, layers: int, width: int) -> Path:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         size = ["--layers", str(layers), "--width", str(width)]
         # Its standard output, the folder's name, goes to standard error.
-        made = subprocess.run([sys.executable, str(_SCRIPT), str(folder), "--like-2b", *size], stdout=2)
+        made = subprocess.run(
+            [sys.executable, "-m", "benchmarks.tiny_vlac", str(folder), "--like-2b", *size], stdout=2
+        )
         if made.returncode:
             raise click.ClickException("the checkpoint could not be made; the reason is above.")
         return folder

@@ -29,7 +29,7 @@ from benchmarks.processes import machine, process, wait_for_workers, worker
 from verl_adapter.environments import Chunk
 from verl_adapter.watch import RolloutWatch
 from vlac_queue import CriticClient, VlacConfig
-from vlac_queue.demo.rollouts import load_rollouts
+from vlac_queue.commands.demo.rollouts import load_rollouts
 from vlac_queue.frames import Frames
 from vlac_queue.server import RedisServer, free_port
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vlac_queue.demo.rollouts import load_rollouts
+from vlac_queue.commands.demo.rollouts import load_rollouts
 from vlac_queue.frames import Frames
 
 _PHOTOGRAPHS = Path(__file__).parents[1] / "tests" / "real_vlac" / "photographs"
@@ -47,7 +47,7 @@ def photographs() -> Workload:
 
     They are put side by side and not enlarged, so that they pack no better than photographs do.
     """
-    from vlac_queue.score.reading import open_clip
+    from vlac_queue.commands.score.reading import open_clip
 
     single = list(open_clip(_PHOTOGRAPHS).frames)
     frames = [

@@ -1,5 +1,5 @@
 """The shipped rollouts, read once for all tests of a process."""
 
-from vlac_queue.demo.rollouts import load_rollouts
+from vlac_queue.commands.demo.rollouts import load_rollouts
 
 ROLLOUTS = load_rollouts()

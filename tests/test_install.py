@@ -20,7 +20,7 @@ _OFFLINE = re.compile("NewConnectionError|ProxyError|Temporary failure in name r
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A new environment with the package in it, installed as a user does, in the lock file's versions."""
     folder = tmp_path_factory.mktemp("installed")
-    pins = re.findall(r"^[a-z0-9.-]+==.*?(?= \\$)", (ROOT / "requirements-ci.txt").read_text(), re.MULTILINE)
+    pins = re.findall(r"^[a-z0-9.-]+==.*?(?= \\$)", (ROOT / ".ci/requirements.txt").read_text(), re.MULTILINE)
     (folder / "pins.txt").write_text("\n".join(pins))
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
     install = ["-m", "pip", "install", "--quiet", "--constraint", folder / "pins.txt", f"{ROOT}[embedded,plot]"]

@@ -11,9 +11,9 @@ import numpy as np
 
 from verl_adapter.settings import check_name, critic_config, group_rule, sharing
 from vlac_queue import ConfigError, CriticClient, VlacConfig
+from vlac_queue.client.decision_log import DecisionLog
 from vlac_queue.config import redact_url
 from vlac_queue.credentials import PASSWORD_FILE
-from vlac_queue.decision_log import DecisionLog
 
 _OVERRIDE = re.compile(r"(?:\+{1,2}|~)?vlac\.([^=.]*)")
 

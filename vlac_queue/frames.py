@@ -206,7 +206,7 @@ def as_batch(frames: Frames) -> Frames:
     if isinstance(frames, str | os.PathLike):
         raise FrameError(
             f"frames must be a numpy array, not the name of a file ({frames}); "
-            "vlac_queue.score.read_reference(Path(...)) reads videos, folders of pictures, .npz and .npy."
+            "vlac_queue.commands.score.read_reference(Path(...)) reads videos, folders of pictures, .npz and .npy."
         )
     if not isinstance(frames, np.ndarray):
         raise FrameError(f"frames must be a numpy array, not {type(frames).__name__}; use numpy.asarray(frames).")

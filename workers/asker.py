@@ -17,7 +17,7 @@ from vlac_queue.messages import MAX_TRACEBACK_CHARS, Answer, CriticIdentity, Fai
 from vlac_queue.texts import clean
 from workers.batcher import Batcher
 from workers.critics import Critic, CriticQuery
-from workers.intake import Prepared
+from workers.preparing import Prepared
 from workers.verdicts import checked_verdict
 from workers.watchdog import Watchdog
 

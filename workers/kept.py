@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 from vlac_queue.frames import Frames
 from workers import memory
-from workers.history import History
+from workers.decoded import History
 
 Entry = TypeVar("Entry")
 

@@ -60,8 +60,8 @@ from workers.claims import Claims, TakenJob, history
 from workers.critics import Critic, CriticQuery, make_critic
 from workers.description import describe
 from workers.envelope import DataOnlySerializer, read_envelope
-from workers.intake import Intake, Prepared
 from workers.log import make_logs_safe
+from workers.preparing import Intake, Prepared
 from workers.replies import OpenJobs, Replies
 from workers.restart import may_restart, restart
 from workers.scheduler import Scheduler

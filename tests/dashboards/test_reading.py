@@ -24,7 +24,7 @@ from tests.dashboards.redis_state import (
     register_rq_worker,
 )
 from vlac_queue import CriticClient, VlacConfig
-from vlac_queue.demo.rollouts import load_rollouts
+from vlac_queue.commands.demo.rollouts import load_rollouts
 from vlac_queue.gate import RolloutGate
 from vlac_queue.metrics import PHASES
 from vlac_queue.server import RedisServer

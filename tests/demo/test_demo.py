@@ -20,9 +20,9 @@ import pytest
 
 from tests.conftest import until
 from tests.security.test_secrets import CommandLines
-from vlac_queue.demo.play import Report
-from vlac_queue.demo.report import summary
-from vlac_queue.demo.rollouts import load_rollouts, success_step
+from vlac_queue.commands.demo.play import Report
+from vlac_queue.commands.demo.report import summary
+from vlac_queue.commands.demo.rollouts import load_rollouts, success_step
 
 COMMAND = [sys.executable, "-m", "vlac_queue.cli", "demo"]
 

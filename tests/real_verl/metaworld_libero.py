@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vlac_queue.demo.simulator import CHUNK_STEPS, ENVS, FRAME_SIZE, MetaWorldEpisode, Policy
+from vlac_queue.commands.demo.simulator import CHUNK_STEPS, ENVS, FRAME_SIZE, MetaWorldEpisode, Policy
 
 TASKS = ("drawer-open-v3", "door-open-v3")
 _ROOT = Path(__file__).parents[2]

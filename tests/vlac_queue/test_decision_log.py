@@ -23,9 +23,9 @@ import redis
 from tests.conftest import ROOT, Workers, until
 from tests.workers.critics import NAME, frame
 from vlac_queue import CriticClient, RolloutGate
-from vlac_queue.decision_log import frames_path
-from vlac_queue.episodes.log import find_episode, read_batches, read_log, read_reference
-from vlac_queue.episodes.record import EpisodeRecord, decoded
+from vlac_queue.client.decision_log import frames_path
+from vlac_queue.commands.episodes.log import find_episode, read_batches, read_log, read_reference
+from vlac_queue.commands.episodes.record import EpisodeRecord, decoded
 from vlac_queue.errors import (
     CriticFailed,
     DecisionLogError,

@@ -23,7 +23,7 @@ from tests.conftest import Workers, until
 from tests.vlac_queue.test_faults import answering
 from tests.workers.critics import NAME as TASK_CRITIC
 from vlac_queue import VlacConfig
-from vlac_queue.doctor import (
+from vlac_queue.commands.doctor import (
     Finding,
     Server,
     examination,
@@ -37,7 +37,7 @@ from vlac_queue.doctor import (
     summary,
     table,
 )
-from vlac_queue.doctor.command import doctor as command
+from vlac_queue.commands.doctor.command import doctor as command
 from vlac_queue.keys import Keys
 from vlac_queue.messages import PROTOCOL_VERSION
 from vlac_queue.server import RedisServer, free_port

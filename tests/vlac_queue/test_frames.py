@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.rollouts import ROLLOUTS
-from vlac_queue.demo.rollouts import Rollout
+from vlac_queue.commands.demo.rollouts import Rollout
 from vlac_queue.errors import FrameError
 from vlac_queue.frames import (
     HEADER_BYTES,

@@ -21,13 +21,13 @@ from tests.conftest import ROOT, Workers, until
 from tests.workers.critics import NAME, frame
 from vlac_queue import CriticClient, VlacConfig
 from vlac_queue.cli import main
-from vlac_queue.decision_log import frames_path
-from vlac_queue.demo import play
-from vlac_queue.demo.rollouts import load_rollouts
-from vlac_queue.episodes.log import read_batches, read_log
+from vlac_queue.client.decision_log import frames_path
+from vlac_queue.commands.demo import play
+from vlac_queue.commands.demo.rollouts import load_rollouts
+from vlac_queue.commands.episodes.log import read_batches, read_log
+from vlac_queue.commands.rescore.comparison import Comparison, together
 from vlac_queue.frames import Base, decode_many, encode
 from vlac_queue.messages import DoneVerdict, ValueVerdict
-from vlac_queue.rescore.comparison import Comparison, together
 from vlac_queue.server import RedisServer
 
 SHIFTED = "tests.vlac_queue.shifted_critic:ShiftedCritic"

@@ -17,10 +17,8 @@ from tests.conftest import Workers
 from tests.rollouts import ROLLOUTS as SHIPPED
 from vlac_queue import CriticClient, FrameError
 from vlac_queue.client import Episode, Pending
-from vlac_queue.demo.rollouts import success_step
-from vlac_queue.frames import Frames
-from vlac_queue.messages import DoneVerdict, ValueVerdict
-from vlac_queue.score import (
+from vlac_queue.commands.demo.rollouts import success_step
+from vlac_queue.commands.score import (
     Thumbnails,
     make_score,
     negative_rate,
@@ -30,7 +28,9 @@ from vlac_queue.score import (
     summary,
     value_order_correlation,
 )
-from vlac_queue.score.command import MAX_OPEN, ask, score
+from vlac_queue.commands.score.command import MAX_OPEN, ask, score
+from vlac_queue.frames import Frames
+from vlac_queue.messages import DoneVerdict, ValueVerdict
 
 ROLLOUTS = {rollout.name: rollout for rollout in SHIPPED}
 REFERENCE = ROLLOUTS["door-open-v3_reference_s0"]

@@ -16,8 +16,8 @@ from vlac_queue.keys import Keys
 from vlac_queue.messages import Query
 from vlac_queue.store import EpisodeStore
 from workers.critics import CriticQuery
-from workers.history import History
-from workers.intake import Intake
+from workers.decoded import History
+from workers.preparing import Intake
 
 LIMIT = 1 << 30
 

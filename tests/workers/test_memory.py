@@ -25,7 +25,7 @@ from vlac_queue.messages import Failure
 from vlac_queue.store import EpisodeStore
 from workers import memory
 from workers.critics import CriticQuery
-from workers.intake import Intake
+from workers.preparing import Intake
 
 #: One batch of 75 MB, which packs to 300 kB.
 LARGE = np.zeros((24, 1024, 1024, 3), np.uint8)

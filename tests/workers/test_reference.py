@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.rollouts import ROLLOUTS
-from vlac_queue.demo.rollouts import Rollout, success_step
+from vlac_queue.commands.demo.rollouts import Rollout, success_step
 from vlac_queue.errors import CriticFailed
 from vlac_queue.messages import DoneVerdict, ValueVerdict
 from workers.critics import CriticQuery

@@ -1,0 +1,1 @@
+"""`vlac-queue acl`."""

@@ -1,0 +1,73 @@
+"""The findings for people, as a table, remedies and a line, and as JSON."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from vlac_queue.commands.doctor.finding import Finding, State
+from vlac_queue.texts import many
+
+_STYLES: dict[State, str] = {"ok": "green", "warning": "yellow", "broken": "bold red", "skipped": "dim"}
+
+
+def table(findings: Sequence[Finding]) -> Table:
+    """Return one row for each finding; what to do about it is told by `remedies`."""
+    made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    made.add_column("check", no_wrap=True)
+    made.add_column("state", no_wrap=True)
+    made.add_column("found", ratio=1, overflow="fold")
+    for finding in _grouped(findings):
+        state = Text(finding.state, style=_STYLES[finding.state])
+        found = Text(finding.found, style="dim" if finding.state == "skipped" else "")
+        made.add_row(finding.check, state, found)
+    return made
+
+
+def remedies(findings: Sequence[Finding]) -> Text:
+    """Return what to do, by check. Print it with soft_wrap: a command broken over two lines can't be pasted."""
+    said = Text()
+    for finding in _grouped(findings):
+        if finding.remedy:
+            said.append(f"\n{finding.check}: what to do\n", "bold")
+            said.append("".join(f"  {line}\n" for line in finding.remedy.splitlines()))
+    return said
+
+
+def _grouped(findings: Sequence[Finding]) -> list[Finding]:
+    """The findings, with checks that were skipped for one reason made one row."""
+    rows: list[Finding] = []
+    for (state, reason, remedy), group in itertools.groupby(
+        findings, key=lambda each: (each.state, each.found, each.remedy)
+    ):
+        alike = list(group)
+        if state != "skipped" or len(alike) == 1:
+            rows += alike
+            continue
+        names = ", ".join(each.check for each in alike)
+        rows.append(Finding("skipped", f"{reason}: {names}", remedy, check=f"{len(alike)} checks"))
+    return rows
+
+
+def summary(findings: Sequence[Finding]) -> str:
+    """Such as "1 broken (eviction), 2 warnings, 0 skipped"."""
+    counts = {state: sum(finding.state == state for finding in findings) for state in _STYLES}
+    names = ", ".join(finding.check for finding in findings if finding.state == "broken")
+    rest = f"{many(counts['warning'], 'warning')}, {counts['skipped']} skipped."
+    return f"{counts['broken']} broken ({names}), {rest}" if names else f"Nothing broken, {rest}"
+
+
+def as_json(findings: Sequence[Finding]) -> str:
+    """The findings, and whether any is broken."""
+    rows = [asdict(finding) for finding in findings]
+    return json.dumps({"broken": any_broken(findings), "findings": rows}, indent=2)
+
+
+def any_broken(findings: Sequence[Finding]) -> bool:
+    return any(finding.state == "broken" for finding in findings)

@@ -1,0 +1,192 @@
+"""`vlac-queue episodes`: which there are, and one as a picture."""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import redis
+
+from vlac_queue.commands.episodes import live, log
+from vlac_queue.commands.episodes.record import EpisodeRecord
+from vlac_queue.commands.episodes.sheet import write_episode
+from vlac_queue.connection import connect
+from vlac_queue.console import errors_as_messages, print_table, queue_option, redis_url_option, writing
+from vlac_queue.credentials import with_credentials
+from vlac_queue.errors import RedisDenied
+from vlac_queue.faults import redis_errors
+from vlac_queue.keys import Keys
+from vlac_queue.plot import figure_class
+from vlac_queue.texts import clean, duration, many, size
+
+_log_option = click.option(
+    "--log",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="A decision log to look into, instead of Redis.",
+)
+
+
+@click.group(short_help="List and draw episodes.")
+def episodes() -> None:
+    """Shows episodes: those open on Redis, or those of a decision log (--log)."""
+
+
+@episodes.command("list")
+@_log_option
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1, max=10_000),
+    default=50,
+    show_default=True,
+    help="Show that many at most.",
+)
+@redis_url_option
+@queue_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_episodes(folder: Path | None, limit: int, redis_url: str, queue: str, as_json: bool) -> None:
+    """Shows the episodes that are open, those used last first; of a log, those opened last.
+
+    Changes nothing on Redis, and reads two round trips however many are open.
+    """
+    with errors_as_messages():
+        if folder is not None:
+            rows, count = _logged(folder, limit)
+        else:
+            with _reading(redis_url) as connection:
+                found, count = live.open_episodes(connection, Keys(queue), limit)
+            rows = [asdict(each) for each in found]
+    if as_json:
+        click.echo(json.dumps({"count": count, "episodes": rows}, indent=2))
+        return
+    if rows:
+        (_print_open if folder is None else _print_logged)(rows)
+    of = "" if len(rows) == count else f" ({len(rows)} shown; --limit shows more)"
+    where = f"in {folder}" if folder is not None else f"open on queue {queue!r}"
+    click.echo(f"{count:,} episode{'' if count == 1 else 's'} {where}{of}")
+
+
+@episodes.command()
+@click.argument("episode", metavar="ID")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="PNG file to write.",
+)
+@_log_option
+@redis_url_option
+@queue_option
+def show(episode: str, out: Path, folder: Path | None, redis_url: str, queue: str) -> None:
+    """Draws an episode: frames with their done scores, the value curve and the done curve (needs matplotlib).
+
+    The beginning of ID is enough where only one episode has it. Long episodes are drawn by 40 frames, evenly
+    chosen: the first, the last and the one that was found done are always among them. A green border marks what
+    the critic found done, a brown one the end without it.
+    """
+    with errors_as_messages():
+        figure_class()  # better missed now than after the work
+        episode = episode.removesuffix("..")  # as copied from a dashboard, which cuts ids so
+        if folder is not None:
+            record = log.find_episode(folder, episode, _note)
+            shown, count = _draw(record, partial(log.read_batches, record, _note), out)
+        else:
+            keys = Keys(queue)
+            with _reading(redis_url) as connection:
+                episode = live.find_episode(connection, keys, episode)
+                record = live.read_episode(connection, keys, episode)
+                shown, count = _draw(record, partial(live.read_batches, connection, keys, episode), out)
+    click.echo(f"Written: {out} ({shown} of {many(count, 'frame')})")
+
+
+@contextmanager
+def _reading(redis_url: str) -> Iterator[redis.Redis]:
+    url = with_credentials(redis_url)
+    try:
+        with redis_errors(url), connect(url) as connection:
+            yield connection
+    except RedisDenied as error:
+        raise RedisDenied(
+            f"{error} `episodes list` needs the rights of vlac-dashboard (with Redis 7 or newer), `episodes show` "
+            "those of vlac-worker."
+        ) from None
+
+
+def _draw(record: EpisodeRecord, batches: Callable[[], Any], out: Path) -> tuple[int, int]:
+    with writing(out, "-o"):
+        return write_episode(record, batches, out)
+
+
+def _note(text: str) -> None:
+    click.echo(f"note: {text}", err=True)
+
+
+def _logged(folder: Path, limit: int) -> tuple[list[dict[str, Any]], int]:
+    """The episodes opened last, and how many there are; one of them in memory at a time."""
+    count = 0
+    newest: list[tuple[float, int, dict[str, Any]]] = []
+    for count, record in enumerate(log.read_log(folder, _note), 1):
+        heapq.heappush(newest, (record.opened or 0.0, count, _row(record)))
+        if len(newest) > limit:
+            heapq.heappop(newest)
+    return [row for _, _, row in sorted(newest, key=lambda each: each[:2], reverse=True)], count
+
+
+def _row(record: EpisodeRecord) -> dict[str, Any]:
+    value = record.value
+    return {
+        "id": record.id,
+        "task": record.task,
+        "opened": record.opened,
+        "frames": record.frames,
+        "queries": len(record.asked),
+        "first_done": record.first_done,
+        "value": value.values[-1] if value else None,
+        "failures": len(record.failures),
+        "truth": record.truth if record.truth_known else "unknown",
+        "critics": [asdict(critic) for critic in record.critics],
+    }
+
+
+def _print_open(rows: Sequence[dict[str, Any]]) -> None:
+    print_table(
+        ("episode", "task", "pushes", "size", "asked", "expires"),
+        [
+            (
+                clean(row["id"]),
+                clean(row["task"]),
+                f"{row['batches']:,}",
+                size(row["bytes"]),
+                f"{row['queries']:,}",
+                duration(max(row["expires_s"], 0.0)),
+            )
+            for row in rows
+        ],
+        texts=2,
+    )
+
+
+def _print_logged(rows: Sequence[dict[str, Any]]) -> None:
+    print_table(
+        ("episode", "task", "frames", "asked", "done at", "value"),
+        [
+            (
+                clean(row["id"]),
+                clean(row["task"]),
+                "-" if row["frames"] is None else f"{row['frames']:,}",
+                f"{row['queries']:,}",
+                "-" if row["first_done"] is None else str(row["first_done"]),
+                "-" if row["value"] is None else f"{row['value']:.1f}",
+            )
+            for row in rows
+        ],
+        texts=2,
+    )

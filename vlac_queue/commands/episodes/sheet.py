@@ -1,0 +1,101 @@
+"""An episode as a picture: its frames with their done scores, the value curve and the done curve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from vlac_queue.commands.episodes.record import EpisodeRecord, decoded
+from vlac_queue.commands.score.figures import NO_PAIR, Score, negative_rate, value_order_correlation
+from vlac_queue.commands.score.picture import COLUMNS, THUMBNAIL_HEIGHT, write_sheet
+from vlac_queue.errors import FrameError
+from vlac_queue.frames import Frames, read_header
+from vlac_queue.messages import ValueVerdict
+from vlac_queue.plot import cut, evenly, shrunk
+from vlac_queue.texts import many
+
+#: Rows of frames that still fit a screen; longer episodes are shown by evenly chosen frames.
+_ROWS = 5
+
+
+def write_episode(record: EpisodeRecord, batches: Callable[[], Iterable[bytes]], path: Path) -> tuple[int, int]:
+    """Draws an episode as PNG.
+
+    Args:
+        record: what is known of it.
+        batches: gives its encoded frame batches, from the first on; called twice, and read one batch at a time.
+
+    Returns:
+        How many frames are shown, and of how many.
+
+    Raises:
+        FrameError: the episode has no frames, or they are damaged.
+        ImportError: matplotlib is missing.
+    """
+    count = sum(read_header(payload).shape[0] for payload in batches())
+    if count == 0:
+        raise FrameError(f"episode {record.id!r} has no frames yet.")
+    ended = count - 1 if record.first_done is None and record.value is not None else None
+    decisive = [] if record.first_done is None or record.first_done >= count else [record.first_done]
+    wanted = set(evenly(count, _ROWS * COLUMNS, decisive))
+    shown: list[tuple[int, Frames]] = []
+    for first, batch in decoded(batches()):
+        places = [place for place in range(len(batch)) if first + place in wanted]
+        shown += [(first + place, shrunk(batch[place], THUMBNAIL_HEIGHT)) for place in places]
+    # An open episode may have got more frames meanwhile; those chosen stay.
+    of = "" if len(shown) == count else f"{len(shown)} of "
+    write_sheet(
+        make_score(record, count - 1),
+        shown,
+        path,
+        name=record.id,
+        note=_note(record, f"{of}{many(count, 'frame')}"),
+        ended=ended,
+        truth=record.truth,
+        failed={each.frame for each in record.failures if each.frame is not None},
+    )
+    return len(shown), count
+
+
+def make_score(record: EpisodeRecord, last: int) -> Score:
+    """The curves of an episode; frames as they were pushed, from 0 to `last`."""
+    lists = [each.frame for each in record.asked if isinstance(each.answer, ValueVerdict)]
+    if lists and lists[-1] is not None:
+        last = lists[-1]
+    verdicts, value = record.done_verdicts, record.value
+    values, critics = (value.values, value.critics) if value else ((), ())
+    voc, voc_undefined = value_order_correlation(values) if value else (None, NO_PAIR)
+    rate, rate_undefined = negative_rate(critics)
+    return Score(
+        source=record.id,
+        task=record.task,
+        stride=1,
+        frames=tuple(verdicts),
+        done_scores=tuple(verdict.score for verdict in verdicts.values()),
+        done_threshold=record.done_threshold,
+        first_done=record.first_done,
+        value_frames=tuple(min(place * record.value_stride, last) for place in range(len(values))),
+        values=values,
+        critics=critics,
+        voc=voc,
+        voc_undefined=voc_undefined,
+        negative_rate=rate,
+        negative_rate_undefined=rate_undefined,
+    )
+
+
+def _note(record: EpisodeRecord, frames: str) -> str:
+    critics = ", ".join(
+        " ".join(filter(None, (each.name, cut(each.model, 40), each.prompt and f"(prompts {each.prompt})")))
+        for each in record.critics
+    )
+    parts = [f"critic {critics}" if critics else "no answer yet", frames, many(len(record.asked), "query")]
+    if record.pending:
+        parts.append(f"{record.pending} on their way")
+    if record.failures:
+        parts.append(f"{len(record.failures)} failed")
+    if record.truth_known:
+        parts.append(
+            "simulator: never done" if record.truth is None else f"simulator: done at frame {record.truth}"
+        )
+    return "  ·  ".join(parts)

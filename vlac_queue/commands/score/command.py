@@ -1,0 +1,180 @@
+"""`vlac-queue score`: a recorded run through the queue, and the critic's curves of it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import click
+
+from vlac_queue.client import CriticClient, Pending
+from vlac_queue.commands.score import (
+    Score,
+    Thumbnails,
+    make_score,
+    open_clip,
+    read_reference,
+    summary,
+    write_picture,
+)
+from vlac_queue.config import VlacConfig
+from vlac_queue.console import errors_as_messages, progress_bar, queue_option, redis_url_option, writing
+from vlac_queue.frames import Frames
+from vlac_queue.messages import DoneVerdict, ValueVerdict
+from vlac_queue.plot import figure_class
+
+#: Most questions that wait for an answer at a time: enough for several workers' batches, little on Redis.
+MAX_OPEN = 64
+
+
+@click.command(short_help="Draw the critic's curves of a recorded run.")
+@click.argument("source", metavar="VIDEO_OR_NPZ_OR_FOLDER", type=click.Path(exists=True, path_type=Path))
+@click.option("--task", required=True, help="What the robot should do, in words.")
+@click.option(
+    "--reference",
+    type=click.Path(exists=True, path_type=Path),
+    help="A successful run of the same task, of the same kinds as the input.  [default: VLAC_REFERENCE, or none]",
+)
+@click.option(
+    "--stride",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Take every N-th frame.",
+)
+@click.option(
+    "--reference-stride",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Take every N-th frame of the reference, and its last.",
+)
+@redis_url_option
+@queue_option
+@click.option("--timeout", type=float, help="Seconds to wait for an answer.  [default: VLAC_TIMEOUT_S, or 120]")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for score.json and score.png.  [default: score-out; with --json, none]",
+)
+@click.option("--png/--no-png", default=True, show_default=True, help="Draw the picture (needs matplotlib).")
+@click.option("--json", "as_json", is_flag=True, help="Print the JSON alone to stdout.")
+def score(
+    source: Path,
+    task: str,
+    reference: Path | None,
+    stride: int,
+    reference_stride: int,
+    redis_url: str,
+    queue: str,
+    timeout: float | None,
+    out: Path | None,
+    png: bool,
+    as_json: bool,
+) -> None:
+    """Asks the critic about a recorded run: how far each frame is, and whether the task is done in it.
+
+    Reads a video or a folder of png or jpg files (these need the extra video), an .npz with 'frames', or an
+    .npy. Prints VOC (how well the values keep the order of time, -1..1) and the negative rate (the part of
+    the steps that lead away from the goal, 0..1). The threshold and the distance of the value list's pairs
+    are VLAC_DONE_THRESHOLD and VLAC_VALUE_STRIDE. A worker must be listening.
+    """
+    with errors_as_messages():
+        config = VlacConfig.from_env(redis_url=redis_url, queue=queue, timeout_s=timeout)
+        folder = out or (None if as_json else Path("score-out"))
+        png = png and folder is not None
+        if png:
+            figure_class()  # better missed now than after the work
+        clip = open_clip(source, stride)
+        reference_frames = None if reference is None else read_reference(reference, reference_stride)
+        if folder is not None:
+            with writing(folder, "--out"):
+                folder.mkdir(parents=True, exist_ok=True)
+        thumbnails = Thumbnails()
+        with progress_bar() as bar, CriticClient(config) as client:
+            answers = bar.add_task("asking the critic", total=clip.count and clip.count + 1)
+            verdicts, value = ask(
+                client,
+                task,
+                reference_frames,
+                clip.frames,
+                on_frame=thumbnails.add,
+                on_answer=lambda: bar.advance(answers),
+            )
+        made = make_score(
+            verdicts,
+            value,
+            source=str(source),
+            task=task,
+            stride=stride,
+            done_threshold=config.done_threshold,
+            value_stride=config.value_stride,
+        )
+        click.echo(made.to_json() if as_json else summary(made))
+        if folder is not None:
+            written = _write(made, folder, thumbnails if png else None)
+            click.echo(f"Written: {', '.join(map(str, written))}", err=as_json)
+
+
+def ask(
+    client: CriticClient,
+    task: str,
+    reference: Frames | None,
+    frames: Iterable[Frames],
+    *,
+    on_frame: Callable[[Frames], object] = lambda frame: None,
+    on_answer: Callable[[], object] = lambda: None,
+) -> tuple[list[DoneVerdict], ValueVerdict | None]:
+    """Asks of each frame whether the task is done, and for the value list over all of them.
+
+    The frames go out while earlier answers come in; at most MAX_OPEN questions are open. A value list comes
+    of comparing frames: none is asked for where there is but one.
+
+    Args:
+        client: the queue.
+        task: the task's text.
+        reference: uint8 (T,H,W,3), a successful run; None takes the configuration's.
+        frames: uint8 (H,W,3) each, at least one.
+        on_frame: called with each frame that was sent.
+        on_answer: called after each answer: as often as there are frames, and once for the value list.
+
+    Returns:
+        A verdict for each frame, in order, and the value list, or None.
+
+    Raises:
+        VlacQueueError: as `Episode.push`, `Episode.ask_done` and `Pending.result`.
+    """
+    verdicts: list[DoneVerdict] = []
+    waiting: deque[Pending[DoneVerdict]] = deque()
+
+    def take() -> None:
+        verdicts.append(waiting.popleft().result())
+        on_answer()
+
+    with client.episode(task, reference) as episode:
+        for frame in frames:
+            episode.push(frame)
+            waiting.append(episode.ask_done())
+            on_frame(frame)
+            while waiting and (len(waiting) >= MAX_OPEN or waiting[0].done()):
+                take()
+        value = episode.ask_value() if episode.frames > 1 else None
+        while waiting:
+            take()
+        if value is None:
+            return verdicts, None
+        values = value.result()
+        on_answer()
+        return verdicts, values
+
+
+def _write(made: Score, folder: Path, thumbnails: Thumbnails | None) -> list[Path]:
+    """Writes the JSON, and given thumbnails the picture; returns what was written."""
+    files = [folder / "score.json"]
+    with writing(folder, "--out"):
+        files[0].write_text(made.to_json() + "\n", encoding="utf-8")
+        if thumbnails is not None:
+            files.append(folder / "score.png")
+            write_picture(made, thumbnails, files[-1])
+    return files

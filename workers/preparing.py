@@ -1,0 +1,265 @@
+"""From job texts to queries with frames: reads episodes from Redis and decodes them."""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from redis.exceptions import RedisError
+
+from vlac_queue.credentials import WORKER
+from vlac_queue.errors import FrameError, ProtocolError, VlacQueueError
+from vlac_queue.faults import as_ours, passes
+from vlac_queue.frames import Frames
+from vlac_queue.messages import Failure, Query
+from vlac_queue.store import NOTHING_AHEAD, EpisodeMeta, EpisodeRead, EpisodeStore, ReadAhead, Wanted
+from workers import memory
+from workers.critics import CriticQuery
+from workers.decoded import History
+from workers.kept import Kept
+
+#: Most pixel bytes that one query may need: 10,000 frames of 256x256, say.
+MAX_QUERY_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A query on its way to the critic.
+
+    Attributes:
+        job: id of the RQ job that asked.
+        query: the query.
+        ask: the query with its frames, or the failure met on the way to them; None where nobody waits for
+            the answer any more (answered already, closed).
+        ttl_s: seconds for which the answer is kept.
+        decoding_s: seconds that reading and decoding took, for all that was prepared with it.
+        prepared_at: when that was, seconds on time.monotonic.
+    """
+
+    job: str
+    query: Query
+    ask: CriticQuery | Failure | None
+    ttl_s: int | None = None
+    decoding_s: float = 0.0
+    prepared_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def nbytes(self) -> int:
+        return self.ask.frames.nbytes if isinstance(self.ask, CriticQuery) else 0
+
+    @property
+    def images(self) -> int:
+        """About how much work it is: one frame for a done query, all that are compared for a value query."""
+        return len(self.ask.frames) if isinstance(self.ask, CriticQuery) else 0
+
+
+class _FramesLost(Exception):
+    """Redis has lost frames that a query is about, or its reference."""
+
+
+class Intake:
+    """Turns queries into what a critic takes. One thread calls it; its round trips do not grow with the batch.
+
+    Args:
+        store: the episodes.
+        done_history: whether done queries get all frames up to theirs, instead of that one alone.
+        history_bytes: most bytes of episodes and references that are kept decoded between two calls.
+    """
+
+    def __init__(self, store: EpisodeStore, *, done_history: bool = False, history_bytes: int = 1 << 30) -> None:
+        self._store = store
+        self._done_history = done_history
+        self._kept = Kept(history_bytes)
+
+    def prepare(
+        self, queries: Sequence[tuple[str, Query]], ahead: Mapping[str, ReadAhead] = NOTHING_AHEAD
+    ) -> list[Prepared]:
+        """Read and decode the frames of queries.
+
+        Whatever goes wrong with one of them (its frames are damaged, or too large for this process's memory) is
+        that query's own failure; errors of Redis that pass are raised. A query whose frames are missing is
+        dropped: its client notices, pushes them again and asks again.
+
+        Args:
+            queries: (job id, query).
+            ahead: query id -> what came along with its job; used where that is all that is wanted.
+        """
+        try:
+            return self._prepare(queries, ahead)
+        except Exception as error:
+            if passes(error):
+                raise
+            if len(queries) == 1:
+                return [Prepared(*queries[0], _failure(error))]
+            return [prepared for each in queries for prepared in self.prepare([each], ahead)]
+
+    def _prepare(self, queries: Sequence[tuple[str, Query]], ahead: Mapping[str, ReadAhead]) -> list[Prepared]:
+        started = time.monotonic()
+        runs: dict[tuple[str, str], list[tuple[str, Query]]] = defaultdict(list)
+        for job, query in queries:
+            runs[query.episode, query.token].append((job, query))
+        histories = {token: self._kept.history(token) for _, token in runs}
+        wanted = [
+            Wanted(episode, *self._span(histories[token], asked), tuple(query.id for _, query in asked))
+            for (episode, token), asked in runs.items()
+        ]
+        known = [self._known(want, ahead) for want in wanted]
+        missing = iter(self._store.read_episodes([w for w, k in zip(wanted, known, strict=True) if k is None]))
+        reads = [next(missing) if each is None else each for each in known]
+        asks: dict[tuple[str, str], tuple[CriticQuery | Failure | None, int | None]] = {}
+        for asked, want, read in zip(runs.values(), wanted, reads, strict=True):
+            ttl_s = read.meta.ttl_s if isinstance(read.meta, EpisodeMeta) else None
+            for job, query in sorted(asked, key=lambda each: each[1].batch):
+                asks[job, query.id] = self._ask(query, read, want, histories), ttl_s
+        for token, history in histories.items():
+            if history is not None:
+                self._kept.keep(token, history)
+        self._kept.settle()
+        decoding_s = time.monotonic() - started
+        return [Prepared(job, query, *asks[job, query.id], decoding_s) for job, query in queries]
+
+    def behind(self) -> bool:
+        """Whether there are frames to decode ahead."""
+        return self._kept.next_behind() is not None
+
+    def work_ahead(self, seconds: float) -> None:
+        """Decodes ahead what value queries will ask for, for about so long."""
+        until = time.monotonic() + seconds
+        while (token := self._kept.next_behind()) and time.monotonic() < until:
+            history = self._kept.history(token)
+            assert history is not None, "what is kept of it is behind"
+            try:
+                history.catch_up()
+            except MemoryError:
+                # Who asks for all frames is told, if there is too little memory then as well.
+                history.forget()
+            self._kept.keep(token, history)
+            self._kept.settle()
+
+    @staticmethod
+    def _known(wanted: Wanted, ahead: Mapping[str, ReadAhead]) -> EpisodeRead | None:
+        found = ahead.get(wanted.queries[0])
+        return found.read if found is not None and found.answers(wanted) else None
+
+    def _ask(
+        self, query: Query, read: EpisodeRead, wanted: Wanted, histories: dict[str, History | None]
+    ) -> CriticQuery | Failure | None:
+        if query.id not in read.open or read.meta is None:
+            return None
+        try:
+            if isinstance(read.meta, ProtocolError):
+                raise read.meta
+            try:
+                return self._critic_query(query, read.meta, self._frames(query, read, wanted, histories))
+            except MemoryError as error:
+                # What is kept for later gives way to what is asked now, if that is enough.
+                if getattr(error, "missing", 1) > self._kept.nbytes:
+                    raise
+            self._kept.clear()
+            return self._critic_query(query, read.meta, self._frames(query, read, wanted, histories))
+        except _FramesLost:
+            return None
+        except Exception as error:
+            if passes(error):
+                raise
+            return _failure(error)
+
+    def _batches(self, wanted: Wanted, read: EpisodeRead) -> Sequence[bytes]:
+        """The encoded batches that were found; read only now where memory has to be looked at before."""
+        if isinstance(read.batches, int):
+            memory.require(2 * read.batches, "the episode's encoded frames")
+            (read,) = self._store.read_episodes([wanted], sys.maxsize)
+            assert not isinstance(read.batches, int)
+        return read.batches
+
+    def _one_frame(self, query: Query) -> bool:
+        return query.kind == "done" and not self._done_history
+
+    def _useful(self, history: History | None, query: Query) -> bool:
+        """Whether what is kept of an episode spares decoding it anew for a query."""
+        if history is None:
+            return False
+        return history.whole or (self._one_frame(query) and query.batch >= history.batches - 1)
+
+    def _span(self, kept: History | None, asked: Sequence[tuple[str, Query]]) -> tuple[int, int]:
+        """Indices of the first and last batch to read: what follows the frames kept, or all."""
+        useful = all(self._useful(kept, query) for _, query in asked)
+        return (kept.batches if kept and useful else 0), max(query.batch for _, query in asked)
+
+    def _critic_query(self, query: Query, meta: EpisodeMeta, frames: Frames) -> CriticQuery:
+        return CriticQuery(
+            kind=query.kind,
+            task=meta.task,
+            frames=frames,
+            frame=query.frame,
+            reference=self._reference(meta.reference) if meta.reference else None,
+            reference_id=meta.reference,
+            done_threshold=meta.done_threshold,
+            value_stride=meta.value_stride,
+            token=query.token,
+        )
+
+    def _frames(
+        self, query: Query, read: EpisodeRead, wanted: Wanted, histories: dict[str, History | None]
+    ) -> Frames:
+        """The frames that the critic looks at.
+
+        Args:
+            query: what it is asked.
+            read: what was read for it.
+            wanted: what was to be read.
+            histories: token of an episode -> what is decoded of it; the one that is most advanced is left there.
+        """
+        count = max(0, query.batch + 1 - wanted.first)
+        batches = self._batches(wanted, read)[:count]
+        if len(batches) < count:
+            raise _FramesLost
+        history = kept = histories[query.token]
+        if history is None or not self._useful(history, query):
+            history = History(MAX_QUERY_BYTES)
+        # Another query of the same episode may have decoded some of them just now.
+        history.extend(batches[history.batches - wanted.first :], every_frame=not self._one_frame(query))
+        if kept is None or history.batches >= kept.batches:
+            histories[query.token] = history
+        try:
+            if self._one_frame(query):
+                return history.last(query.batch, query.frame)
+            if not history.whole:
+                raise FrameError("the episode's frames are of several sizes; push one size only.")
+            return history.until(query.batch, query.frame)
+        except ProtocolError as error:
+            raise ProtocolError(f"episode {query.episode!r}: {error}") from None
+
+    def _reference(self, reference: str) -> Frames:
+        kept = self._kept.reference(reference)
+        if kept is not None:
+            return kept
+        batches = self._store.read_reference(reference)
+        if isinstance(batches, int):
+            memory.require(2 * batches, "the reference's encoded frames")
+            batches = self._store.read_reference(reference, sys.maxsize)
+            assert not isinstance(batches, int)
+        if not batches:
+            raise _FramesLost
+        history = History(MAX_QUERY_BYTES)
+        history.extend(batches, every_frame=True)
+        if not history.whole:
+            raise FrameError("the reference's frames are of several sizes; give one size only.")
+        frames = history.all()
+        self._kept.keep_reference(reference, frames)
+        return frames
+
+
+def _failure(error: Exception) -> Failure:
+    text = "".join(traceback.format_exception(error))
+    if isinstance(error, RedisError):
+        error = as_ours(error, "the worker's URL", WORKER)
+    if isinstance(error, VlacQueueError):
+        return Failure(str(error), text)
+    message = f"the worker could not prepare this query ({type(error).__name__}: {error})."
+    hint = " Its main memory is used up: give it more." if isinstance(error, MemoryError) else ""
+    return Failure(message[:2000] + hint, text)
