@@ -411,7 +411,7 @@ def test_answers_that_were_trimmed_unread_are_found(
 def test_one_look_finds_all_that_was_lost(
     client: CriticClient, workers: Workers, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vlac_queue.client._LOOK_UP_S", 0.5)
+    monkeypatch.setattr("vlac_queue.client.client._LOOK_UP_S", 0.5)
     workers.start(NAME, VLAC_MAX_BATCH="1")
     gate = tmp_path / "gate"
     with client.episode(f"hold {gate}") as held, client.episode("task") as episode:

@@ -204,7 +204,7 @@ def test_an_episode_whose_frames_change_size_is_not_kept_twice(
     client: CriticClient, store: Reading, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Our client refuses them; another may not.
-    monkeypatch.setattr("vlac_queue.client._check_size", lambda *_: None)
+    monkeypatch.setattr("vlac_queue.client.client._check_size", lambda *_: None)
     intake = Intake(store)
     with client.episode("task") as episode:
         for side in (10, 20, 20):
