@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import redis
 
-import vlac_queue.client as client_module
 from tests.conftest import Workers, until
 from tests.workers.critics import NAME, frame
 from vlac_queue import (
@@ -36,6 +35,7 @@ from vlac_queue import (
     VlacConfig,
     VlacQueueError,
 )
+from vlac_queue.client import client as client_module
 from vlac_queue.server import RedisServer, free_port
 from vlac_queue.store import Step
 
