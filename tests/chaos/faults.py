@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from tests.chaos.rollout import start as start_rollout
 from tests.chaos.stage import Stage
@@ -476,7 +478,9 @@ def _snapshot_failed(control: redis.Redis) -> bool:
 
 
 def _run_without_end(port: int) -> None:
-    with redis.Redis(port=port) as connection, suppress(redis.ResponseError):
+    # Sent once, however long it takes: sent again after it was killed it would run on.
+    connection = redis.Redis(port=port, socket_timeout=None, retry=Retry(NoBackoff(), 0))
+    with connection, suppress(redis.ResponseError):
         connection.eval("while true do end", 0)
 
 
