@@ -146,9 +146,9 @@ _MOMENTS: dict[str, Callable[[list[str]], bool]] = {
 @pytest.mark.parametrize(
     ("number", "moment"),
     [
-        (signal.SIGINT, "Redis starts"),
+        pytest.param(signal.SIGINT, "Redis starts", marks=pytest.mark.slow),
         (signal.SIGINT, "a worker starts"),
-        (signal.SIGHUP, "a worker starts"),
+        pytest.param(signal.SIGHUP, "a worker starts", marks=pytest.mark.slow),
         (signal.SIGTERM, "all run"),
     ],
 )
