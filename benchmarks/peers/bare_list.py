@@ -11,15 +11,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from benchmarks.peers import Asker, connect, look, pack, unpack
-from benchmarks.processes import process
+from benchmarks.processes import module
 from vlac_queue.frames import Frames
 
 
 @contextmanager
 def start(url: str, episodes: int, *, group: int) -> Iterator[Asker]:
-    """One consumer."""
-    command = ["-m", "benchmarks.peers.bare_list", url, str(group)]
-    with process(command), connect(url) as connection:
+    """Start one consumer."""
+    with module(__name__, url, group), connect(url) as connection:
 
         def ask(frames: Sequence[Frames]) -> list[bool]:
             for first in range(0, len(frames), group):
@@ -34,7 +33,7 @@ def start(url: str, episodes: int, *, group: int) -> Iterator[Asker]:
 
 
 def consume(url: str, group: int) -> None:
-    """Takes frames and answers them, for ever."""
+    """Take frames and answer them, for ever."""
     with connect(url) as connection:
         while True:
             _, first = connection.blpop(["frames"])

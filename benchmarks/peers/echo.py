@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from benchmarks.peers import Asker, connect
-from benchmarks.processes import process
+from benchmarks.processes import module
 from benchmarks.workloads import EPISODE_STEPS, simulator
 from vlac_queue.frames import Base, Frames, encode
 
@@ -21,10 +21,10 @@ _ANSWER = b"0" * 80
 
 @contextmanager
 def start(url: str, episodes: int) -> Iterator[Asker]:
-    """One process that echoes."""
+    """Start one process that echoes."""
     payloads = list(_encoded_run())
     step = 0
-    with process(["-m", "benchmarks.peers.echo", url]), connect(url) as connection:
+    with module(__name__, url), connect(url) as connection:
 
         def ask(frames: Sequence[Frames]) -> list[bool]:
             nonlocal step
@@ -37,7 +37,7 @@ def start(url: str, episodes: int) -> Iterator[Asker]:
 
 
 def _encoded_run() -> Iterator[bytes]:
-    """The frames of an episode, each encoded after the one before."""
+    """Yield the frames of an episode, each encoded after the one before."""
     base = None
     for step in range(EPISODE_STEPS):
         batch = simulator().step(step, 1)[0][None]
@@ -47,7 +47,7 @@ def _encoded_run() -> Iterator[bytes]:
 
 
 def echo(url: str) -> None:
-    """Answers whatever comes, for ever."""
+    """Answer whatever comes, for ever."""
     with connect(url) as connection:
         while True:
             connection.blpop(["frames"])

@@ -24,7 +24,7 @@ _STORE_BYTES = 512 << 20
 
 @contextmanager
 def start(url: str, episodes: int, *, together: bool) -> Iterator[Asker]:
-    """One replica; it has no use for Redis."""
+    """Start one replica; it has no use for Redis."""
     # Calls straight over gRPC, which carries no more than 4 MiB: too little for a step in one call.
     os.environ["RAY_SERVE_THROUGHPUT_OPTIMIZED"] = "0" if together else "1"
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
