@@ -17,13 +17,26 @@ from benchmarks.workers import CRITICS, Served
 
 
 def table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = "", bold: str = ""
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    caption: str = "",
+    bold: str = "",
+    wrap: bool = False,
 ) -> Table:
-    """Return a table: names in the first column, figures in the others; the row that `bold` names stands out."""
+    """Return a table: names in the first column, figures in the others.
+
+    Args:
+        bold: the name of a row that stands out.
+        wrap: whether names may take several lines where room is short; figures never do.
+    """
     made = Table(title=title, caption=caption or None)
-    made.add_column(columns[0], no_wrap=True, min_width=min(12, max(len(row[0]) for row in rows)))
-    for column in columns[1:]:
-        made.add_column(column, justify="right", min_width=max(map(len, column.split())))
+    names, *figures = zip(*rows, strict=True)
+    made.add_column(columns[0], no_wrap=not wrap, min_width=min(12, max(map(len, names))))
+    for column, cells in zip(columns[1:], figures, strict=True):
+        whole = [Text.from_markup(cell).cell_len for cell in cells]
+        made.add_column(column, justify="right", min_width=max(*map(len, column.split()), *whole))
     for row in rows:
         made.add_row(*row, style="bold" if bold and row[0] == bold else None)
     return made
@@ -119,4 +132,4 @@ def goals_table(goals: Sequence[Goal], rounds: int) -> Table:
         for goal in goals
     ]
     caption = f"median (least..most) of {rounds} interleaved rounds"
-    return table("Goals", ("", "measured", "goal", "met"), rows, caption=caption)
+    return table("Goals", ("", "measured", "goal", "met"), rows, caption=caption, wrap=True)

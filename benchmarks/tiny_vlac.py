@@ -22,7 +22,7 @@ import json
 import math
 import pydoc_data.topics
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,13 +132,14 @@ def make(folder: Path, seed: int = 0, large: Large | None = None) -> Path:
     folder.mkdir(parents=True)
     tokenizer = make_tokenizer(english=large is not None)
     tokenizer.save_pretrained(folder)
+    config = _config(tokenizer, large)
     weights = make_weights(tokenizer, seed)
     if large:
-        weights = enlarge(weights, large, seed)
+        weights = enlarge(weights, config, large, seed)
     shutil.copy(Path(__file__).with_name(f"{_MODELING}.py"), folder)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     # Last: a folder with this file is complete.
-    (folder / "config.json").write_text(json.dumps(_config(tokenizer, large), indent=2))
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
     return folder
 
 
@@ -264,43 +265,37 @@ def _words(
     return embeddings, head
 
 
-def enlarge(core: Weights, large: Large, seed: int) -> Weights:
+def enlarge(core: Weights, config: Mapping[str, Any], large: Large, seed: int) -> Weights:
     """Return the tensors of a checkpoint of shape `large`, bfloat16, around those of `make_weights`.
 
     The reserved and random dimensions of `core` are the first ones here, and nothing is ever added to the others.
     """
+    from benchmarks.modeling_tiny_vlac import LargeVlacModel, TinyVlacConfig  # imports much of transformers
+
     generator = torch.Generator().manual_seed(seed)
-
-    def idle(*shape: int) -> torch.Tensor:
-        return torch.empty(shape, dtype=torch.bfloat16).normal_(0.0, _IDLE_STD, generator=generator)
-
-    width, kv_width = large.width, large.kv_heads * large.head_size
+    with torch.device("meta"):  # shapes alone
+        shapes = LargeVlacModel(TinyVlacConfig(**config)).state_dict()
+    weights = {name: _idle(name, tensor.shape, generator) for name, tensor in shapes.items()}
     # The other dimensions are zero, and so make the mean square that a norm divides by smaller.
-    norm = torch.full((width,), math.sqrt(_HIDDEN / width), dtype=torch.bfloat16)
-    embeddings = core[f"{_LLAMA}.embed_tokens.weight"]
-    head = _padded(core["language_model.lm_head.weight"], large.vocab, width)
-    head[len(embeddings) :, _STATE_AT:_CONTENT_AT] = -_FORBIDDEN_STATE
-    weights = {
-        f"{_LLAMA}.embed_tokens.weight": _padded(embeddings, large.vocab, width),
-        f"{_LLAMA}.norm.weight": norm.clone(),
-        "language_model.lm_head.weight": head,
-        "projector.weight": _padded(core["projector.weight"], width, 3),
-    }
-    for layer in range(large.layers):
-        parts = {
-            "input_layernorm": norm.clone(),
-            "post_attention_layernorm": norm.clone(),
-            "self_attn.q_proj": idle(width, width),
-            "self_attn.k_proj": idle(kv_width, width),
-            "self_attn.v_proj": idle(kv_width, width),
-            "self_attn.o_proj": _zeros(width, width),
-            "mlp.gate_proj": idle(4 * width, width),
-            "mlp.up_proj": idle(4 * width, width),
-            "mlp.down_proj": _zeros(width, 4 * width),
-        }
-        weights |= {f"{_LLAMA}.layers.{layer}.{part}.weight": tensor for part, tensor in parts.items()}
+    for name in weights:
+        if name.startswith(_LLAMA) and name.endswith("norm.weight"):
+            weights[name].fill_(math.sqrt(_HIDDEN / large.width))
+    for name in (f"{_LLAMA}.embed_tokens.weight", "language_model.lm_head.weight", "projector.weight"):
+        weights[name] = _padded(core[name], *weights[name].shape)
+    words = len(core["language_model.lm_head.weight"])
+    weights["language_model.lm_head.weight"][words:, _STATE_AT:_CONTENT_AT] = -_FORBIDDEN_STATE
     _put_core_in(weights, core, large)
-    return weights | _vision(large, idle)
+    return weights
+
+
+def _idle(name: str, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+    """Return a tensor that only takes time: random, or zeros where the result of a part is added."""
+    kind = name.removesuffix(".weight")
+    if kind.endswith(("bias", "o_proj", "down_proj", "vision.fc2")):
+        return _zeros(*shape)
+    if "norm" in kind:
+        return _zeros(*shape) + 1
+    return torch.empty(shape, dtype=torch.bfloat16).normal_(0.0, _IDLE_STD, generator=generator)
 
 
 def _put_core_in(weights: Weights, core: Weights, large: Large) -> None:
@@ -309,37 +304,14 @@ def _put_core_in(weights: Weights, core: Weights, large: Large) -> None:
         name = f"{_LLAMA}.layers.{layer}.self_attn"
         weights[f"{name}.q_proj.weight"].zero_()
         weights[f"{name}.k_proj.weight"].zero_()
-        kv_width = large.kv_heads * large.head_size
-        weights[f"{name}.v_proj.weight"] = _padded(core[f"{name}.v_proj.weight"], kv_width, large.width)
+        values = f"{name}.v_proj.weight"
+        weights[values] = _padded(core[values], *weights[values].shape)
         # Several heads read one head of values; the first of them hands it on.
         dimensions = torch.arange(_HIDDEN)
         readers = large.heads // large.kv_heads
         columns = dimensions // large.head_size * readers * large.head_size + dimensions % large.head_size
         mixed = core[f"{name}.o_proj.weight"].diagonal().to(torch.bfloat16)
         weights[f"{name}.o_proj.weight"][dimensions, columns] = mixed
-
-
-def _vision(large: Large, idle: Callable[..., torch.Tensor]) -> Weights:
-    """Return the vision tower's tensors; its last projection is zero."""
-    width = large.width // 2
-    weights = {
-        "vision.patches.weight": idle(width, 3, 14, 14),
-        "vision.patches.bias": _zeros(width),
-        "vision.first": idle(1, 1, width),
-        "vision.positions": idle(1, 1025, width),
-    }
-    linear = {"vision.fc1": (large.width, 4 * width), "vision.fc2": (large.width, large.width)}
-    norms = {"vision.norm": 4 * width}
-    for block in (f"vision.blocks.{layer}" for layer in range(large.layers)):
-        linear |= {f"{block}.qkv": (3 * width, width), f"{block}.proj": (width, width)}
-        linear |= {f"{block}.fc1": (4 * width, width), f"{block}.fc2": (width, 4 * width)}
-        norms |= {f"{block}.norm1": width, f"{block}.norm2": width}
-    for name, shape in linear.items():
-        weights |= {f"{name}.weight": idle(*shape), f"{name}.bias": _zeros(shape[0])}
-    for name, size in norms.items():
-        weights |= {f"{name}.weight": _zeros(size) + 1, f"{name}.bias": _zeros(size)}
-    weights["vision.fc2.weight"].zero_()
-    return weights
 
 
 def _padded(tensor: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
