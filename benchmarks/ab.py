@@ -40,14 +40,10 @@ def measure(root: Path, episodes: int, seconds: float) -> dict[str, float]:
 
 
 def import_s(root: Path, python: str) -> float:
-    """Return the CPU seconds of importing the package.
-
-    Raises:
-        ClickException: it comes from elsewhere.
-    """
+    """Return the CPU seconds of importing the package, after a check that it is this checkout's."""
     with process([python, "-c", _PROBE], {}, root=root, cwd=root, stdout=subprocess.PIPE, text=True) as started:
         took, _, file = started.communicate()[0].strip().partition(" ")
-    if not file.startswith(f"{root}/"):
+    if not Path(file).resolve().is_relative_to(root.resolve()):
         raise click.ClickException(f"{python} imports {file or 'no vlac_queue'}; run `make setup` in {root}.")
     return float(took)
 
@@ -60,10 +56,13 @@ def import_s(root: Path, python: str) -> float:
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all figures.")
 def main(other: Path, rounds: int, seconds: float, episodes: int, json_file: Path | None) -> None:
     """Compares this checkout with the one in OTHER."""
-    rows = {root: partial(measure, root, episodes, seconds) for root in (ROOT, other.resolve())}
+    rows = {root: partial(measure, root, episodes, seconds) for root in (ROOT, other.absolute())}
+    for root in rows:
+        if len(rows) < 2 or not (root / ".venv").exists():
+            raise click.ClickException(f"{root}: give another checkout, in which `make setup` has made .venv.")
     try:
         measured = interleaved("checkouts", rows, rounds)
-    except (ApartError, OSError) as error:
+    except ApartError as error:
         raise click.ClickException(str(error)) from None
     shown = []
     for name in measured[ROOT][0]:

@@ -32,7 +32,7 @@ from rich.table import Table
 from benchmarks import report
 from benchmarks.direct import Direct, Gpu, load, look, make_checkpoint, measure_direct
 from benchmarks.load import full_queue
-from benchmarks.processes import machine, worker
+from benchmarks.processes import check_alive, machine, worker
 from vlac_queue.client import CriticClient, Pending
 from vlac_queue.config import VlacConfig
 from vlac_queue.console import progress_bar
@@ -150,22 +150,17 @@ def _wait(client: CriticClient, process: psutil.Process, question: Sequence[Pend
         try:
             return client.wait(question, timeout=5.0)
         except CriticTimeout:
-            _check_alive(process)
+            check_alive(process)
 
 
 def _published(connection: redis.Redis, process: psutil.Process, *, queries: int) -> WorkerInfo:
     """Return what the worker says of itself once it has loaded and answered `queries` queries."""
     while True:
-        _check_alive(process)
+        check_alive(process)
         for info in critic_workers(connection, Keys("vlac")):
             if info.state != "loading" and info.queries == queries:
                 return info
         time.sleep(0.05)
-
-
-def _check_alive(process: psutil.Process) -> None:
-    if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
-        raise click.ClickException("the worker ended; what it said is above.")
 
 
 def table(rows: Sequence[Row], caption: str) -> Table:

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import click
 import psutil
 
 from vlac_queue.client import CriticClient
@@ -59,6 +60,12 @@ def worker(
     """Run a real `rq worker`, as `process` does."""
     variables = {"RQ_REDIS_URL": url, "RQ_WORKER_CLASS": worker_class, **environ}
     return process(worker_command(queue, "--quiet"), variables)
+
+
+def check_alive(worker: psutil.Process) -> None:
+    """Raise ClickException if a worker has ended."""
+    if not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE:
+        raise click.ClickException("the worker ended; what it said is above.")
 
 
 def wait_for_workers(client: CriticClient, count: int = 1) -> None:

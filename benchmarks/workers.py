@@ -8,13 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from functools import partial
 
-import click
 import psutil
 
 from benchmarks.critics import MARKS, read_marks
 from benchmarks.figures import interleaved
 from benchmarks.load import full_queue
-from benchmarks.processes import wait_for_workers, worker
+from benchmarks.processes import check_alive, wait_for_workers, worker
 from vlac_queue.client import CriticClient
 from vlac_queue.config import VlacConfig
 from vlac_queue.server import RedisServer
@@ -68,8 +67,8 @@ def first_job_s() -> float:
         for count, _ in enumerate(answered):
             if count == 10:
                 added = stack.enter_context(_worker(url, "BatchCritic", BATCH, marks=folder))
-            if count > 10 and added.status() == psutil.STATUS_ZOMBIE:
-                raise click.ClickException("the added worker ended; what it said is above.")
+            if count > 10:
+                check_alive(added)
             marks = read_marks(folder)
             if marks and marks[0].batches:
                 break
