@@ -51,7 +51,8 @@ def import_s(root: Path, python: str) -> float:
 @click.command()
 @click.argument("other", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Interleaved rounds.")
-@click.option("--seconds", default=3.0, show_default=True, help="Time to measure each checkout in each round.")
+# The kernel counts CPU time in steps of 10 ms.
+@click.option("--seconds", default=3.0, show_default=True, type=click.FloatRange(0.5), help="Time for each round.")
 @click.option("--episodes", default=64, show_default=True, type=click.IntRange(1, 512), help="That ask at once.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all figures.")
 def main(other: Path, rounds: int, seconds: float, episodes: int, json_file: Path | None) -> None:

@@ -17,7 +17,7 @@ from benchmarks.processes import ROOT
 def test_both_are_measured_and_compared(tmp_path: Path) -> None:
     other, file = tmp_path / "other", tmp_path / "ab.json"
     other.symlink_to(ROOT)
-    arguments = [str(other), "--rounds", "2", "--seconds", "0", "--episodes", "4", "--json", str(file)]
+    arguments = [str(other), "--rounds", "2", "--seconds", "0.5", "--json", str(file)]
     ended = CliRunner().invoke(main, arguments)
     assert ended.exit_code == 0, ended.output
     assert "queries/s" in ended.output and "worker CPU ms a query" in ended.output
