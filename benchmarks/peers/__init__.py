@@ -92,7 +92,7 @@ PEERS = {
     "ray-step": Peer("Ray Serve, a call a step", "ray_serve", ("ray",), {"together": True}),
     "list": Peer("bare Redis list, lz4", "bare_list", ("redis",), {"group": 1}),
     "list-grouped": Peer("bare Redis list, lz4, groups of 8", "bare_list", ("redis",), {"group": 8}),
-    "redis": Peer("Redis' own round trip", "echo", ("redis",)),
+    "redis": Peer("Redis' own round trip", "bare_list", ("redis",), {"group": 1, "encoded": True}),
     "memory": Peer("shared memory, one process", "memory", ()),
 }
 
