@@ -92,11 +92,11 @@ class Marks:
 
 
 def read_marks(folder: str) -> list[Marks]:
-    """The marks of every worker that was told this folder and has loaded its critic."""
+    """Return the marks of every worker that was told this folder and has loaded its critic."""
     read = []
     for file in Path(folder).iterdir():
         # The last piece is empty, or not written out yet.
-        lines = [[float(each) for each in line.split()] for line in file.read_text().split("\n")[:-1]]
+        lines = [[float(time) for time in line.split()] for line in file.read_text().split("\n")[:-1]]
         if lines:
             read.append(Marks(lines[0][0], [(begin, end) for begin, end in lines[1:]]))
     return read

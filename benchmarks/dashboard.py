@@ -12,28 +12,36 @@ import os
 import pty
 import random
 import select
-import statistics
 import struct
 import subprocess
 import sys
 import termios
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
+from functools import partial
+from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import click
 import psutil
 import redis
+from redis.client import Pipeline
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.peers import Asker, ours
-from benchmarks.processes import machine
+from benchmarks.figures import interleaved, ratio
+from benchmarks.measuring import cpu_s
+from benchmarks.peers import ours
+from benchmarks.processes import machine, process
+from benchmarks.report import table
 from benchmarks.workloads import simulator
 from dashboards.reading import Reader
 from vlac_queue.config import VlacConfig
+from vlac_queue.control import WorkerInfo
 from vlac_queue.keys import LIMIT_FIELD, TOTAL_FIELD, Keys
 from vlac_queue.metrics import PHASES, Histogram
 from vlac_queue.server import RedisServer
@@ -44,10 +52,15 @@ _AT_ONCE = 64
 _JOBS, _FAILED, _EPISODES = 10_000, 100_000, 1_000
 #: Seconds until the dashboard has started and its charts move.
 _WARM_UP_S = 5.0
+#: Workers, screen (columns, lines) and page of each row; and the key that opens a page.
+_CASES = (
+    (4, 80, 24, "overview"), (200, 80, 24, "overview"), (200, 200, 60, "overview"), (200, 200, 60, "workers"),
+)  # fmt: skip
+_KEY_OF_PAGE = {"overview": "", "workers": "w"}
 
 
 def fill(connection: redis.Redis, workers: int) -> None:
-    """A queue that is in trouble."""
+    """Make a queue that is in trouble."""
     for start in range(0, _JOBS, 1000):
         connection.rpush(_KEYS.rq_queue, *(f"job-{n}" for n in range(start, start + 1000)))
     for start in range(0, _FAILED, 5000):
@@ -72,7 +85,7 @@ def fill(connection: redis.Redis, workers: int) -> None:
 
 @contextmanager
 def beating(url: str, workers: int) -> Iterator[None]:
-    """`workers` workers that say each second what real ones do."""
+    """Have `workers` workers say each second what real ones do."""
     stop = threading.Event()
     latencies = [{phase: Histogram() for phase in PHASES} for _ in range(workers)]
 
@@ -100,42 +113,34 @@ def beating(url: str, workers: int) -> Iterator[None]:
         thread.join()
 
 
-def _described(number: int, second: int, histograms: dict[str, Histogram]) -> dict[str, Any]:
-    return {
-        "host": f"gpu-{number:03d}", "pid": 4242, "protocol": 2, "critic": "vlac", "model": "/models/VLAC",
-        "prompt": "3fa9c1", "engine": "pt", "device": "cuda:0", "state": "busy", "parent": "",
-        "uptime_s": 100 + second, "max_batch": 16, "loads": 1, "jobs": 4 * second, "rejected_jobs": 0,
-        "queries": 40 * second, "failures": second // 10, "batches": 3 * second, "busy_s": 0.9 * second,
-        "rss_bytes": 3 << 30, "accelerator_bytes": 6 << 30, "accelerator_limit_bytes": 12 << 30,
-        "last_error": "ValueError: no", "last_error_at": time.time(), "time": time.time(),
-        **{f"latency_{phase}": histogram.encode() for phase, histogram in histograms.items()},
-    }  # fmt: skip
+def _described(number: int, second: int, histograms: Mapping[str, Histogram]) -> dict[str, Any]:
+    said = WorkerInfo(
+        name="", host=f"gpu-{number:03d}", pid=4242, protocol="2", critic="vlac", model="/models/VLAC",
+        prompt="3fa9c1", engine="pt", device="cuda:0", state="busy", uptime_s=100 + second, max_batch=16, loads=1,
+        jobs=4 * second, queries=40 * second, failures=second // 10, batches=3 * second, busy_s=0.9 * second,
+        rss_bytes=3 << 30, accelerator_bytes=6 << 30, accelerator_limit_bytes=12 << 30,
+        last_error="ValueError: no", last_error_at=time.time(), time=time.time(),
+    )  # fmt: skip
+    latencies = {f"latency_{phase}": histogram.encode() for phase, histogram in histograms.items()}
+    return asdict(said) | latencies
 
 
 def cost_of_looks(url: str, looks: int) -> dict[str, float]:
-    """Round trips, commands and bytes of a look, by Redis' own count."""
-    trips = []
-    execute = redis.client.Pipeline.execute
-
-    def counted(self: Any, *arguments: Any) -> Any:
-        trips.append(1)
-        return execute(self, *arguments)
-
+    """Return round trips, commands and bytes of a look, by Redis' own count."""
     reader = Reader(VlacConfig(redis_url=url))
     reader.look(episodes=0)
-    with redis.Redis.from_url(url) as connection:
+    with (
+        redis.Redis.from_url(url) as connection,
+        patch.object(Pipeline, "execute", autospec=True, side_effect=Pipeline.execute) as trips,
+    ):
         connection.config_resetstat()
-        redis.client.Pipeline.execute = counted  # type: ignore[method-assign]
-        try:
-            for _ in range(looks):
-                assert reader.look(episodes=0).snapshot is not None
-        finally:
-            redis.client.Pipeline.execute = execute  # type: ignore[method-assign]
+        for _ in range(looks):
+            assert reader.look(episodes=0).snapshot is not None
         info: Any = connection.info("stats")
         commands: Any = connection.info("commandstats")
     busy_us = sum(stat["usec"] for name, stat in commands.items() if not name.startswith("cmdstat_config"))
     return {
-        "round_trips": len(trips) / looks,
+        "round_trips": trips.call_count / looks,
         "commands": (info["total_commands_processed"] - 1) / looks,
         "sent_bytes": info["total_net_input_bytes"] / looks,
         "read_bytes": info["total_net_output_bytes"] / looks,
@@ -143,39 +148,38 @@ def cost_of_looks(url: str, looks: int) -> dict[str, float]:
     }
 
 
-def own_cpu(url: str, seconds: float, width: int, height: int, key: str = "") -> float:
-    """Part of a core that the dashboard takes in a terminal of this size, over `seconds` seconds.
+def own_cpu(url: str, seconds: float, width: int, height: int, key: str) -> float:
+    """Return the part of a core that the dashboard takes in a terminal of this size, over `seconds` seconds.
 
     Args:
-        key: pressed at first.
+        key: pressed at first; "" for none.
     """
     main, side = pty.openpty()
     fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
-    variables = {**os.environ, "TERM": "xterm-256color"}
-    for name in ("COLUMNS", "LINES"):
-        variables.pop(name, None)
-    command = [sys.executable, "-m", "dashboards.live", "--redis-url", url]
-    process = subprocess.Popen(
-        command, stdin=side, stdout=side, stderr=side, env=variables, start_new_session=True
-    )
-    os.close(side)
+    screen = {"TERM": "xterm-256color", "COLUMNS": str(width), "LINES": str(height)}
     try:
-        os.write(main, key.encode())
-        watched = psutil.Process(process.pid)
-        _read_for(main, _WARM_UP_S)
-        started, before = time.monotonic(), watched.cpu_times()
-        drawn = _read_for(main, seconds)
-        elapsed_s, after = time.monotonic() - started, watched.cpu_times()
-        assert process.poll() is None and drawn > seconds, "the dashboard drew nothing"
-        return (after.user + after.system - before.user - before.system) / elapsed_s
+        with _dashboard(url, screen, stdin=side, stdout=side, stderr=side) as process:
+            os.close(side)
+            os.write(main, key.encode())
+            _read_for(main, _WARM_UP_S)
+            started, before = time.monotonic(), cpu_s(process)
+            drawn = _read_for(main, seconds)
+            elapsed_s, took_s = time.monotonic() - started, cpu_s(process) - before
+            assert process.poll() is None and drawn > seconds, "the dashboard drew nothing"
+            return took_s / elapsed_s
     finally:
-        process.terminate()
-        process.wait()
         os.close(main)
 
 
+def _dashboard(
+    url: str, environ: Mapping[str, str], *arguments: str, **options: Any
+) -> AbstractContextManager[psutil.Popen]:
+    command = [sys.executable, "-m", "dashboards.live", "--redis-url", url, *arguments]
+    return process(command, environ, start_new_session=True, **options)
+
+
 def _read_for(terminal: int, seconds: float) -> int:
-    """Reads what is drawn, as a terminal does; how many bytes."""
+    """Read what is drawn, as a terminal does; return how many bytes."""
     end, count = time.monotonic() + seconds, 0
     while (left_s := end - time.monotonic()) > 0:
         if select.select([terminal], [], [], left_s)[0]:
@@ -183,56 +187,34 @@ def _read_for(terminal: int, seconds: float) -> int:
     return count
 
 
-@contextmanager
-def looking(url: str) -> Iterator[psutil.Process]:
-    """The dashboard, looking once a second."""
-    command = [sys.executable, "-m", "dashboards.live", "--redis-url", url, "--record", "-"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE)
-    try:
-        assert process.stdout is not None and process.stdout.readline()
-        threading.Thread(target=process.stdout.read, daemon=True).start()
-        yield psutil.Process(process.pid)
-    finally:
-        process.kill()
-        process.wait()
-
-
 def cost_on_the_queue(rounds: int, steps: int) -> dict[str, list[dict[str, float]]]:
-    """What the queue does in each round while the dashboard stands still, and while it looks; interleaved.
+    """Measure what the queue does while the dashboard stands still, and while it looks once a second.
 
     Returns:
-        "alone" and "watched" -> for each round `queries_per_s`, and `cpu_ms`: CPU time of client, worker and Redis
+        "watched" and "alone" -> for each round `queries_per_s`, and `cpu_ms`: CPU time of client, worker and Redis
         for a query, which tells more than the rate where others use the machine too.
     """
-    measured: dict[str, list[dict[str, float]]] = {"alone": [], "watched": []}
     with RedisServer() as server, ours.start(server.url, _AT_ONCE) as asker:
-        _rate(asker, 3)  # warms up
         me = psutil.Process()
         parts = (me, *me.children(recursive=True))
+        with _dashboard(server.url, {}, "--record", "-", stdout=subprocess.PIPE) as dashboard:
+            assert dashboard.stdout.readline()
+            threading.Thread(target=dashboard.stdout.read, daemon=True).start()
 
-        def cpu_s() -> float:
-            return sum(times.user + times.system for times in (part.cpu_times() for part in parts))
+            def leg(turn: Callable[[], None]) -> dict[str, float]:
+                turn()
+                before, started = sum(map(cpu_s, parts)), time.perf_counter()
+                for step in range(steps):
+                    asker.ask(simulator().step(step, _AT_ONCE))
+                took, queries = time.perf_counter() - started, steps * _AT_ONCE
+                cpu_ms = 1000 * (sum(map(cpu_s, parts)) - before) / queries
+                return {"queries_per_s": queries / took, "cpu_ms": cpu_ms}
 
-        with looking(server.url) as dashboard:
-            for index in range(rounds):
-                # By turns, so that neither is always the first.
-                for name in ("alone", "watched") if index % 2 else ("watched", "alone"):
-                    if name == "alone":
-                        dashboard.suspend()
-                    else:
-                        dashboard.resume()
-                    before = cpu_s()
-                    rate = _rate(asker, steps)
-                    cpu_ms = 1000 * (cpu_s() - before) / (steps * _AT_ONCE)
-                    measured[name].append({"queries_per_s": rate, "cpu_ms": cpu_ms})
+            leg(dashboard.resume)  # warms up
+            rows = {"watched": partial(leg, dashboard.resume), "alone": partial(leg, dashboard.suspend)}
+            measured = interleaved("the queue's cost", rows, rounds)
+            dashboard.resume()
     return measured
-
-
-def _rate(asker: Asker, steps: int) -> float:
-    started = time.perf_counter()
-    for step in range(steps):
-        asker.ask(simulator().step(step, _AT_ONCE))
-    return steps * _AT_ONCE / (time.perf_counter() - started)
 
 
 @click.command()
@@ -243,40 +225,52 @@ def _rate(asker: Asker, steps: int) -> float:
 def main(seconds: float, rounds: int, steps: int, json_file: str | None) -> None:
     """Measures the dashboard, and prints a table."""
     console = Console()
-    table = Table(title="the dashboard, one refresh a second", caption=machine())
-    for column in ("workers", "screen", "page", "own CPU", "round trips", "commands", "KiB read", "Redis ms"):
-        table.add_column(column, justify="left" if column in ("screen", "page") else "right")
-    figures: dict[str, Any] = {"machine": machine(), "rows": []}
-    cases = [(4, 80, 24, ""), (200, 80, 24, ""), (200, 200, 60, ""), (200, 200, 60, "w")]
-    for workers, width, height, key in cases:
-        with RedisServer() as server, redis.Redis.from_url(server.url) as connection:
-            fill(connection, workers)
-            with beating(server.url, workers):
-                cpu = own_cpu(server.url, seconds, width, height, key)
-            # Without the beats, which Redis would count too.
-            looks = cost_of_looks(server.url, 20)
-        page = {"": "overview", "w": "workers"}[key]
-        row = {"workers": workers, "screen": f"{width}x{height}", "page": page, "cpu": cpu, **looks}
-        figures["rows"].append(row)
-        table.add_row(
-            str(workers), row["screen"], page, f"{cpu:.1%}", f"{looks['round_trips']:.0f}",
-            f"{looks['commands']:.0f}", f"{looks['read_bytes'] / 1024:,.0f}", f"{looks['redis_ms']:.1f}",
-        )  # fmt: skip
-    console.print(table)
-    console.print(f"{_JOBS:,} queued jobs, {_FAILED:,} failed, {_EPISODES:,} open episodes")
+    rows = [cost_of_screen(seconds, *case) for case in _CASES]
+    console.print(_table(rows))
+    figures: dict[str, Any] = {"machine": machine(), "rows": rows}
     if rounds:
         figures["queue"] = measured = cost_on_the_queue(rounds, steps)
-        middle = {
-            name: [statistics.median(each[key] for each in legs) for key in ("queries_per_s", "cpu_ms")]
-            for name, legs in measured.items()
-        }
         console.print(f"the queue at full speed, medians of {rounds} rounds:")
-        for name, (rate, cpu_ms) in middle.items():
+        for name, legs in measured.items():
+            rate, cpu_ms = (median(leg[key] for leg in legs) for key in ("queries_per_s", "cpu_ms"))
             console.print(f"  {name:<8} {rate:,.0f} queries/s, {cpu_ms:.3f} ms of CPU a query")
-        console.print(f"  cost     {middle['watched'][1] / middle['alone'][1] - 1:+.1%} CPU a query")
+        cost = ratio(*([leg["cpu_ms"] for leg in measured[name]] for name in ("watched", "alone")))
+        console.print(f"  cost     {cost.median - 1:+.1%} CPU a query")
     if json_file:
         with open(json_file, "w") as file:
             json.dump(figures, file, indent=2)
+
+
+def cost_of_screen(seconds: float, workers: int, width: int, height: int, page: str) -> dict[str, Any]:
+    """Measure the dashboard's own CPU on one screen, and what its looks cost."""
+    with RedisServer() as server, redis.Redis.from_url(server.url) as connection:
+        fill(connection, workers)
+        with beating(server.url, workers):
+            cpu = own_cpu(server.url, seconds, width, height, _KEY_OF_PAGE[page])
+        # Without the beats, which Redis would count too.
+        looks = cost_of_looks(server.url, 20)
+    return {"workers": workers, "screen": f"{width}x{height}", "page": page, "cpu": cpu, **looks}
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    return table(
+        "the dashboard, one refresh a second",
+        ("workers", "screen", "page", "own CPU", "round trips", "commands", "KiB read", "Redis ms"),
+        [
+            [
+                str(row["workers"]),
+                row["screen"],
+                row["page"],
+                f"{row['cpu']:.1%}",
+                f"{row['round_trips']:.0f}",
+                f"{row['commands']:.0f}",
+                f"{row['read_bytes'] / 1024:,.0f}",
+                f"{row['redis_ms']:.1f}",
+            ]
+            for row in rows
+        ],
+        caption=f"{machine()}; {_JOBS:,} queued jobs, {_FAILED:,} failed, {_EPISODES:,} open episodes",
+    )
 
 
 if __name__ == "__main__":

@@ -2,50 +2,39 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from functools import partial
+from importlib.util import find_spec
+from statistics import median
 
-from benchmarks.figures import Line, exponent, line
+from benchmarks.figures import Line, exponent, interleaved, line
 from benchmarks.measuring import Round, measure_apart
 
-#: Episodes that ask at once; those at which every workload is measured, and more of them for the slope.
-MAIN_COUNTS = (8, 64, 512)
-SLOPE_COUNTS = (8, 16, 32, 64, 128, 256, 512)
+#: Episodes that ask at once, by workload: more of them for the slope.
+_COUNTS = {"simulator": (8, 16, 32, 64, 128, 256, 512), "photographs": (8, 64, 512)}
+#: The rounds by workload and by the number of episodes that ask at once.
+Grown = Mapping[tuple[str, int], Sequence[Round]]
 
 
-@dataclass(frozen=True)
-class Asked:
-    """One round of the queue with `episodes` episodes that ask at once."""
-
-    workload: str
-    episodes: int
-    round: Round
-
-
-def measure(
-    counts: Sequence[tuple[str, int]], *, rounds: int, seconds: float, advance: Callable[[], None]
-) -> list[Asked]:
-    """Each (workload, episodes) once a round."""
-    measured = []
-    for _ in range(rounds):
-        for workload, episodes in counts:
-            measured.append(Asked(workload, episodes, measure_apart("vlac-queue", workload, episodes, seconds)))
-            advance()
-    return measured
+def measure(most: int, rounds: int, seconds: float) -> Grown:
+    """Measure up to `most` episodes; without photographs where nothing reads them."""
+    workloads = [workload for workload in _COUNTS if workload == "simulator" or find_spec("av")]
+    cases = [(workload, count) for workload in workloads for count in _COUNTS[workload] if count <= most]
+    rows = {case: partial(measure_apart, "vlac-queue", *case, seconds) for case in cases}
+    return interleaved("episodes", rows, rounds)
 
 
-def step_seconds(measured: Sequence[Asked], workload: str) -> dict[int, float]:
-    """Seconds of a step by the number of episodes: all time over all steps, so that no step is left out."""
-    chosen: dict[int, list[float]] = {}
-    for each in measured:
-        if each.workload == workload:
-            chosen.setdefault(each.episodes, []).append(each.episodes / each.round.queries_per_s)
-    return {count: statistics.median(seconds) for count, seconds in sorted(chosen.items())}
+def step_seconds(measured: Grown, workload: str) -> dict[int, float]:
+    """Return a step's seconds by the number of episodes: all time over all steps, so that none is left out."""
+    return {
+        count: median(count / each.queries_per_s for each in rounds)
+        for (name, count), rounds in measured.items()
+        if name == workload
+    }
 
 
-def growth(measured: Sequence[Asked], workload: str = "simulator") -> tuple[Line, float]:
-    """The line `seconds of a step = fixed + each * episodes`, and the exponent of episodes (1: linear)."""
-    seconds = step_seconds(measured, workload)
+def growth(measured: Grown) -> tuple[Line, float]:
+    """Return the line through the simulator's steps, and the exponent of episodes (1: linear)."""
+    seconds = step_seconds(measured, "simulator")
     counts, times = list(seconds), list(seconds.values())
     return line(counts, times), exponent(counts, times)

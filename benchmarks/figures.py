@@ -1,29 +1,39 @@
-"""Statistics of measurements; pure functions."""
+"""Statistics of measurements, and the rounds in which they are taken."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from vlac_queue.console import progress_bar
+
+Row = TypeVar("Row")
+Measured = TypeVar("Measured")
 
 
-def quantile(values: Sequence[float], q: float) -> float:
-    """The smallest value that at least the share `q` (0..1) of all values do not exceed; no value is made up."""
-    if not values:
-        raise ValueError("there are no values to take a quantile of")
-    ordered = sorted(values)
-    return ordered[max(0, math.ceil(q * len(ordered)) - 1)]
+def interleaved(title: str, rows: Mapping[Row, Callable[[], Measured]], rounds: int) -> dict[Row, list[Measured]]:
+    """Measure every row once a round: what else the machine does falls on all of them.
+
+    Every second round goes backwards, so that no row always comes first.
+    """
+    measured: dict[Row, list[Measured]] = {row: [] for row in rows}
+    with progress_bar() as progress:
+        task = progress.add_task(title, total=rounds * len(rows))
+        for index in range(rounds):
+            for row in list(rows)[:: -1 if index % 2 else 1]:
+                measured[row].append(rows[row]())
+                progress.advance(task)
+    return measured
 
 
 @dataclass(frozen=True)
-class Ratio:
-    """How much one thing is of another, over rounds in which both were measured one after the other.
-
-    Attributes:
-        median: the median of the rounds' ratios: what else the machine did in one round does not count.
-        least, most: the smallest and the largest of them.
-    """
+class Figure:
+    """A figure that was measured once a round: its median, and its extremes."""
 
     median: float
     least: float
@@ -33,37 +43,43 @@ class Ratio:
         return f"{self.median:.2f} ({self.least:.2f}..{self.most:.2f})"
 
 
-def ratio(these: Sequence[float], those: Sequence[float]) -> Ratio:
-    """`these` over `those`, round by round."""
-    each = [this / that for this, that in zip(these, those, strict=True)]
-    return Ratio(statistics.median(each), min(each), max(each))
+def figure(values: Sequence[float]) -> Figure:
+    """Return the figure of one value a round."""
+    return Figure(statistics.median(values), min(values), max(values))
+
+
+def ratio(these: Sequence[float], those: Sequence[float]) -> Figure:
+    """Return `these` over `those`, taken in each round: what else the machine did in one does not count."""
+    return figure([this / that for this, that in zip(these, those, strict=True)])
+
+
+def quantile(values: Sequence[float], q: float) -> float:
+    """Return the smallest value that at least the share `q` (0..1) of all values do not exceed."""
+    if not values:
+        raise ValueError("there are no values to take a quantile of")
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(q * len(ordered)) - 1)]
 
 
 @dataclass(frozen=True)
 class Line:
-    """`seconds = fixed + each * count`, by least squares of the relative errors."""
+    """`seconds = fixed + each * count`."""
 
     fixed: float
     each: float
 
 
 def line(counts: Sequence[float], seconds: Sequence[float]) -> Line:
-    """The line through measurements of at least two counts.
+    """Return the line through measurements of at least two counts, by least squares of the relative errors.
 
-    Each error is taken relative to its measurement, or the largest count alone would decide.
+    With absolute errors the largest count alone would decide.
     """
-    weights = [1 / took**2 for took in seconds]
-    total = sum(weights)
-    mean_x = sum(w * x for w, x in zip(weights, counts, strict=True)) / total
-    mean_y = sum(w * y for w, y in zip(weights, seconds, strict=True)) / total
-    spread = sum(w * (x - mean_x) ** 2 for w, x in zip(weights, counts, strict=True))
-    if spread == 0:
+    if len(set(counts)) < 2:
         raise ValueError("a line needs measurements of two counts at least")
-    each = sum(w * (x - mean_x) * (y - mean_y) for w, x, y in zip(weights, counts, seconds, strict=True)) / spread
-    return Line(mean_y - each * mean_x, each)
+    each, fixed = np.polyfit(counts, seconds, 1, w=1 / np.asarray(seconds))
+    return Line(float(fixed), float(each))
 
 
 def exponent(counts: Sequence[float], seconds: Sequence[float]) -> float:
-    """k of `seconds ~ count ** k`: 1 is linear, above 1 each query costs more the more there are."""
-    fitted = statistics.linear_regression([math.log(n) for n in counts], [math.log(s) for s in seconds])
-    return fitted.slope
+    """Return k of `seconds ~ count ** k`: 1 is linear, above 1 each query costs more the more there are."""
+    return float(np.polyfit(np.log(counts), np.log(seconds), 1)[0])

@@ -1,40 +1,15 @@
-"""What the queue should reach, as ratios in one run, and whether it does."""
+"""What the queue should reach in one run, and whether it does."""
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.compare import Rounds, latency_over, rate_over
-from benchmarks.episodes import Asked, growth
-from benchmarks.figures import Ratio, ratio
+from benchmarks.compare import Rounds, over
+from benchmarks.episodes import Grown, growth
+from benchmarks.figures import Figure, figure, ratio
 from benchmarks.peers import OURS
-from benchmarks.workers import Served
-
-
-@dataclass(frozen=True)
-class Goal:
-    """One figure and its bound.
-
-    Attributes:
-        what: the figure, in words.
-        measured: its median over the rounds, and their extremes.
-        bound: what it should reach.
-        at_least: whether it should be at least the bound, else at most.
-    """
-
-    what: str
-    measured: Ratio
-    bound: float
-    at_least: bool
-
-    @property
-    def met(self) -> bool:
-        """Whether the median reaches the bound."""
-        compare: Callable[[float, float], bool] = operator.ge if self.at_least else operator.le
-        return compare(self.measured.median, self.bound)
-
+from benchmarks.workers import CRITICS, Served
 
 #: Least rate of the queue over each form of each peer.
 _RATES = {
@@ -52,49 +27,64 @@ _RATES = {
 _SINGLES = {"redis": 3.0, "fastapi": 1.0}
 
 
-def of_peers(measured: Rounds, titles: dict[str, str]) -> list[Goal]:
-    """Rates, latencies and the client's CPU time, for the peers that were measured."""
+@dataclass(frozen=True)
+class Goal:
+    """One figure and its bound.
+
+    Attributes:
+        what: the figure, in words.
+        measured: over the rounds.
+        bound: what its median should reach.
+        at_least: whether it should be at least the bound, else at most.
+    """
+
+    what: str
+    measured: Figure
+    bound: float
+    at_least: bool
+
+    @property
+    def met(self) -> bool:
+        """Whether the median reaches the bound."""
+        reached = self.measured.median
+        return reached >= self.bound if self.at_least else reached <= self.bound
+
+
+def of_peers(measured: Rounds, titles: Mapping[str, str]) -> list[Goal]:
+    """Return goals of rates, latencies and the client's CPU time, for the peers that were measured."""
+    kinds = (("queries/s", "queries_per_s", _RATES, True), ("single query", "single_p50_s", _SINGLES, False))
     goals = [
-        Goal(f"queries/s over {titles[name]}", rate_over(measured, OURS, name), bound, at_least=True)
-        for name, bound in _RATES.items()
+        Goal(f"{what} over {titles[name]}", over(measured, name, figure), bound, at_least)
+        for what, figure, bounds, at_least in kinds
+        for name, bound in bounds.items()
         if name in measured
     ]
-    goals += [
-        Goal(f"single query over {titles[name]}", latency_over(measured, OURS, name), bound, at_least=False)
-        for name, bound in _SINGLES.items()
-        if name in measured
-    ]
-    rounds = measured[OURS]
-    over_lz4 = ratio([each.client_s for each in rounds], [each.lz4_s for each in rounds])
+    over_lz4 = ratio([each.client_s for each in measured[OURS]], [each.lz4_s for each in measured[OURS]])
     return [*goals, Goal("client CPU a frame over one lz4 of it", over_lz4, 1.3, at_least=False)]
 
 
-def of_episodes(measured: list[Asked]) -> list[Goal]:
-    """Linear growth: the exponent of a step's time in the number of episodes."""
-    _, exponent = growth(measured)
-    return [Goal("step time ~ episodes ^", Ratio(exponent, exponent, exponent), 1.05, at_least=False)]
+def of_episodes(measured: Grown) -> Goal:
+    """Return the goal of linear growth: the exponent of a step's time in the number of episodes."""
+    return Goal("step time ~ episodes ^", figure([growth(measured)[1]]), 1.05, at_least=False)
 
 
-def of_scaling(measured: list[list[Served]], critics: dict[str, str]) -> list[Goal]:
-    """The most workers over one, for each critic; `measured` is a list for each round."""
-    most, least = (pick(each.workers for each in measured[0]) for pick in (max, min))
-    goals = []
-    for critic, title in critics.items():
-        rates = [
-            {each.workers: each.queries_per_s for each in served if each.critic == critic} for served in measured
-        ]
-        over = ratio([each[most] for each in rates], [each[least] for each in rates])
-        what = f"{most} workers over {least}, {title}"
-        goals.append(Goal(what, over, 7.5 / 8 * most / least, at_least=True))
-    return goals
+def of_scaling(measured: Served) -> list[Goal]:
+    """Return the goals of the most workers over one, for each critic that was measured."""
+    counts = {count for _, count in measured}
+    most, least = max(counts), min(counts)
+    return [
+        Goal(
+            f"{most} workers over {least}, {title}",
+            ratio(measured[critic, most], measured[critic, least]),
+            7.5 / 8 * most / least,
+            at_least=True,
+        )
+        for critic, title in CRITICS.items()
+        if (critic, most) in measured
+    ]
 
 
 def of_rollouts(walls: Mapping[str, Sequence[tuple[float, float]]]) -> Goal:
-    """Wall time of overlapped rollouts over the same without a critic."""
-    over = ratio([wall for wall, _ in walls["overlapped"]], [wall for wall, _ in walls["no critic"]])
-    return Goal("rollout with the critic, overlapped, over without", over, 1.03, at_least=False)
-
-
-def of_values(what: str, values: list[float], bound: float, *, at_least: bool) -> Goal:
-    """A figure that is no ratio of two rows: one value a round."""
-    return Goal(what, ratio(values, [1.0] * len(values)), bound, at_least)
+    """Return the goal of the wall time of overlapped rollouts over the same without a critic."""
+    ours, bare = ([wall for wall, _ in walls[name]] for name in ("overlapped", "no critic"))
+    return Goal("rollout with the critic, overlapped, over without", ratio(ours, bare), 1.03, at_least=False)

@@ -11,15 +11,13 @@ from benchmarks.workloads import EPISODE_STEPS, simulator
 from vlac_queue.client import CriticClient, Pending
 from vlac_queue.messages import DoneVerdict
 
+Wait = Callable[[Sequence[Pending[DoneVerdict]]], object]
+
 
 def full_queue(
-    client: CriticClient,
-    *,
-    batch: int,
-    open_batches: int,
-    wait: Callable[[Sequence[Pending[DoneVerdict]]], None] | None = None,
+    client: CriticClient, *, batch: int, open_batches: int, wait: Wait | None = None
 ) -> Generator[float, None, None]:
-    """Keeps `open_batches` batches of `batch` queries asked and not answered, for as long as it is iterated.
+    """Keep `open_batches` batches of `batch` queries asked and not answered, for as long as it is iterated.
 
     Use it with `contextlib.closing`: what is still out then is waited for.
 

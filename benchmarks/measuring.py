@@ -11,8 +11,10 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import click
@@ -20,10 +22,9 @@ import lz4.block
 import psutil
 import redis
 
-from benchmarks.costs import Meter
 from benchmarks.figures import quantile
 from benchmarks.peers import PEERS, Asker, Peer
-from benchmarks.processes import ROOT, end
+from benchmarks.processes import ROOT, process
 from benchmarks.workloads import WORKLOADS, Workload
 from vlac_queue.server import RedisServer
 
@@ -64,26 +65,54 @@ class Round:
     queries: int
 
 
+def measure_apart(
+    peer: str, workload: str, episodes: int, seconds: float, *, root: Path = ROOT, python: str = sys.executable
+) -> Round:
+    """Measure one round of a peer in a process of its own; end whatever it leaves behind.
+
+    Args:
+        root, python: the checkout that is measured, and its interpreter.
+
+    Raises:
+        ApartError: it failed, or did not end.
+    """
+    command = [python, "-m", "benchmarks.measuring", peer, "--workload", workload]
+    command += ["--episodes", str(episodes), "--seconds", str(seconds)]
+    shown = " ".join(command[1:])
+    # A session of its own: Ctrl-C reaches the program around it, which then ends it in order.
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with process(command, {}, root=root, cwd=root, start_new_session=True, **pipes) as started:
+        try:
+            out, err = started.communicate(timeout=_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            raise ApartError(f"{shown} did not end in time") from None
+    if started.returncode:
+        raise ApartError(f"{shown} failed:\n{err or out}")
+    return Round(**json.loads(out.splitlines()[-1]))
+
+
 def measure(peer: Peer, workload: Workload, episodes: int, seconds: float) -> Round:
-    """Brings a peer up with a Redis of its own, and asks it.
+    """Bring a peer up with a Redis of its own, and ask it.
 
     Full steps for `seconds`, then single queries for half of that.
     """
     with ExitStack() as stack:
         server = stack.enter_context(RedisServer())
         connection = stack.enter_context(redis.Redis.from_url(server.url))
-        asker = stack.enter_context(peer.start()(server.url, episodes))
+        asker = stack.enter_context(peer.start(server.url, episodes))
         for index in range(2):
             _ask(asker, workload, index, episodes)
-        meter = Meter(connection, asker.wire_bytes)
-        before, started = meter.read(), time.perf_counter()
+        costs = _Costs(connection, asker.wire_bytes)
+        before, started = costs.read(), time.perf_counter()
         steps = _timed(asker, workload, episodes, seconds, _LEAST_STEPS)
-        took = time.perf_counter() - started
-        costs = meter.read() - before
+        took, after = time.perf_counter() - started, costs.read()
         for index in range(5):
             _ask(asker, workload, index, 1)
         singles = _timed(asker, workload, 1, seconds / 2, _LEAST_SINGLES)
     queries = len(steps) * episodes
+    each: dict[str, Any] = {
+        name: None if total is None else (total - before[name]) / queries for name, total in after.items()
+    }
     return Round(
         queries_per_s=queries / took,
         step_p50_s=quantile(steps, 0.5),
@@ -92,12 +121,12 @@ def measure(peer: Peer, workload: Workload, episodes: int, seconds: float) -> Ro
         single_p99_s=quantile(singles, 0.99),
         lz4_s=lz4_s(workload, episodes),
         queries=queries,
-        **costs.per_query(queries),  # type: ignore[arg-type]
+        **each,
     )
 
 
 def lz4_s(workload: Workload, episodes: int) -> float:
-    """CPU seconds of compressing one of the frames of a step once."""
+    """Return the CPU seconds of compressing one of the frames of a step once."""
     frames = workload.step(1, episodes)
     started, count = time.process_time(), 0
     while count == 0 or time.process_time() - started < 0.2:
@@ -107,8 +136,46 @@ def lz4_s(workload: Workload, episodes: int) -> float:
     return (time.process_time() - started) / count
 
 
+class _Costs:
+    """Reads what this process, its Redis and its descendants have cost.
+
+    Args:
+        connection: to the Redis that this process started.
+        wire_bytes: counts the bytes where Redis does not carry them.
+    """
+
+    def __init__(self, connection: redis.Redis, wire_bytes: Callable[[], int | None] | None) -> None:
+        self._connection = connection
+        self._wire_bytes = wire_bytes or self._redis_bytes
+        self._redis_pid = int(connection.info("server")["process_id"])
+
+    def read(self) -> dict[str, Any]:
+        """Return the CPU seconds (user and system) and the bytes so far, by the names of a Round.
+
+        Workers are all descendants of this process but Redis: schedulers, services, daemons.
+        """
+        client = psutil.Process()
+        others = {each.pid: cpu_s(each) for each in client.children(recursive=True)}
+        redis_s = others.pop(self._redis_pid)
+        workers_s = sum(others.values())
+        wire_bytes = self._wire_bytes()
+        return {"client_s": cpu_s(client), "redis_s": redis_s, "workers_s": workers_s, "wire_bytes": wire_bytes}
+
+    def _redis_bytes(self) -> int:
+        said = self._connection.info("stats")
+        return int(said["total_net_input_bytes"]) + int(said["total_net_output_bytes"])
+
+
+def cpu_s(process: psutil.Process) -> float:
+    """Return the CPU seconds of a process so far, user and system; 0 where it has ended."""
+    with suppress(psutil.NoSuchProcess):
+        times = process.cpu_times()
+        return float(times.user + times.system)
+    return 0.0
+
+
 def _timed(asker: Asker, workload: Workload, episodes: int, seconds: float, least: int) -> list[float]:
-    """Seconds of each step, over about `seconds`."""
+    """Return the seconds of each step, over about `seconds`."""
     took: list[float] = []
     end = time.perf_counter() + seconds
     while len(took) < least or time.perf_counter() < end:
@@ -122,43 +189,6 @@ def _ask(asker: Asker, workload: Workload, step: int, episodes: int) -> None:
     answers = asker.ask(workload.step(step, episodes))
     if list(answers) != [False] * episodes:
         raise RuntimeError(f"{episodes} frames were asked about, and the answers were {list(answers)!r}")
-
-
-def measure_apart(peer: str, workload: str, episodes: int, seconds: float) -> Round:
-    """`measure` in a process of its own; whatever it leaves behind is ended.
-
-    Raises:
-        ApartError: it failed, or did not end.
-    """
-    return Round(
-        **run_apart(
-            "benchmarks.measuring", peer, "--workload", workload, "--episodes", episodes, "--seconds", seconds
-        )
-    )
-
-
-def run_apart(module: str, *arguments: object) -> dict[str, Any]:
-    """Runs a module that prints JSON as its last line, in a process of its own.
-
-    Raises:
-        ApartError: it failed, or did not end.
-    """
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    shown = " ".join(command[1:])
-    # A session of its own: Ctrl-C reaches the program around it, which then ends it in order.
-    started = psutil.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    try:
-        out, err = started.communicate(timeout=_PATIENCE_S)
-    except subprocess.TimeoutExpired:
-        raise ApartError(f"{shown} did not end in time") from None
-    finally:
-        end([started])
-    if started.returncode:
-        raise ApartError(f"{shown} failed:\n{err or out}")
-    figures: dict[str, Any] = json.loads(out.splitlines()[-1])
-    return figures
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.overlap`: wall time of a rollout with the critic over the same rollout without it.
+"""Wall time of a rollout with the critic over the same rollout without it.
 
 8 ranks of 8 episodes, 64 chunks each (LIBERO's 512 steps): a policy step takes 200 ms, the simulators of a rank
 150 ms a chunk, the critic 60 ms a batch of up to 16; all of these sleep. Two workers serve all ranks. Frames are
@@ -15,17 +15,16 @@ import multiprocessing
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
-import click
-from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.figures import ratio
+from benchmarks.figures import interleaved, ratio
 from benchmarks.peers import PEERS
-from benchmarks.peers.http_service import body_of, wait_for_port
-from benchmarks.processes import machine, process, wait_for_workers, worker
+from benchmarks.peers.bodies import body_of
+from benchmarks.processes import module, wait_for_port, wait_for_workers, worker
+from benchmarks.report import table as report_table
 from verl_adapter.environments import Chunk
 from verl_adapter.watch import RolloutWatch
 from vlac_queue import CriticClient, VlacConfig
@@ -39,10 +38,12 @@ POLICY_S, SIMULATOR_S = 0.200, 0.150
 CRITIC_S, BATCH = 0.060, 16
 #: Environment steps in a chunk.
 CHUNK = 8
+#: Seconds until a rollout is through, and those of them after its last chunk.
+Wall = tuple[float, float]
 
 
-class Service(Protocol):
-    """What a rank tells of its episodes, and when."""
+class NoCritic:
+    """What a rank tells of its episodes, and when; here nobody listens."""
 
     def seen(self, step: int, frames: list[Frames]) -> None:
         """After the simulators; before the policy."""
@@ -54,23 +55,10 @@ class Service(Protocol):
         """After the last chunk."""
 
 
-class Nobody:
-    """No critic."""
-
-    def seen(self, step: int, frames: list[Frames]) -> None:
-        pass
-
-    def acted(self) -> None:
-        pass
-
-    def ended(self) -> None:
-        pass
-
-
-class ThroughQueue:
+class ThroughQueue(NoCritic):
     """As `verl_adapter.rollout` does it."""
 
-    def __init__(self, url: str, *, overlap: bool) -> None:
+    def __init__(self, url: str, overlap: bool) -> None:
         self._client = CriticClient(VlacConfig(redis_url=url, overlap=overlap))
         self._watch = RolloutWatch(self._client)
 
@@ -88,7 +76,7 @@ class ThroughQueue:
         self._watch.close()
 
 
-class OverHttp:
+class OverHttp(NoCritic):
     """Posts the frames of all its episodes, and waits for the answers."""
 
     def __init__(self, port: int) -> None:
@@ -97,9 +85,6 @@ class OverHttp:
     def seen(self, step: int, frames: list[Frames]) -> None:
         if step:
             assert self._post("/done", body_of(frames)) == [False] * EPISODES
-
-    def acted(self) -> None:
-        pass
 
     def ended(self) -> None:
         assert len(self._post(f"/value/{EPISODES}", b"")) == EPISODES
@@ -110,10 +95,10 @@ class OverHttp:
         return answers
 
 
-def rank(make: Callable[..., Service], arguments: dict[str, Any], chunks: int, start: Any, walls: Any) -> None:
-    """One rank's rollout; puts the seconds that it took, and those of them after the last chunk."""
+def rank(make: Callable[[], NoCritic], chunks: int, start: Any, walls: Any) -> None:
+    """Play one rank's rollout, and put its Wall on the queue `walls`."""
     rollouts = [rollout.frames for rollout in load_rollouts()][:EPISODES]
-    service = make(**arguments)
+    service = make()
     start.wait()
     started = time.perf_counter()
     service.seen(0, [frames[0] for frames in rollouts])
@@ -127,94 +112,52 @@ def rank(make: Callable[..., Service], arguments: dict[str, Any], chunks: int, s
     walls.put((time.perf_counter() - started, time.perf_counter() - last))
 
 
-def wall(make: Callable[..., Service], arguments: list[dict[str, Any]], chunks: int) -> tuple[float, float]:
-    """Seconds until the slowest rank is through, and those of them after its last chunk.
-
-    Args:
-        make: makes the ranks' service.
-        arguments: its arguments for each rank.
-        chunks: action chunks of an episode.
-    """
+def wall(services: Sequence[Callable[[], NoCritic]], chunks: int) -> Wall:
+    """Play a rollout with one of `services` for each rank; return the slowest rank's times."""
     context = multiprocessing.get_context("spawn")
     start, walls = context.Barrier(RANKS), context.Queue()
-    ranks = [context.Process(target=rank, args=(make, given, chunks, start, walls)) for given in arguments]
+    ranks = [context.Process(target=rank, args=(make, chunks, start, walls)) for make in services]
     for each in ranks:
         each.start()
-    slowest: tuple[float, float] = max(walls.get(timeout=600) for _ in ranks)
+    slowest: Wall = max(walls.get(timeout=600) for _ in ranks)
     for each in ranks:
         each.join()
     return slowest
 
 
-#: Seconds until a rollout is through, and those of them after its last chunk.
-Wall = tuple[float, float]
-
-
-def measure(*, chunks: int, rounds: int, http: bool, advance: Callable[[], None]) -> dict[str, list[Wall]]:
-    """Every row once a round: what else the machine does falls on all alike.
-
-    Args:
-        chunks: action chunks of an episode.
-        rounds: how many rounds.
-        http: whether to measure the HTTP service too, which needs FastAPI.
-        advance: called after each measurement.
-    """
-    ways: dict[str, tuple[Callable[..., Service], list[dict[str, Any]]]] = {"no critic": (Nobody, [{}] * RANKS)}
-    measured: dict[str, list[Wall]] = {}
+def measure(chunks: int, rounds: int) -> dict[str, list[Wall]]:
+    """Measure rollouts of `chunks` chunks; over HTTP too where FastAPI is installed."""
+    ways: dict[str, list[Callable[[], NoCritic]]] = {"no critic": [NoCritic] * RANKS}
     with ExitStack() as stack:
         url = stack.enter_context(RedisServer()).url
         settings = {"VLAC_CRITIC": "benchmarks.critics:RolloutCritic", "VLAC_MAX_BATCH": str(BATCH)}
         for _ in range(WORKERS):
-            stack.enter_context(worker(url, "vlac", "workers.CriticWorker", settings))
+            stack.enter_context(worker(url, **settings))
         for name, overlap in (("overlapped", True), ("blocking", False)):
-            ways[name] = ThroughQueue, [{"url": url, "overlap": overlap}] * RANKS
-        if http:
+            ways[name] = [partial(ThroughQueue, url, overlap)] * RANKS
+        if PEERS["fastapi"].versions():
             ports = [free_port() for _ in range(WORKERS)]
             for port in ports:
-                arguments = [str(port), "--most", str(BATCH), "--batch-seconds", str(CRITIC_S)]
-                stack.enter_context(process(["-m", "benchmarks.peers.http_app", *arguments]))
+                arguments = (port, "--most", BATCH, "--batch-seconds", CRITIC_S)
+                stack.enter_context(module("benchmarks.peers.http_app", *arguments))
                 wait_for_port(port)
-            given = [{"port": ports[index % WORKERS]} for index in range(RANKS)]
-            ways["HTTP, synchronous"] = OverHttp, given
+            ways["HTTP, synchronous"] = [partial(OverHttp, ports[index % WORKERS]) for index in range(RANKS)]
         with CriticClient(VlacConfig(redis_url=url)) as client:
             wait_for_workers(client, WORKERS)
-        for _ in range(rounds):
-            for name, (make, each) in ways.items():
-                measured.setdefault(name, []).append(wall(make, each, chunks))
-                advance()
-    return measured
+        rows = {name: partial(wall, services, chunks) for name, services in ways.items()}
+        return interleaved("overlap", rows, rounds)
 
 
 def table(measured: Mapping[str, Sequence[Wall]], chunks: int) -> Table:
-    """Wall times, and how they compare with no critic."""
-    made = Table(
-        title=f"{RANKS} ranks x {EPISODES} episodes x {chunks} chunks: policy {POLICY_S * 1000:.0f} ms, "
-        f"simulators {SIMULATOR_S * 1000:.0f} ms, critic {CRITIC_S * 1000:.0f} ms a batch, {WORKERS} workers",
-    )
-    for column in ("", "seconds", "over no critic", "of them for values"):
-        made.add_column(column, justify="right" if column else "left")
+    """Return wall times, and how they compare with no critic."""
+    bare = [whole for whole, _ in measured["no critic"]]
+    rows = []
     for name, walls in measured.items():
         whole, after = sorted(walls)[len(walls) // 2]
-        over = ratio([each for each, _ in walls], [each for each, _ in measured["no critic"]])
-        made.add_row(name, f"{whole:.2f}", f"{over.median:.3f}", f"{after:.2f}")
-    return made
-
-
-@click.command()
-@click.option("--chunks", default=64, show_default=True, help="Action chunks of an episode.")
-@click.option("--rounds", default=1, show_default=True, help="Times that every row is measured.")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Write the figures to this file too.")
-def main(chunks: int, rounds: int, json_file: str | None) -> None:
-    """Measures rollouts, and prints a table of ratios."""
-    http = PEERS["fastapi"].versions() is not None
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("rollouts", total=rounds * (4 if http else 3))
-        measured = measure(chunks=chunks, rounds=rounds, http=http, advance=lambda: progress.advance(task))
-    Console().print(table(measured, chunks), machine())
-    if json_file:
-        with open(json_file, "w") as file:
-            json.dump({"machine": machine(), "chunks": chunks, "seconds": measured}, file, indent=2)
-
-
-if __name__ == "__main__":
-    main()
+        over = ratio([each for each, _ in walls], bare).median
+        rows.append([name, f"{whole:.2f}", f"{over:.3f}", f"{after:.2f}"])
+    title = (
+        f"{RANKS} ranks x {EPISODES} episodes x {chunks} chunks: policy {POLICY_S * 1000:.0f} ms, "
+        f"simulators {SIMULATOR_S * 1000:.0f} ms, critic {CRITIC_S * 1000:.0f} ms a batch, {WORKERS} workers"
+    )
+    return report_table(title, ("", "seconds", "over no critic", "of them for values"), rows)

@@ -4,83 +4,81 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 from benchmarks.compare import Rounds, median_round
-from benchmarks.episodes import Asked, step_seconds
+from benchmarks.episodes import Grown, step_seconds
 from benchmarks.peers import OURS
-from benchmarks.report import served_rates
 from benchmarks.workers import CRITICS, Served
-from vlac_queue.plot import figure_class
+from vlac_queue.plot import figure_class, save
 
 _OURS, _OTHERS = "#1f6f8b", "#8c9aa5"
 _DPI = 150
 
 
 def draw_peers(measured: Rounds, titles: Mapping[str, str], file: Path) -> None:
-    """Queries per second and the time of a single query, of every peer: points, since on a logarithmic axis the
-    length of a bar means nothing."""
-    names = list(measured)[::-1]
-    each = {name: median_round(measured[name]) for name in names}
-    figure = figure_class()(figsize=(9, 0.36 * len(names) + 1.0), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    labels = [titles[name] for name in names]
-    shown = (
-        ([each[name].queries_per_s for name in names], "queries/s, 64 at once: more is better", "{:,.0f}"),
-        (
-            [1000 * each[name].single_p50_s for name in names],
-            "a single query, median ms: less is better",
-            "{:.2f}",
-        ),
-    )
-    for axes, (values, title, form) in zip(panels, shown, strict=True):
-        for label, name, value in zip(labels, names, values, strict=True):
-            colour = _OURS if name == OURS else _OTHERS
-            weight = "bold" if name == OURS else "normal"
-            axes.plot([value], [label], "o", color=colour, markersize=7)
-            axes.annotate(form.format(value), (value, label), (7, 0), textcoords="offset points",
-                          va="center", fontsize=9, fontweight=weight)  # fmt: skip
+    """Draw queries per second and the time of a single query, of every peer.
+
+    As points, since on a logarithmic axis the length of a bar means nothing.
+    """
+    medians = {name: median_round(rounds) for name, rounds in list(measured.items())[::-1]}
+    picture = figure_class()(figsize=(9, 0.36 * len(medians) + 1.0), layout="constrained")
+    rates, singles = picture.subplots(1, 2, sharey=True)
+    rates.set_title("queries/s, 64 at once: more is better", fontsize=10)
+    singles.set_title("a single query, median ms: less is better", fontsize=10)
+    for name, one in medians.items():
+        _point(rates, name, titles[name], one.queries_per_s, "{:,.0f}")
+        _point(singles, name, titles[name], 1000 * one.single_p50_s, "{:.2f}")
+    for axes in (rates, singles):
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:,g}")
-        axes.set_title(title, fontsize=10)
         axes.margins(x=0.25)
         axes.grid(axis="y", color="#eaeef2")
         axes.set_axisbelow(True)
         axes.tick_params(axis="y", length=0)
         axes.spines[["top", "right", "left"]].set_visible(False)
-    figure.savefig(file, dpi=_DPI)
+    save(picture, file, _DPI)
 
 
-def draw_episodes(measured: Sequence[Asked], file: Path) -> None:
-    """Seconds of a step over the number of episodes; a line through the origin would be linear."""
-    figure = figure_class()(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    for workload in dict.fromkeys(each.workload for each in measured):
-        seconds = step_seconds(measured, workload)
-        axes.plot(list(seconds), [1000 * value for value in seconds.values()], "o-", label=workload)
-    axes.set(xscale="log", yscale="log", xlabel="episodes that ask at once", ylabel="ms a step")
-    ticks = sorted({each.episodes for each in measured})
+def _point(axes: Any, name: str, label: str, value: float, form: str) -> None:
+    colour, weight = (_OURS, "bold") if name == OURS else (_OTHERS, "normal")
+    axes.plot([value], [label], "o", color=colour, markersize=7)
+    beside = {"xytext": (7, 0), "textcoords": "offset points", "va": "center"}
+    axes.annotate(form.format(value), (value, label), **beside, fontsize=9, fontweight=weight)
+
+
+def draw_episodes(measured: Grown, file: Path) -> None:
+    """Draw seconds of a step over the number of episodes; a line through the origin would be linear."""
+    curves = {
+        workload: {count: 1000 * s for count, s in step_seconds(measured, workload).items()}
+        for workload in dict.fromkeys(workload for workload, _ in measured)
+    }
+    scales = {"xscale": "log", "yscale": "log"}
+    _draw_curves(curves, file, xlabel="episodes that ask at once", ylabel="ms a step", **scales)
+
+
+def draw_workers(measured: Served, file: Path) -> None:
+    """Draw rates over one worker's, by the number of workers."""
+    counts = sorted({count for _, count in measured})
+    curves = {"as many times as workers": {count: float(count) for count in counts}}
+    for critic, title in CRITICS.items():
+        rates = {count: median(measured[critic, count]) for count in counts}
+        curves[title] = {count: rate / rates[counts[0]] * counts[0] for count, rate in rates.items()}
+    _draw_curves(curves, file, xlabel="workers", ylabel="rate over that of one worker")
+
+
+def _draw_curves(curves: Mapping[str, Mapping[int, float]], file: Path, **axis: str) -> None:
+    picture = figure_class()(figsize=(6, 4), layout="constrained")
+    axes = picture.subplots()
+    for label, curve in curves.items():
+        axes.plot(list(curve), list(curve.values()), "o-", label=label)
+    axes.set(**axis)
+    ticks: Sequence[int] = sorted({count for curve in curves.values() for count in curve})
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
     axes.yaxis.set_major_formatter("{x:,g}")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file, dpi=_DPI)
-
-
-def draw_workers(measured: Sequence[Sequence[Served]], file: Path) -> None:
-    """Rates over one worker's, by the number of workers."""
-    figure = figure_class()(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    counts: list[int] = []
-    for critic, title in CRITICS.items():
-        rates = served_rates(measured, critic)
-        counts = list(rates)
-        axes.plot(counts, [rate / rates[counts[0]] * counts[0] for rate in rates.values()], "o-", label=title)
-    axes.plot(counts, counts, "--", color=_OTHERS, label="as many times as workers")
-    axes.set(xlabel="workers", ylabel="rate over that of one worker")
-    axes.set_xticks(counts)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file, dpi=_DPI)
+    save(picture, file, _DPI)

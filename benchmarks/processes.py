@@ -4,78 +4,98 @@ from __future__ import annotations
 
 import os
 import platform
+import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+import click
 import psutil
 
 from vlac_queue.client import CriticClient
+from vlac_queue.control import worker_command
 from vlac_queue.errors import NoWorkers
 
 ROOT = Path(__file__).parents[1]
+#: Seconds in which a process may end by itself.
+_PATIENCE_S = 10.0
 
 
 def machine() -> str:
-    """What the figures were measured on."""
+    """Return what the figures were measured on."""
     return f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
 
 
 @contextmanager
-def process(command: Sequence[str], **environ: str) -> Iterator[psutil.Process]:
-    """A Python program (`command` without the interpreter) that can import this checkout; ended afterwards.
+def process(
+    command: Sequence[str], environ: Mapping[str, str], *, root: Path = ROOT, **options: Any
+) -> Iterator[psutil.Popen]:
+    """Run a program that can import the checkout `root`; end it, and what it leaves behind, afterwards.
 
-    What it leaves behind is ended as well.
+    Args:
+        environ: variables beside those of this process.
+        options: of `subprocess.Popen`.
     """
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
     # Settings of a queue of the user's own would change what is measured.
     outside = {name: text for name, text in os.environ.items() if not name.startswith(("VLAC_", "RQ_"))}
-    started = psutil.Popen([sys.executable, *command], env={**outside, "PYTHONPATH": path, **environ})
+    started = psutil.Popen(list(command), env={**outside, "PYTHONPATH": path, **environ}, **options)
     try:
         yield started
     finally:
-        end([started])
+        _end(started)
 
 
-def end(processes: Sequence[psutil.Process], *, patience_s: float = 10.0) -> None:
-    """Ends processes and their descendants: asks them first, and kills what stays."""
-    family: list[psutil.Process] = []
-    for each in processes:
-        try:
-            family += [each, *each.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            continue
-    for each in processes:
-        _signal(each, "terminate")
-    _, alive = psutil.wait_procs(family, timeout=patience_s)
-    for each in alive:
-        _signal(each, "kill")
-    psutil.wait_procs(alive, timeout=patience_s)
+def module(name: str, *arguments: object, **environ: str) -> AbstractContextManager[psutil.Popen]:
+    """Run `python -m NAME ARGUMENTS`, as `process` does."""
+    return process([sys.executable, "-m", name, *map(str, arguments)], environ)
 
 
-def _signal(process: psutil.Process, name: str) -> None:
-    with suppress(psutil.NoSuchProcess):
-        getattr(process, name)()
-
-
-@contextmanager
 def worker(
-    url: str, queue: str, worker_class: str, environ: Mapping[str, str] | None = None
-) -> Iterator[psutil.Process]:
-    """A real `rq worker` process on `queue`."""
-    command = ["-m", "rq.cli", "worker", queue, "--with-scheduler", "--quiet"]
-    with process(command, RQ_REDIS_URL=url, RQ_WORKER_CLASS=worker_class, **(environ or {})) as started:
-        yield started
+    url: str, *, queue: str = "vlac", worker_class: str = "workers.CriticWorker", **environ: str
+) -> AbstractContextManager[psutil.Popen]:
+    """Run a real `rq worker`, as `process` does."""
+    variables = {"RQ_REDIS_URL": url, "RQ_WORKER_CLASS": worker_class, **environ}
+    return process(worker_command(queue, "--quiet"), variables)
+
+
+def check_alive(worker: psutil.Process) -> None:
+    """Raise ClickException if a worker has ended."""
+    if not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE:
+        raise click.ClickException("the worker ended; what it said is above.")
 
 
 def wait_for_workers(client: CriticClient, count: int = 1) -> None:
-    """Returns when `count` workers listen."""
+    """Return when `count` workers listen."""
     while True:
-        try:
+        with suppress(NoWorkers):
             if len(client.ping()) >= count:
                 return
-        except NoWorkers:
-            pass
         time.sleep(0.05)
+
+
+def wait_for_port(port: int) -> None:
+    """Return when something listens there."""
+    while True:
+        with suppress(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port)).close()
+            return
+        time.sleep(0.05)
+
+
+def _end(started: psutil.Popen) -> None:
+    """End a process and its descendants: ask it first, and kill what stays."""
+    try:
+        family = [started, *started.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    with suppress(psutil.NoSuchProcess):
+        started.terminate()
+    _, alive = psutil.wait_procs(family, timeout=_PATIENCE_S)
+    for left in alive:
+        with suppress(psutil.NoSuchProcess):
+            left.kill()
+    psutil.wait_procs(alive, timeout=_PATIENCE_S)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
+from subprocess import DEVNULL, PIPE
 
 import click
 import psutil
 
-from benchmarks.peers import ours
+from benchmarks.peers import Asker, ours
 from benchmarks.workloads import simulator
 from vlac_queue.server import RedisServer
 
@@ -30,7 +30,7 @@ _OURS = re.compile(r"\((vlac_queue|workers)/(?!cli\.py)")
 
 
 def find_py_spy() -> str:
-    """Path of py-spy.
+    """Return the path of py-spy.
 
     Raises:
         ImportError: it is not installed; the message says how to get it.
@@ -43,7 +43,7 @@ def find_py_spy() -> str:
 
 
 def profile(folder: Path, seconds: float) -> str:
-    """Samples client and worker while 64 episodes ask, the critic at zero cost.
+    """Sample client and worker while 64 episodes ask, the critic at zero cost.
 
     Writes client.svg, worker.svg (flame graphs), client.txt, worker.txt (collapsed stacks) and profile.txt.
 
@@ -56,34 +56,35 @@ def profile(folder: Path, seconds: float) -> str:
     """
     spy = find_py_spy()
     folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        url = stack.enter_context(RedisServer()).url
-        asker = stack.enter_context(ours.start(url, EPISODES))
+    with RedisServer() as server, ours.start(server.url, EPISODES) as asker:
         sampled = {"client": os.getpid(), "worker": _worker_pid()}
-        step = 0
         for form, ending in (("flamegraph", "svg"), ("raw", "txt")):
             spies = []
             for name, pid in sampled.items():
                 command = [spy, "record", "--pid", str(pid), "--duration", str(max(1, round(seconds)))]
                 command += ["--rate", str(_RATE), "--format", form, "--threads", "--function"]
                 command += ["--output", str(folder / f"{name}.{ending}")]
-                spies.append(
-                    subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-                )
-            while any(each.poll() is None for each in spies):
-                asker.ask(simulator().step(step, EPISODES))
-                step += 1
-            for each in spies:
-                _, said = each.communicate()
-                if each.returncode:
-                    raise click.ClickException(f"py-spy failed: {said.strip()}")
+                spies.append(psutil.Popen(command, stdout=DEVNULL, stderr=PIPE, text=True))
+            _ask_while(asker, spies)
     text = "\n".join(summary(name, (folder / f"{name}.txt").read_text().splitlines()) for name in sampled)
     (folder / "profile.txt").write_text(text)
     return text
 
 
+def _ask_while(asker: Asker, spies: Sequence[psutil.Popen]) -> None:
+    """Keep the queue busy until all of `spies` have ended."""
+    for step in count():
+        asker.ask(simulator().step(step, EPISODES))
+        if all(each.poll() is not None for each in spies):
+            break
+    for each in spies:
+        _, said = each.communicate()
+        if each.returncode:
+            raise click.ClickException(f"py-spy failed: {said.strip()}")
+
+
 def summary(title: str, stacks: Sequence[str]) -> str:
-    """The functions in which most samples were, by themselves and (ours alone) with what they call.
+    """Return the functions in which most samples were, by themselves and (ours alone) with what they call.
 
     Args:
         title: what was sampled.
@@ -94,23 +95,23 @@ def summary(title: str, stacks: Sequence[str]) -> str:
     waiting = 0
     for stack in stacks:
         frames, _, text = stack.rpartition(" ")
-        functions, count = frames.split(";"), int(text)
+        functions, samples = frames.split(";"), int(text)
         if functions[-1].startswith(_WAITS):
-            waiting += count
+            waiting += samples
             continue
-        alone[functions[-1]] += count
+        alone[functions[-1]] += samples
         for function in {each for each in functions if _OURS.search(each)}:
-            within[function] += count
+            within[function] += samples
     working = sum(alone.values())
     lines = [f"{title}: {working} samples at work, {waiting} waiting"]
     for name, counted in (("itself", alone), ("with what it calls", within)):
         lines.append(f"  {name}")
-        lines += [f"    {count / working:6.1%}  {function}" for function, count in counted.most_common(_SHOWN)]
+        lines += [f"    {samples / working:6.1%}  {function}" for function, samples in counted.most_common(_SHOWN)]
     return "\n".join(lines) + "\n"
 
 
 def _worker_pid() -> int:
     for child in psutil.Process().children():
-        if "rq.cli" in child.cmdline():
+        if "worker" in child.cmdline():
             return int(child.pid)
     raise RuntimeError("there is no worker to sample")

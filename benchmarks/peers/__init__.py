@@ -12,10 +12,9 @@ with the URL of an empty Redis, and the most frames that will be asked about at 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -46,34 +45,30 @@ def uncounted() -> None:
     """The `wire_bytes` of a peer whose bytes nothing counts."""
 
 
-Start = Callable[[str, int], AbstractContextManager[Asker]]
-
-
 @dataclass(frozen=True)
 class Peer:
     """One row of the comparison.
 
     Attributes:
-        name: on the command line.
         title: in the table.
         module: here, which starts it.
-        arguments: of its `start`.
         packages: distributions that it needs; their versions are published with the figures.
+        arguments: of the module's `start`.
     """
 
-    name: str
     title: str
     module: str
-    arguments: dict[str, Any]
-    packages: tuple[str, ...]
+    packages: Sequence[str]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
-    def start(self) -> Start:
-        """What brings it up."""
+    def start(self, url: str, episodes: int) -> AbstractContextManager[Asker]:
+        """Bring it up."""
         module = importlib.import_module(f"benchmarks.peers.{self.module}")
-        return partial(module.start, **self.arguments)
+        started: AbstractContextManager[Asker] = module.start(url, episodes, **self.arguments)
+        return started
 
     def versions(self) -> dict[str, str] | None:
-        """Its packages' versions; None where one is not installed."""
+        """Return its packages' versions; None where one is not installed."""
         try:
             return {package: version(package) for package in self.packages}
         except PackageNotFoundError:
@@ -81,45 +76,43 @@ class Peer:
 
 
 _HTTP = ("fastapi", "uvicorn", "uvloop", "httptools", "aiohttp")
+_CELERY = ("celery", "celery-batches")
 
 OURS = "vlac-queue"
-#: In the order of the table. The first is what all others are compared with.
+#: By their names on the command line, in the order of the table. The first is what all others are compared with.
 PEERS = {
-    peer.name: peer
-    for peer in (
-        Peer("vlac-queue", "vlac-queue", "ours", {}, ("rq", "redis", "hiredis", "lz4")),
-        Peer("rq", "RQ, frames in jobs", "plain_rq", {"by_key": False}, ("rq",)),
-        Peer("rq-keys", "RQ, frames by key", "plain_rq", {"by_key": True}, ("rq",)),
-        Peer("celery", "Celery, celery-batches", "celery_batches", {}, ("celery", "celery-batches")),
-        Peer("dramatiq", "Dramatiq", "dramatiq_actor", {}, ("dramatiq",)),
-        Peer("fastapi", "FastAPI, a request a frame", "http_service", {"together": False}, _HTTP),
-        Peer("fastapi-step", "FastAPI, a request a step", "http_service", {"together": True}, _HTTP),
-        Peer("ray", "Ray Serve, a call a frame", "ray_serve", {"together": False}, ("ray",)),
-        Peer("ray-step", "Ray Serve, a call a step", "ray_serve", {"together": True}, ("ray",)),
-        Peer("list", "bare Redis list, lz4", "bare_list", {"group": 1}, ("redis",)),
-        Peer("list-grouped", "bare Redis list, lz4, groups of 8", "bare_list", {"group": 8}, ("redis",)),
-        Peer("redis", "Redis' own round trip", "echo", {}, ("redis",)),
-        Peer("memory", "shared memory, one process", "memory", {}, ()),
-    )
+    "vlac-queue": Peer("vlac-queue", "ours", ("rq", "redis", "hiredis", "lz4")),
+    "rq": Peer("RQ, frames in jobs", "plain_rq", ("rq",), {"by_key": False}),
+    "rq-keys": Peer("RQ, frames by key", "plain_rq", ("rq",), {"by_key": True}),
+    "celery": Peer("Celery, celery-batches", "celery_batches", _CELERY),
+    "dramatiq": Peer("Dramatiq", "dramatiq_actor", ("dramatiq",)),
+    "fastapi": Peer("FastAPI, a request a frame", "http_service", _HTTP, {"together": False}),
+    "fastapi-step": Peer("FastAPI, a request a step", "http_service", _HTTP, {"together": True}),
+    "ray": Peer("Ray Serve, a call a frame", "ray_serve", ("ray",), {"together": False}),
+    "ray-step": Peer("Ray Serve, a call a step", "ray_serve", ("ray",), {"together": True}),
+    "list": Peer("bare Redis list, lz4", "bare_list", ("redis",), {"group": 1}),
+    "list-grouped": Peer("bare Redis list, lz4, groups of 8", "bare_list", ("redis",), {"group": 8}),
+    "redis": Peer("Redis' own round trip", "bare_list", ("redis",), {"group": 1, "encoded": True}),
+    "memory": Peer("shared memory, one process", "memory", ()),
 }
 
 
 def connect(url: str) -> redis.Redis:
-    """A connection on which a blocking read may wait as long as it says: redis-py's own limit is 5 s."""
+    """Return a connection on which a blocking read may wait as long as it says: redis-py's own limit is 5 s."""
     return redis.Redis.from_url(url, socket_timeout=None)
 
 
 def look(frame: Frames) -> bool:
-    """The critic of all peers: whether a pixel is brighter than any can be."""
+    """Return, as the critic of all peers, whether a pixel is brighter than any can be."""
     return bool(frame[0, 0, 0] > 255)
 
 
 def pack(frame: Frames) -> bytes:
-    """A frame (256,256,3) as bytes: lz4, with a checksum as our codec has one."""
+    """Return a frame (256,256,3) as bytes: lz4, with a checksum as our codec has one."""
     packed: bytes = lz4.frame.compress(frame.data, content_checksum=True)
     return packed
 
 
 def unpack(packed: bytes | memoryview) -> Frames:
-    """A frame that `pack` packed."""
+    """Return the frame that `pack` packed."""
     return np.frombuffer(lz4.frame.decompress(packed), np.uint8).reshape(SIDE, SIDE, 3)

@@ -15,14 +15,14 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 
 from benchmarks.peers import look, unpack
-from benchmarks.peers.http_service import frames_in
+from benchmarks.peers.bodies import frames_in
 from vlac_queue.frames import Frames
 
 _NOTHING = np.zeros((1, 1, 3), np.uint8)
 
 
 def service(most: int, batch_s: float) -> FastAPI:
-    """The application; each batch takes `batch_s` seconds."""
+    """Return the application; each batch takes `batch_s` seconds."""
     waiting: asyncio.Queue[tuple[Frames, asyncio.Future[bool]]] = asyncio.Queue()
 
     async def critic() -> None:

@@ -15,7 +15,7 @@ from vlac_queue.frames import Frames
 
 @contextmanager
 def start(url: str, episodes: int) -> Iterator[Asker]:
-    """One thread; it has no use for Redis."""
+    """Start one thread; it has no use for Redis."""
     shared = np.empty((episodes, SIDE, SIDE, 3), np.uint8)
     asked: queue.SimpleQueue[int | None] = queue.SimpleQueue()
     answers: queue.SimpleQueue[bool] = queue.SimpleQueue()

@@ -19,10 +19,10 @@ _MOST_BYTES = 1 << 30
 
 @contextmanager
 def start(url: str, episodes: int) -> Iterator[Asker]:
-    """One CriticWorker; new episodes every EPISODE_STEPS steps, as a rollout opens them."""
+    """Start one CriticWorker; new episodes every EPISODE_STEPS steps, as a rollout opens them."""
     environ = {"VLAC_CRITIC": "benchmarks.critics:InstantCritic", "VLAC_MAX_BATCH": "64"}
     with (
-        worker(url, "vlac", "workers.CriticWorker", environ),
+        worker(url, **environ),
         CriticClient(VlacConfig(redis_url=url, max_batch=64)) as client,
     ):
         wait_for_workers(client)

@@ -19,12 +19,12 @@ from vlac_queue.frames import Frames
 
 
 def answer(packed: bytes) -> bool:
-    """The job."""
+    """Do the job."""
     return look(unpack(packed))
 
 
 def answer_key(key: str) -> bool:
-    """The job, where the frame has a key of its own."""
+    """Do the job, where the frame has a key of its own."""
     job = rq.get_current_job()
     assert job is not None
     packed = job.connection.getdel(key)
@@ -34,9 +34,9 @@ def answer_key(key: str) -> bool:
 
 @contextmanager
 def start(url: str, episodes: int, *, by_key: bool) -> Iterator[Asker]:
-    """One SimpleWorker."""
+    """Start one SimpleWorker."""
     names = itertools.count()
-    with connect(url) as connection, worker(url, "plain", "rq.SimpleWorker"):
+    with connect(url) as connection, worker(url, queue="plain", worker_class="rq.SimpleWorker"):
         queue = rq.Queue("plain", connection=connection)
 
         def ask(frames: Sequence[Frames]) -> list[bool]:

@@ -11,6 +11,7 @@ import asyncio
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -18,13 +19,20 @@ from benchmarks.peers import Asker, look, uncounted
 from benchmarks.processes import ROOT
 from vlac_queue.frames import Frames
 
-#: Bytes of Ray's object store: room for a step of 512 frames several times.
-_STORE_BYTES = 512 << 20
+_NODE: dict[str, Any] = {
+    "num_cpus": 2,
+    "object_store_memory": 512 << 20,  # room for a step of 512 frames several times
+    "include_dashboard": False,
+    "log_to_driver": False,
+    "logging_level": "error",
+    "runtime_env": {"env_vars": {"PYTHONPATH": str(ROOT)}},
+    "_node_ip_address": "127.0.0.1",
+}
 
 
 @contextmanager
 def start(url: str, episodes: int, *, together: bool) -> Iterator[Asker]:
-    """One replica; it has no use for Redis."""
+    """Start one replica; it has no use for Redis."""
     # Calls straight over gRPC, which carries no more than 4 MiB: too little for a step in one call.
     os.environ["RAY_SERVE_THROUGHPUT_OPTIMIZED"] = "0" if together else "1"
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -41,15 +49,7 @@ def start(url: str, episodes: int, *, together: bool) -> Iterator[Asker]:
             answers: list[bool] = await self.answer(frames)
             return answers
 
-    ray.init(
-        num_cpus=2,
-        object_store_memory=_STORE_BYTES,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="error",
-        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
-        _node_ip_address="127.0.0.1",
-    )
+    ray.init(**_NODE)
     loop = asyncio.new_event_loop()
     try:
         serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR", "enable_access_log": False})

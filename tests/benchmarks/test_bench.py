@@ -55,8 +55,10 @@ def test_peers_are_compared(tmp_path: Path) -> None:
     rounds = figures["peers"]["rounds"]
     assert rounds[OURS][0]["wire_bytes"] > 1000 and rounds["memory"][0]["wire_bytes"] is None
     assert {"redis-server", "vlac-queue", "rq", "lz4"} <= set(figures["versions"])
-    goals = [goal["what"] for goal in figures["goals"]]
-    assert f"queries/s over {PEERS['list-grouped'].title}" in goals
+    goals = {goal.pop("what"): goal for goal in figures["goals"]}
+    goal = goals[f"queries/s over {PEERS['list-grouped'].title}"]
+    assert set(goal) == {"measured", "bound", "at_least", "met"}
+    assert goal["measured"]["least"] <= goal["measured"]["median"] <= goal["measured"]["most"]
 
 
 @pytest.mark.slow

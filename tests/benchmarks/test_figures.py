@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.figures import Ratio, exponent, line, quantile, ratio
+from benchmarks.figures import Figure, exponent, line, quantile, ratio
 from benchmarks.workers import busy_part
 
 seconds = st.floats(1e-6, 1e3)
@@ -31,8 +31,8 @@ def test_at_least_its_share_of_all_values_is_not_above_a_quantile(values: list[f
 
 def test_a_ratio_is_taken_round_by_round() -> None:
     # The machine was three times slower in the second round, for both.
-    assert ratio([200.0, 66.0, 220.0], [100.0, 33.0, 100.0]) == Ratio(2.0, 2.0, 2.2)
-    assert str(Ratio(2.0, 1.91, 2.2)) == "2.00 (1.91..2.20)"
+    assert ratio([200.0, 66.0, 220.0], [100.0, 33.0, 100.0]) == Figure(2.0, 2.0, 2.2)
+    assert str(Figure(2.0, 1.91, 2.2)) == "2.00 (1.91..2.20)"
     with pytest.raises(ValueError):
         ratio([1.0, 2.0], [1.0])
 

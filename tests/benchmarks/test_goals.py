@@ -8,11 +8,10 @@ import pytest
 
 from benchmarks import goals
 from benchmarks.compare import median_round
-from benchmarks.figures import Ratio
+from benchmarks.figures import Figure
 from benchmarks.goals import Goal
 from benchmarks.measuring import Round
 from benchmarks.peers import OURS, PEERS
-from benchmarks.workers import Served
 
 TITLES = {name: peer.title for name, peer in PEERS.items()}
 ROUND = Round(
@@ -31,10 +30,10 @@ ROUND = Round(
 
 
 def test_a_goal_is_met_from_its_bound_on() -> None:
-    assert Goal("rate", Ratio(3.0, 2.9, 3.1), 3.0, at_least=True).met
-    assert not Goal("rate", Ratio(2.99, 2.9, 3.1), 3.0, at_least=True).met
-    assert Goal("wall", Ratio(1.03, 1.0, 1.1), 1.03, at_least=False).met
-    assert not Goal("wall", Ratio(1.04, 1.0, 1.1), 1.03, at_least=False).met
+    assert Goal("rate", Figure(3.0, 2.9, 3.1), 3.0, at_least=True).met
+    assert not Goal("rate", Figure(2.99, 2.9, 3.1), 3.0, at_least=True).met
+    assert Goal("wall", Figure(1.03, 1.0, 1.1), 1.03, at_least=False).met
+    assert not Goal("wall", Figure(1.04, 1.0, 1.1), 1.03, at_least=False).met
 
 
 def test_only_peers_that_were_measured_have_goals() -> None:
@@ -52,11 +51,9 @@ def test_a_single_query_may_take_three_round_trips() -> None:
 
 
 def test_scaling_is_the_most_workers_over_the_least() -> None:
-    rounds = [
-        [Served("ImageCritic", 1, 200.0), Served("ImageCritic", 8, rate)] for rate in (1400.0, 1560.0, 1600.0)
-    ]
-    (goal,) = goals.of_scaling(rounds, {"ImageCritic": "5 ms an image"})
-    assert goal.measured == Ratio(7.8, 7.0, 8.0) and goal.bound == 7.5 and goal.met
+    served = {("ImageCritic", 1): [200.0] * 3, ("ImageCritic", 8): [1400.0, 1560.0, 1600.0]}
+    (goal,) = goals.of_scaling(served)
+    assert goal.measured == Figure(7.8, 7.0, 8.0) and goal.bound == 7.5 and goal.met
 
 
 def test_the_median_of_bytes_that_nothing_counts_is_none() -> None:

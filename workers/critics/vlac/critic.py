@@ -72,6 +72,11 @@ class VlacCritic:
         """Whether done queries need all frames of their episode."""
         return self.config.done_by == "reference" or self.config.eager_value
 
+    @property
+    def max_images(self) -> int:
+        """Most images in one call of the model: fewer than the setting's where memory ran out since it woke."""
+        return self._calls.limit if self._calls else self.config.max_images
+
     def load(self) -> None:
         """Loads the weights.
 
