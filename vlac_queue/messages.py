@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct, structs
 
 from vlac_queue.errors import ProtocolError
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION: Final = 2
 
 #: The only function that our workers answer; its one argument is the text made by `encode_job`.
 JOB_FUNCTION = "workers.job.answer"
@@ -27,30 +28,40 @@ MAX_JOB_QUERIES = 4096
 #: Most characters kept of a worker's traceback: the end, where the error stands.
 MAX_TRACEBACK_CHARS = 4_000
 
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+_IS_ID = re.compile(_ID)
+ID_WORDS = "1 to 128 letters, digits, '.', '_' or '-', beginning with a letter or digit"
+INDEX_WORDS = "an index within 0..2**32-1"
 
 Kind = Literal["done", "value"]
-_KINDS = ("done", "value")
+#: May stand in a key; "" may stand for no id in `OptionalId`.
+Id = Annotated[str, Meta(pattern=rf"\A{_ID}\Z")]
+OptionalId = Annotated[str, Meta(pattern=rf"\A({_ID})?\Z")]
+Index = Annotated[int, Meta(ge=0, lt=2**32)]
+Values = Annotated[tuple[float, ...], Meta(min_length=1)]
+_QueryId = Annotated[str, Meta(pattern=rf"\A(?=.+-){_ID}\Z")]
+_Time = Annotated[float, Meta(ge=0, le=1e11)]
+
+T = TypeVar("T")
 
 
 def check_id(text: Any, what: str = "episode id") -> str:
-    """`text`, if it may stand in a key.
+    """Return `text`, if it may stand in a key.
 
     Raises:
         ProtocolError: it is not 1 to 128 letters, digits, '.', '_' or '-', beginning with a letter or digit.
     """
     if not is_id(text):
-        raise ProtocolError(f"{what} must be 1 to 128 letters, digits, '.', '_' or '-', not {str(text)[:140]!r}.")
+        raise ProtocolError(f"{what} must be {ID_WORDS}, not {str(text)[:140]!r}.")
     return str(text)
 
 
 def is_id(text: Any) -> bool:
-    """Whether `text` may stand in a key."""
-    return isinstance(text, str) and _ID.fullmatch(text) is not None
+    """Return whether `text` may stand in a key."""
+    return isinstance(text, str) and _IS_ID.fullmatch(text) is not None
 
 
-@dataclass(frozen=True)
-class Query:
+class Query(Struct, frozen=True):
     """One question about one episode.
 
     Attributes:
@@ -79,8 +90,7 @@ class Query:
         return self.id.rpartition("-")[0]
 
 
-@dataclass(frozen=True)
-class DoneVerdict:
+class DoneVerdict(Struct, frozen=True, tag_field="kind", tag="done"):
     """The critic's answer to "is the task done?".
 
     Attributes:
@@ -91,11 +101,10 @@ class DoneVerdict:
 
     done: bool
     score: float
-    frame: int
+    frame: Index
 
 
-@dataclass(frozen=True)
-class ValueVerdict:
+class ValueVerdict(Struct, frozen=True, tag_field="kind", tag="value"):
     """The critic's value list over an episode.
 
     Attributes:
@@ -104,12 +113,11 @@ class ValueVerdict:
         critics: the pair-wise scores they were made from, nominally -100..100, one fewer than `values`.
     """
 
-    values: tuple[float, ...]
+    values: Values
     critics: tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class Failure:
+class Failure(Struct, frozen=True, tag_field="kind", tag="failure"):
     """A query that the worker could not answer.
 
     Attributes:
@@ -121,12 +129,10 @@ class Failure:
     traceback: str = ""
 
 
-Answer: TypeAlias = "DoneVerdict | ValueVerdict | Failure"
-_ANSWER_KINDS = {DoneVerdict: "done", ValueVerdict: "value", Failure: "failure"}
+Answer: TypeAlias = DoneVerdict | ValueVerdict | Failure
 
 
-@dataclass(frozen=True)
-class CriticIdentity:
+class CriticIdentity(Struct, frozen=True):
     """Which critic answered.
 
     Attributes:
@@ -143,59 +149,94 @@ class CriticIdentity:
 UNNAMED = CriticIdentity()
 
 
+class _Job(Struct, frozen=True):
+    """A job's text. `queries` hold what differs between them: id, episode, kind, frame and batch."""
+
+    v: Literal[2]
+    client: Id
+    asked: _Time
+    deadline: _Time
+    queries: Annotated[
+        list[tuple[_QueryId, Id, Kind, Index, Index]], Meta(min_length=1, max_length=MAX_JOB_QUERIES)
+    ]
+
+
+class _About(Struct, frozen=True):
+    """What an answer's text says besides the answer."""
+
+    id: Id
+    critic: tuple[str, str, str]
+
+
+#: What must stand where in a job; where nothing is said here, msgspec's own words do.
+_JOB_WORDS = {
+    "": 'the job is not JSON of the form {"v": 2, ...}',
+    "v": f"this worker speaks protocol version {PROTOCOL_VERSION}; install the same vlac-queue on both sides",
+    "client": f"client id must be {ID_WORDS}",
+    "asked": "asked must be in seconds since 1970",
+    "deadline": "deadline must be in seconds since 1970",
+    "queries": f"a job must hold a list of 1 to {MAX_JOB_QUERIES} queries",
+    "queries[][0]": f"query id must be a token, '-' and a number, in {ID_WORDS}",
+    "queries[][1]": f"episode id must be {ID_WORDS}",
+    "queries[][2]": "kind must be one of done, value",
+    "queries[][3]": f"frame must be {INDEX_WORDS}",
+    "queries[][4]": f"batch must be {INDEX_WORDS}",
+}
+_ANSWER_WORDS = dict.fromkeys(("score", "values[]", "critics[]"), "expected a finite number")
+
+_JOB = msgspec.json.Decoder(_Job)
+_ABOUT = msgspec.json.Decoder(_About)
+_ANSWER: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)
+
+
+#: The place that an error of msgspec's names: a missing field, or the path of a wrong one.
+_PLACE = re.compile(r"field `(\w+)`|at `\$\.?(.*)`\Z")
+#: Escapes in JSON: pairs of surrogates, half a pair, others.
+_ESCAPE = re.compile(r"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\u[dD][89a-fA-F]..|\\.", re.DOTALL)
+
+
 def encode_job(queries: Sequence[Query]) -> str:
-    """The text that is a job's one argument; `queries` are of one client, asked at once."""
+    """Return the text that is a job's one argument; `queries` are of one client, asked at once."""
     first = queries[0]
-    return json.dumps(
-        {
-            "v": PROTOCOL_VERSION,
-            "client": first.client,
-            "asked": first.asked,
-            "deadline": first.deadline,
-            "queries": [[query.id, query.episode, query.kind, query.frame, query.batch] for query in queries],
-        },
-        separators=(",", ":"),
-    )
+    job = {
+        "v": PROTOCOL_VERSION,
+        "client": first.client,
+        "asked": first.asked,
+        "deadline": first.deadline,
+        "queries": [(query.id, query.episode, query.kind, query.frame, query.batch) for query in queries],
+    }
+    return msgspec.json.encode(job).decode()
 
 
 def decode_job(text: str) -> list[Query]:
-    """The queries of a job.
+    """Return the queries of a job.
 
     Raises:
         ProtocolError: the text is too long, not JSON, of another version, or a field is missing or wrong.
     """
     if len(text) > MAX_JOB_BYTES:
         raise ProtocolError(f"a job of {len(text)} characters exceeds the limit of {MAX_JOB_BYTES}.")
-    message = _load(text, "job")
-    version = message.get("v")
-    if type(version) is not int or version != PROTOCOL_VERSION:
-        raise ProtocolError(
-            f"the job is of protocol version {str(version)[:20]}, this worker speaks {PROTOCOL_VERSION}; "
-            "install the same vlac-queue on rollouts and workers."
-        )
-    queries = message.get("queries")
-    if not isinstance(queries, list) or not 1 <= len(queries) <= MAX_JOB_QUERIES:
-        raise ProtocolError(f"a job must hold a list of 1 to {MAX_JOB_QUERIES} queries.")
-    client = check_id(message.get("client"), "client id")
-    asked, deadline = _time(message.get("asked")), _time(message.get("deadline"))
-    return [_query(fields, client, asked, deadline) for fields in queries]
+    job = read_json(_JOB, text, "job", _JOB_WORDS)
+    return [Query(*fields, job.client, job.asked, job.deadline) for fields in job.queries]
 
 
 def encode_answer(query_id: str, answer: Answer, critic: CriticIdentity = UNNAMED) -> str:
-    """The text of an answer, as it stands in the client's stream and with the episode.
+    """Return the text of an answer, as it stands in the client's stream and with the episode.
 
     Raises:
         ProtocolError: a number of the verdict is not finite, or there are too many; no such answer ever leaves
             a worker.
     """
-    fields: dict[str, Any] = {"id": query_id, "kind": _ANSWER_KINDS[type(answer)], **vars(answer)}
+    fields = {"id": query_id, "kind": answer.__struct_config__.tag, **structs.asdict(answer)}
     if isinstance(answer, Failure):
-        fields["traceback"] = answer.traceback[-MAX_TRACEBACK_CHARS:]
-    fields["critic"] = [critic.name, critic.model, critic.prompt]
-    try:
-        text = json.dumps(fields, separators=(",", ":"), allow_nan=False)
-    except ValueError:
-        raise ProtocolError(f"the critic answered a number that is not finite: {str(answer)[:200]}") from None
+        fields["message"] = _printable(answer.message)
+        fields["traceback"] = _printable(answer.traceback[-MAX_TRACEBACK_CHARS:])
+    else:
+        numbers = (answer.score,) if isinstance(answer, DoneVerdict) else (*answer.values, *answer.critics)
+        if not all(map(math.isfinite, numbers)):  # msgspec would write null
+            raise ProtocolError(f"the critic answered a number that is not finite: {str(answer)[:200]}")
+    fields["critic"] = [_printable(name) for name in structs.astuple(critic)]
+    text = msgspec.json.encode(fields).decode()
     if len(text) > MAX_ANSWER_BYTES:
         raise ProtocolError(
             f"the answer takes {len(text)} characters, over {MAX_ANSWER_BYTES}; ask about fewer frames."
@@ -204,92 +245,51 @@ def encode_answer(query_id: str, answer: Answer, critic: CriticIdentity = UNNAME
 
 
 def decode_answer(text: str) -> tuple[str, Answer, CriticIdentity]:
-    """Query id, answer, and who gave it.
+    """Return query id, answer, and who gave it.
 
     Raises:
         ProtocolError: the text is no answer of this protocol, or holds bytes that are no UTF-8 (as surrogates).
     """
     if len(text) > MAX_ANSWER_BYTES:
         raise ProtocolError(f"an answer of {len(text)} characters exceeds the limit of {MAX_ANSWER_BYTES}.")
+    about = read_json(_ABOUT, text, "answer", {})
+    return about.id, read_json(_ANSWER, text, "answer", _ANSWER_WORDS), CriticIdentity(*about.critic)
+
+
+def read_json(decoder: msgspec.json.Decoder[T], text: str, what: str, words: Mapping[str, str]) -> T:
+    """Return what a JSON text from outside holds, of the decoder's type.
+
+    Args:
+        what: name of the text, for errors.
+        words: what must stand in a field, by its path ("" the whole, "[]" a list's item), for errors.
+
+    Raises:
+        ProtocolError: the text is not UTF-8, not JSON, or not of that type.
+    """
     try:
-        text.encode()
+        return _decoded(decoder, text)
     except UnicodeEncodeError:
-        raise ProtocolError(f"an answer is not UTF-8: {text[:200]!r}") from None
-    message = _load(text, "answer")
-    query_id = check_id(message.get("id"), "query id")
-    kind, critic = message.get("kind"), message.get("critic")
-    if isinstance(critic, list) and len(critic) == 3 and all(isinstance(each, str) for each in critic):
-        identity = CriticIdentity(*map(_printable, critic))
-        if kind == "done" and isinstance(message.get("done"), bool):
-            verdict = DoneVerdict(message["done"], _number(message.get("score")), _index(message, "frame"))
-            return query_id, verdict, identity
-        if kind == "value" and all(isinstance(message.get(name), list) for name in ("values", "critics")):
-            values, critics = (tuple(map(_number, message[name])) for name in ("values", "critics"))
-            if values:
-                return query_id, ValueVerdict(values, critics), identity
-        if kind == "failure" and all(isinstance(message.get(name), str) for name in ("message", "traceback")):
-            texts = (_printable(message[name]) for name in ("message", "traceback"))
-            return query_id, Failure(*texts), identity
-    raise ProtocolError(f"an answer is not of this protocol: {text[:200]!r}")
+        raise ProtocolError(f"the {what} is not UTF-8: {text[:200]!r}") from None
+    except msgspec.ValidationError as error:
+        place = _PLACE.search(str(error))
+        path = re.sub(r"\[\d+\]", "[]", place[1] or place[2], count=1) if place else ""
+        wrong = words.get(path, f"the {what} is not of this protocol")
+        raise ProtocolError(f"{wrong} ({str(error)[:200]}): {text[:200]!r}") from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ProtocolError(f"the {what} is not JSON with finite numbers ({error}).") from None
+
+
+def _decoded(decoder: msgspec.json.Decoder[T], text: str) -> T:
+    try:
+        return decoder.decode(text)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        # JSON may escape half a pair of surrogates, such as stands in names of files; msgspec takes none. It is
+        # read as the text of its escape.
+        return decoder.decode(_ESCAPE.sub(lambda each: "\\" * (len(each[0]) == 6) + each[0], text))
 
 
 def _printable(text: str) -> str:
-    """The text with lone surrogates escaped, such as stand in names of files: no terminal or log takes them."""
+    """Return the text with lone surrogates escaped, such as stand in names of files: no terminal takes them."""
     return text.encode(errors="backslashreplace").decode()
-
-
-def _query(fields: Any, client: str, asked: float, deadline: float) -> Query:
-    if not isinstance(fields, list) or len(fields) != 5:
-        raise ProtocolError("a query must be a list of id, episode, kind, frame and batch.")
-    query_id, episode, kind, frame, batch = fields
-    if kind not in _KINDS:
-        raise ProtocolError(f"a query's kind must be one of {', '.join(_KINDS)}, not {str(kind)[:40]!r}.")
-    query = Query(
-        id=check_id(query_id, "query id"),
-        episode=check_id(episode),
-        kind=kind,
-        frame=_checked_index(frame, "frame"),
-        batch=_checked_index(batch, "batch"),
-        client=client,
-        asked=asked,
-        deadline=deadline,
-    )
-    if not query.token:
-        raise ProtocolError(f"a query id must be a token, '-' and a number, not {query_id!r}.")
-    return query
-
-
-def _index(fields: dict[str, Any], name: str) -> int:
-    return _checked_index(fields.get(name), name)
-
-
-def _checked_index(value: Any, name: str) -> int:
-    if type(value) is int and 0 <= value < 2**32:
-        return value
-    raise ProtocolError(f"{name} must be an index within 0..2**32-1, not {type(value).__name__}.")
-
-
-def _number(value: Any) -> float:
-    try:
-        if type(value) in (int, float) and math.isfinite(value):
-            return float(value)
-    except OverflowError:
-        pass  # an integer beyond any float: refused like the rest
-    raise ProtocolError(f"expected a finite number, not {type(value).__name__}.")
-
-
-def _time(value: Any) -> float:
-    seconds = _number(value)
-    if not 0 <= seconds <= 1e11:
-        raise ProtocolError("a time must be in seconds since 1970.")
-    return seconds
-
-
-def _load(text: str, what: str) -> dict[str, Any]:
-    try:
-        message = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ProtocolError(f"the {what} is not JSON ({error}).") from None
-    if not isinstance(message, dict):
-        raise ProtocolError(f"the {what} is not a JSON object.")
-    return message

@@ -23,11 +23,12 @@ import uuid
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
 import redis
+from msgspec import structs
 from redis.client import Pipeline
 from rq import SimpleWorker
 from rq.defaults import DEFAULT_LOGGING_DATE_FORMAT, DEFAULT_LOGGING_FORMAT
@@ -628,7 +629,7 @@ class CriticWorker(SimpleWorker):
         finally:
             self._loading = False
         self.stats.loads += 1
-        self._replies.critic = replace(self._replies.critic, prompt=prompt)
+        self._replies.critic = structs.replace(self._replies.critic, prompt=prompt)
         self.log.info(
             "Worker %s: critic %s loaded in %.1f s", self.name, self.config.critic, time.monotonic() - started
         )

@@ -310,3 +310,18 @@ def test_a_text_that_is_no_answer_is_refused(text: str) -> None:
 def test_a_malformed_answer_is_refused_too(message: Any) -> None:
     with pytest.raises(ProtocolError):
         decode_answer(json.dumps(message))
+
+
+def test_half_a_pair_of_surrogates_is_read_as_its_escape() -> None:
+    half = {
+        **_FAILURE,
+        "message": "caf\udce9 \\udce9 \U0001f600",
+        "traceback": "\ud800",
+        "critic": ["\udc80", "", ""],
+    }
+    failure = Failure("caf\\udce9 \\udce9 \U0001f600", "\\ud800")
+    assert decode_answer(json.dumps(half)) == ("q", failure, CriticIdentity("\\udc80"))
+    text = encode_answer("q", Failure(half["message"], half["traceback"]), CriticIdentity("\udc80"))
+    assert decode_answer(text) == ("q", failure, CriticIdentity("\\udc80"))
+    with pytest.raises(ProtocolError, match="not UTF-8"):
+        decode_answer(json.dumps(half, ensure_ascii=False))

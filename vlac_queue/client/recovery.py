@@ -6,10 +6,11 @@ import logging
 import threading
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import redis
+from msgspec import structs
 from redis.client import Pipeline
 
 from vlac_queue.connection import Patience
@@ -239,7 +240,7 @@ class Recovery:
         client = self._client
         now = client._clock.sync().now()
         for pending in pendings:
-            pending.query = replace(pending.query, asked=now, deadline=now + client.config.timeout_s)
+            pending.query = structs.replace(pending.query, asked=now, deadline=now + client.config.timeout_s)
         steps = [Step(p.query.episode, p._episode._reference, query=p.query) for p in pendings]
         # What is lost once more is found at the next look.
         self._send(steps, pendings)

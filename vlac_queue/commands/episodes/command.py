@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 import redis
+from msgspec import structs
 
 from vlac_queue.commands.episodes import live, log
 from vlac_queue.commands.episodes.record import EpisodeRecord
@@ -152,7 +153,7 @@ def _row(record: EpisodeRecord) -> dict[str, Any]:
         "value": value.values[-1] if value else None,
         "failures": len(record.failures),
         "truth": record.truth if record.truth_known else "unknown",
-        "critics": [asdict(critic) for critic in record.critics],
+        "critics": [structs.asdict(critic) for critic in record.critics],
     }
 
 

@@ -6,26 +6,36 @@ is not as documented is an error that names the file and the line.
 
 from __future__ import annotations
 
-import json
-import math
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import msgspec
+from msgspec import Struct
+
 from vlac_queue.client.decision_log import LINES, LOG_VERSION, frames_path, reference_path
 from vlac_queue.commands.episodes.record import Asked, EpisodeRecord, one_of
 from vlac_queue.errors import FrameError, ProtocolError
 from vlac_queue.frames import HEADER_BYTES, MAX_BATCH_BYTES, Frames, decode_episode
 from vlac_queue.messages import (
+    ID_WORDS,
+    INDEX_WORDS,
     MAX_ANSWER_BYTES,
+    UNNAMED,
     Answer,
     CriticIdentity,
     DoneVerdict,
     Failure,
+    Id,
+    Index,
+    Kind,
+    OptionalId,
+    Values,
     ValueVerdict,
     check_id,
+    read_json,
 )
 
 #: Called with what a reader should know: something was left out, and why.
@@ -147,12 +157,86 @@ def _batches(file: BinaryIO, path: Path, note: Note) -> Iterator[bytes]:
         return
 
 
+class _Log(Struct, tag_field="kind", tag="log"):
+    """The first line."""
+
+    version: Any
+
+
+class _Opened(Struct, tag_field="kind", tag="opened"):
+    token: Id
+    episode: Id
+    task: str
+    reference: OptionalId
+    threshold: float
+    stride: Index
+    time: float
+
+
+class _Answered(Struct):
+    """What the lines about a query have in common."""
+
+    token: Id
+    frame: Index
+    sha256: str
+    critic: str
+    model: str
+    prompt: str
+
+
+class _Done(_Answered, tag_field="kind", tag="done"):
+    done: bool
+    score: float
+
+
+class _Value(_Answered, tag_field="kind", tag="value"):
+    values: Values
+    critics: tuple[float, ...]
+
+
+class _Failed(_Answered, tag_field="kind", tag="failure"):
+    asked: Kind
+    error: str
+    traceback: str
+
+
+class _Truth(Struct, tag_field="kind", tag="truth"):
+    token: Id
+    frame: Index | None = None
+
+
+class _Closed(Struct, tag_field="kind", tag="closed"):
+    token: Id
+    frames: Index
+    unanswered: list[tuple[Kind, Index]]
+
+
+_Line = _Log | _Opened | _Done | _Value | _Failed | _Truth | _Closed
+_LINE: msgspec.json.Decoder[_Line] = msgspec.json.Decoder(_Line)
+
+#: What must stand where in a line; where nothing is said here, msgspec's own words do.
+_WORDS = {
+    "": "not a JSON object",
+    "kind": "an unknown kind",
+    "token": f"token must be {ID_WORDS}",
+    "episode": f"episode id must be {ID_WORDS}",
+    "reference": f"reference id must be {ID_WORDS}",
+    "frame": f"frame must be {INDEX_WORDS}",
+    "score": "score must be a finite number",
+    "done": "done must be true or false",
+}
+
+
 @dataclass
 class _Open:
     """An episode whose end was not read yet."""
 
     record: EpisodeRecord
     asked: list[Asked] = field(default_factory=list)
+
+    def note(self, kind: Kind, answer: Answer, line: _Answered) -> None:
+        critic = CriticIdentity(line.critic, line.model, line.prompt)
+        self.asked.append(Asked(kind, answer, line.frame, None if critic == UNNAMED else critic, line.sha256))
 
     def finished(self, **fields: Any) -> EpisodeRecord:
         return replace(self.record, asked=tuple(self.asked), **fields)
@@ -171,7 +255,7 @@ def _read_writer(writer: Path, note: Note) -> Iterator[EpisodeRecord]:
                 note(f"{path} ends within a line, which was left out: {_UNFINISHED}")
                 break
             try:
-                line = _Line.read(text)
+                line = read_json(_LINE, text.decode(errors="surrogateescape"), "line", _WORDS)
                 closed = _take_in(line, number, reading, writer)
             except ProtocolError as error:
                 raise ProtocolError(f"{path}, line {number}: {error}") from None
@@ -184,120 +268,46 @@ def _read_writer(writer: Path, note: Note) -> Iterator[EpisodeRecord]:
 
 
 def _take_in(line: _Line, number: int, reading: dict[str, _Open], writer: Path) -> EpisodeRecord | None:
-    """Takes a line in; the episode that it closes."""
-    kind = line.text("kind")
-    if (kind == "log") != (number == 1):
+    """Take a line in, and return the episode that it closes."""
+    if isinstance(line, _Log) != (number == 1):
         raise ProtocolError("a log begins with one line of kind 'log'.")
-    if kind == "log":
-        if (version := line.fields.get("version")) != LOG_VERSION:
+    if isinstance(line, _Log):
+        if line.version != LOG_VERSION:
             raise ProtocolError(
-                f"the log is of version {str(version)[:20]}, this program reads version {LOG_VERSION}; "
+                f"the log is of version {str(line.version)[:20]}, this program reads version {LOG_VERSION}; "
                 "install the vlac-queue that wrote it."
             )
         return None
-    token = check_id(line.fields.get("token"), "token")
-    if kind == "opened":
-        reading[token] = _Open(
-            EpisodeRecord(
-                id=check_id(line.fields.get("episode")),
-                token=token,
-                task=line.text("task"),
-                reference=line.text("reference") and check_id(line.fields["reference"], "reference id"),
-                done_threshold=line.number("threshold"),
-                value_stride=line.index("stride"),
-                opened=line.number("time"),
-                writer=writer,
-            )
-        )
+    if isinstance(line, _Opened):
+        reading[line.token] = _Open(_record(line, writer))
         return None
-    episode = reading.get(token)
+    episode = reading.get(line.token)
     if episode is None:
-        raise ProtocolError(f"a line about an episode that is not open here (token {token}).")
-    if kind == "closed":
-        del reading[token]
-        episode.asked += line.unanswered()
-        return episode.finished(frames=line.index("frames"))
-    if kind == "truth":
-        truth = None if line.fields.get("frame") is None else line.index("frame")
-        episode.record = replace(episode.record, truth_known=True, truth=truth)
-        return None
-    episode.asked.append(line.asked(kind))
+        raise ProtocolError(f"a line about an episode that is not open here (token {line.token}).")
+    match line:
+        case _Closed():
+            del reading[line.token]
+            episode.asked += [Asked(kind, None, frame) for kind, frame in line.unanswered]
+            return episode.finished(frames=line.frames)
+        case _Truth():
+            episode.record = replace(episode.record, truth_known=True, truth=line.frame)
+        case _Done():
+            episode.note("done", DoneVerdict(line.done, line.score, line.frame), line)
+        case _Value():
+            episode.note("value", ValueVerdict(line.values, line.critics), line)
+        case _Failed():
+            episode.note(line.asked, Failure(line.error, line.traceback), line)
     return None
 
 
-@dataclass(frozen=True)
-class _Line:
-    fields: dict[str, Any]
-
-    @classmethod
-    def read(cls, text: bytes) -> _Line:
-        try:
-            fields = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ProtocolError(f"not JSON ({error}).") from None
-        if not isinstance(fields, dict):
-            raise ProtocolError("not a JSON object.")
-        return cls(fields)
-
-    def asked(self, kind: str) -> Asked:
-        answer: Answer
-        frame = self.index("frame")
-        asked = kind
-        if kind == "done":
-            if not isinstance(self.fields.get("done"), bool):
-                raise ProtocolError("done must be true or false.")
-            answer = DoneVerdict(self.fields["done"], self.number("score"), frame)
-        elif kind == "value":
-            answer = ValueVerdict(self.numbers("values"), self.numbers("critics"))
-            if not answer.values:
-                raise ProtocolError("a value list is empty.")
-        elif kind == "failure":
-            answer = Failure(self.text("error"), self.text("traceback"))
-            asked = self.text("asked")
-        if asked not in ("done", "value"):
-            raise ProtocolError(f"an unknown kind: {asked[:40]!r}.")
-        identity = [self.text(name) for name in ("critic", "model", "prompt")]
-        return Asked(
-            kind=asked,  # type: ignore[arg-type]
-            answer=answer,
-            frame=frame,
-            critic=CriticIdentity(*identity) if any(identity) else None,
-            sha256=self.text("sha256"),
-        )
-
-    def unanswered(self) -> list[Asked]:
-        queries = self.fields.get("unanswered")
-        try:
-            return [Asked(kind, None, _Line({"frame": frame}).index("frame")) for kind, frame in queries]  # type: ignore[union-attr]
-        except (TypeError, ValueError):
-            raise ProtocolError("unanswered must be a list of kinds and frames.") from None
-
-    def text(self, name: str) -> str:
-        value = self.fields.get(name)
-        if not isinstance(value, str):
-            raise ProtocolError(f"{name} must be a text, not {type(value).__name__}.")
-        return value
-
-    def index(self, name: str) -> int:
-        value = self.fields.get(name)
-        if type(value) is not int or not 0 <= value < 2**32:
-            raise ProtocolError(f"{name} must be an index within 0..2**32-1, not {str(value)[:40]}.")
-        return value
-
-    def number(self, name: str) -> float:
-        return _finite(self.fields.get(name), name)
-
-    def numbers(self, name: str) -> tuple[float, ...]:
-        values = self.fields.get(name)
-        if not isinstance(values, list):
-            raise ProtocolError(f"{name} must be a list of numbers, not {type(values).__name__}.")
-        return tuple(_finite(value, name) for value in values)
-
-
-def _finite(value: Any, name: str) -> float:
-    try:
-        if type(value) in (int, float) and math.isfinite(value):
-            return float(value)
-    except OverflowError:
-        pass  # an integer beyond any float: refused like the rest
-    raise ProtocolError(f"{name} must hold finite numbers, not {str(value)[:40]}.")
+def _record(line: _Opened, writer: Path) -> EpisodeRecord:
+    return EpisodeRecord(
+        id=line.episode,
+        token=line.token,
+        task=line.task,
+        reference=line.reference,
+        done_threshold=line.threshold,
+        value_stride=line.stride,
+        opened=line.time,
+        writer=writer,
+    )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
 import click
+from msgspec import structs
 
 from vlac_queue.commands.episodes.log import read_log
 from vlac_queue.commands.episodes.record import EpisodeRecord
@@ -89,8 +89,8 @@ def rescore(
             "log": str(folder),
             "passed": not reasons,
             "reasons": reasons,
-            "critics_then": [asdict(each) for each in then],
-            "critics_now": [asdict(each) for each in now],
+            "critics_then": [structs.asdict(each) for each in then],
+            "critics_now": [structs.asdict(each) for each in now],
             "total": found.as_dict(),
             "tasks": [tasks[task].as_dict() for task in sorted(tasks)],
             "refused": messages.refused,
