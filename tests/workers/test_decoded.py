@@ -14,10 +14,10 @@ from vlac_queue import CriticClient, FrameError, ProtocolError
 from vlac_queue.frames import encode
 from vlac_queue.keys import Keys
 from vlac_queue.messages import Query
-from vlac_queue.store import EpisodeStore
 from workers.critics import CriticQuery
 from workers.decoded import History
 from workers.preparing import Intake
+from workers.store import WorkerStore
 
 LIMIT = 1 << 30
 
@@ -111,7 +111,7 @@ def test_a_query_about_a_frame_inside_a_batch_is_refused() -> None:
 # How the intake uses it, with episodes on a real server.
 
 
-class Reading(EpisodeStore):
+class Reading(WorkerStore):
     """Notes how many batches are read."""
 
     def __init__(self, *args, **kwargs) -> None:
