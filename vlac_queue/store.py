@@ -7,6 +7,7 @@ grow by a round trip an episode. All errors are Redis' own here; the client turn
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from redis.client import Pipeline
 
 from vlac_queue.connection import Script, exchange
 from vlac_queue.errors import EpisodeLost, ProtocolError, QueueFull, VlacQueueError
+from vlac_queue.faults import passes
 from vlac_queue.jobs import NewJob
 from vlac_queue.keys import Keys
 from vlac_queue.messages import MAX_TASK_CHARS, Query
@@ -25,6 +27,9 @@ _LUA = Path(__file__).with_name("lua")
 _OPEN, _STORE_REFERENCE, _STEP, _DROP_ABANDONED, _CLOSE = (
     Script.load(_LUA / f"{name}.lua") for name in ("open", "store_reference", "step", "drop_abandoned", "close")
 )
+
+#: What RQ calls a job that waits, and one that was begun.
+_ALIVE = (b"queued", b"started")
 
 
 @dataclass(frozen=True)
@@ -77,23 +82,57 @@ class EpisodeMeta:
         return meta
 
 
-@dataclass(frozen=True)
+@dataclass
 class Step:
     """What a rollout sends for one episode: an encoded batch, a query about it, or both.
 
     Attributes:
-        episode: the episode's id.
+        episode_id: the episode's id.
         reference: id of its reference, or "".
         index: index of the batch.
         payload: the encoded batch; b"" sends none.
         query: the query; None asks nothing.
     """
 
-    episode: str
+    episode_id: str
     reference: str
     index: int = 0
     payload: bytes = b""
     query: Query | None = None
+
+
+@dataclass(frozen=True)
+class OpenQuery:
+    """A query that has no answer yet, as its client knows it.
+
+    Attributes:
+        query: what was asked.
+        reference: id of its episode's reference, or "".
+        job: id of the job that carries it.
+    """
+
+    query: Query
+    reference: str
+    job: str
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What has become of an open query.
+
+    Attributes:
+        answer: the answer's text; None while there is none.
+        kept: whether Redis has the query, its frames and its reference.
+        carried: whether a job still waits with it, or a worker has it.
+        refused: why a worker refused its job, or "".
+        error: what Redis said instead: a key of its episode is of a wrong type, say.
+    """
+
+    answer: str | None
+    kept: bool
+    carried: bool
+    refused: str = ""
+    error: redis.RedisError | None = None
 
 
 class EpisodeStore:
@@ -189,9 +228,9 @@ class EpisodeStore:
         for job in jobs:
             arguments += (job.id, len(job.fields), *job.fields)
         for step in steps:
-            keys += self._keys(step.episode, step.reference)
+            keys += self._keys(step.episode_id, step.reference)
             query = step.query
-            arguments += (step.episode, step.index, step.payload)
+            arguments += (step.episode_id, step.index, step.payload)
             arguments += (query.id, query.kind) if query else ("", "")
         return ("EVAL", _STEP, len(keys), *keys, *arguments)
 
@@ -219,6 +258,58 @@ class EpisodeStore:
             texts = {as_text(query): as_text(text) for query, text in fields.items()}
             answers.append((entry_id, texts, worker))
         return answers
+
+    def look_up(self, queries: Sequence[OpenQuery]) -> list[Standing]:
+        """Find what has become of queries: in their episodes, in the queue, with a worker.
+
+        Two round trips at most.
+        """
+        jobs = sorted({each.job for each in queries})
+        with self.connection.pipeline(transaction=False) as pipeline:
+            for each in queries:
+                episode = self.keys.episode(each.query.episode)
+                pipeline.hget(episode.queries, each.query.id)
+                pipeline.exists(episode.meta)
+                pipeline.llen(episode.frames)
+                pipeline.exists(self.keys.reference(each.reference))
+            for job in jobs:
+                pipeline.hmget(self.keys.rq_job(job), "status", "exc_info", "worker_name")
+            replies = _replies(pipeline)
+        told = ((None,) * 3 if isinstance(job, redis.RedisError) else job for job in replies[4 * len(queries) :])
+        of_jobs = dict(zip(jobs, told, strict=True))
+        carried = self._carried({job: who for job, (status, _, who) in of_jobs.items() if status in _ALIVE})
+        standings = []
+        for each, *of_episode in zip(
+            queries, *(replies[start : 4 * len(queries) : 4] for start in range(4)), strict=True
+        ):
+            if errors := [reply for reply in of_episode if isinstance(reply, redis.RedisError)]:
+                standings.append(Standing(None, True, False, error=errors[0]))
+                continue
+            text, there, batches, reference = of_episode
+            status, reason, _ = of_jobs[each.job]
+            answer = None if text in (None, b"done", b"value") else as_text(text)
+            kept = text is not None and there and batches > each.query.batch and (not each.reference or reference)
+            refused = _reason(reason) if status == b"failed" else ""
+            standings.append(Standing(answer, bool(kept), each.job in carried, refused))
+        return standings
+
+    def _carried(self, workers: Mapping[str, bytes | None]) -> set[str]:
+        """Return those of the jobs that wait, or stand in the claims of the worker that took them: it looks after
+        them, or others do when it is dead.
+
+        Args:
+            workers: job id -> who took it last, if anybody did.
+        """
+        if not workers:
+            return set()
+        with self.connection.pipeline(transaction=False) as pipeline:
+            for job, worker in workers.items():
+                pipeline.lpos(self.keys.rq_queue, job)
+                pipeline.lpos(self.keys.alone, job)
+                pipeline.lpos(self.keys.claims((worker or b"").decode(errors="replace")), job)
+            replies = _replies(pipeline)
+        places = zip(workers, *(replies[start::3] for start in range(3)), strict=True)
+        return {job for job, *found in places if any(isinstance(place, int) for place in found)}
 
     def drop_abandoned(self) -> int:
         """Closes the episodes of clients that have not been heard of for CLIENT_TTL_S seconds; how many."""
@@ -258,6 +349,23 @@ def as_text(stored: bytes) -> str:
     return stored.decode(errors="surrogateescape")
 
 
+def _replies(pipeline: Pipeline) -> list[Any]:
+    """Return the replies to a pipeline; errors that don't pass are among them, since they concern one key."""
+    replies = pipeline.execute(raise_on_error=False)
+    for reply in replies:
+        if passes(reply):
+            raise reply
+    return replies
+
+
+def _reason(compressed: bytes | None) -> str:
+    try:
+        text = zlib.decompressobj().decompress(compressed or b"", 4096).decode(errors="replace")
+    except zlib.error:
+        text = ""
+    return text or "see `rq info`"
+
+
 def _step_error(step: Step, reply: list[Any], max_bytes: int) -> VlacQueueError | redis.RedisError | None:
     status = reply[0]
     if status == b"ok":
@@ -270,9 +378,9 @@ def _step_error(step: Step, reply: list[Any], max_bytes: int) -> VlacQueueError 
             "stored. Close finished episodes, start more workers, or raise max_pending_bytes."
         )
     if status == b"gone" or (status == b"order" and reply[1] < step.index):
-        return episode_lost(step.episode)
+        return episode_lost(step.episode_id)
     return ProtocolError(
-        f"episode {step.episode!r} has {reply[1]} batches on Redis where {step.index} were pushed from here; "
+        f"episode {step.episode_id!r} has {reply[1]} batches on Redis where {step.index} were pushed from here; "
         "only one client may push to an episode."
     )
 

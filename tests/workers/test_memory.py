@@ -50,7 +50,7 @@ def test_what_needs_more_memory_than_there_is_fails_alone(
     referring.push(frame(51))
     mistyped = client.episode("task", np.stack([frame(0), frame(1)]))
     mistyped.push(frame(51))
-    key = Keys("vlac").reference(mistyped._reference)
+    key = Keys("vlac").reference(mistyped.meta.reference)
     connection.delete(key)
     connection.set(key, "a stranger's")
     bad = [long.ask_value(), referring.ask_done(), mistyped.ask_done()]
