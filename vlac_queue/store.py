@@ -92,6 +92,7 @@ class Step:
         index: index of the batch.
         payload: the encoded batch; b"" sends none.
         query: the query; None asks nothing.
+        job: id of the job that carries it.
     """
 
     episode_id: str
@@ -99,40 +100,24 @@ class Step:
     index: int = 0
     payload: bytes = b""
     query: Query | None = None
-
-
-@dataclass(frozen=True)
-class OpenQuery:
-    """A query that has no answer yet, as its client knows it.
-
-    Attributes:
-        query: what was asked.
-        reference: id of its episode's reference, or "".
-        job: id of the job that carries it.
-    """
-
-    query: Query
-    reference: str
-    job: str
+    job: str = ""
 
 
 @dataclass(frozen=True)
 class Standing:
-    """What has become of an open query.
+    """What has become of a query.
 
     Attributes:
         answer: the answer's text; None while there is none.
         kept: whether Redis has the query, its frames and its reference.
         carried: whether a job still waits with it, or a worker has it.
-        refused: why a worker refused its job, or "".
-        error: what Redis said instead: a key of its episode is of a wrong type, say.
+        error: why it can't be answered: a worker refused its job, or a key of its episode is of a wrong type.
     """
 
     answer: str | None
-    kept: bool
-    carried: bool
-    refused: str = ""
-    error: redis.RedisError | None = None
+    kept: bool = True
+    carried: bool = False
+    error: VlacQueueError | redis.RedisError | None = None
 
 
 class EpisodeStore:
@@ -259,39 +244,29 @@ class EpisodeStore:
             answers.append((entry_id, texts, worker))
         return answers
 
-    def look_up(self, queries: Sequence[OpenQuery]) -> list[Standing]:
+    def look_up(self, asked: Sequence[Step]) -> list[Standing]:
         """Find what has become of queries: in their episodes, in the queue, with a worker.
 
         Two round trips at most.
         """
-        jobs = sorted({each.job for each in queries})
+        jobs = sorted({step.job for step in asked})
         with self.connection.pipeline(transaction=False) as pipeline:
-            for each in queries:
-                episode = self.keys.episode(each.query.episode)
-                pipeline.hget(episode.queries, each.query.id)
-                pipeline.exists(episode.meta)
-                pipeline.llen(episode.frames)
-                pipeline.exists(self.keys.reference(each.reference))
+            for step in asked:
+                meta, frames, queries, reference, _ = self._keys(step.episode_id, step.reference)
+                pipeline.hget(queries, step.query.id if step.query else "")
+                pipeline.exists(meta)
+                pipeline.llen(frames)
+                pipeline.exists(reference)
             for job in jobs:
                 pipeline.hmget(self.keys.rq_job(job), "status", "exc_info", "worker_name")
             replies = _replies(pipeline)
-        told = ((None,) * 3 if isinstance(job, redis.RedisError) else job for job in replies[4 * len(queries) :])
+        told = ((None,) * 3 if isinstance(job, redis.RedisError) else job for job in replies[4 * len(asked) :])
         of_jobs = dict(zip(jobs, told, strict=True))
         carried = self._carried({job: who for job, (status, _, who) in of_jobs.items() if status in _ALIVE})
-        standings = []
-        for each, *of_episode in zip(
-            queries, *(replies[start : 4 * len(queries) : 4] for start in range(4)), strict=True
-        ):
-            if errors := [reply for reply in of_episode if isinstance(reply, redis.RedisError)]:
-                standings.append(Standing(None, True, False, error=errors[0]))
-                continue
-            text, there, batches, reference = of_episode
-            status, reason, _ = of_jobs[each.job]
-            answer = None if text in (None, b"done", b"value") else as_text(text)
-            kept = text is not None and there and batches > each.query.batch and (not each.reference or reference)
-            refused = _reason(reason) if status == b"failed" else ""
-            standings.append(Standing(answer, bool(kept), each.job in carried, refused))
-        return standings
+        return [
+            _standing(step, replies[4 * index : 4 * index + 4], of_jobs[step.job], step.job in carried)
+            for index, step in enumerate(asked)
+        ]
 
     def _carried(self, workers: Mapping[str, bytes | None]) -> set[str]:
         """Return those of the jobs that wait, or stand in the claims of the worker that took them: it looks after
@@ -356,6 +331,20 @@ def _replies(pipeline: Pipeline) -> list[Any]:
         if passes(reply):
             raise reply
     return replies
+
+
+def _standing(step: Step, of_episode: Sequence[Any], of_job: Sequence[Any], carried: bool) -> Standing:
+    if errors := [reply for reply in of_episode if isinstance(reply, redis.RedisError)]:
+        return Standing(None, error=errors[0])
+    text, there, batches, reference = of_episode
+    if text not in (None, b"done", b"value"):
+        return Standing(as_text(text))
+    complete = batches > step.query.batch if step.query else True
+    if text is None or not there or not complete or (step.reference and not reference):
+        return Standing(None, kept=False)
+    status, reason, _ = of_job
+    refused = ProtocolError(f"a worker refused the job: {_reason(reason)}") if status == b"failed" else None
+    return Standing(None, carried=carried, error=refused)
 
 
 def _reason(compressed: bytes | None) -> str:

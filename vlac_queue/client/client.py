@@ -9,6 +9,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,11 @@ from vlac_queue.client.decision_log import DecisionLog
 from vlac_queue.client.episode import Episode, Pending
 from vlac_queue.client.opened import Opened
 from vlac_queue.client.recovery import CLOCK_FRESH_S, Recovery
-from vlac_queue.client.sending import ClientStats, Part, Sender
+from vlac_queue.client.sending import ClientStats, Part, Sender, check_frames
 from vlac_queue.config import VlacConfig
 from vlac_queue.connection import BLOCK_S, Patience, RedisClock, connect
 from vlac_queue.control import order_workers, require_workers, timeout_error
-from vlac_queue.errors import (
-    ConfigError,
-    CriticTimeout,
-    EpisodeLost,
-    FrameError,
-    NoWorkers,
-    ProtocolError,
-    VlacQueueError,
-)
+from vlac_queue.errors import ConfigError, CriticTimeout, EpisodeLost, NoWorkers, VlacQueueError
 from vlac_queue.frames import Frames, as_batch
 from vlac_queue.keys import Keys
 from vlac_queue.messages import DoneVerdict, ValueVerdict
@@ -91,12 +84,10 @@ class CriticClient:
         self._patiently = Patience(self.config.redis_url, min(self.config.patience_s, self.config.timeout_s))
         self._at_once = Patience(self.config.redis_url, 0.0)
         store = EpisodeStore(self._connection, self._keys, ttl_s=self.config.episode_ttl_s)
-        self._opened = Opened(self, self.id, self.config, store)
         self._answers = Answers(store, self.id, self._log)
-        self._sender = Sender(self.config, store, self.stats, self._log)
-        self._recovery = Recovery(self._sender, self._answers, self._opened, self._clock, self._patiently)
-
-    # Episodes.
+        sender = Sender(self.config, store, self.stats, self._log)
+        self._opened = Opened(self, self.id, sender, self._answers, self._log)
+        self._recovery = Recovery(sender, self._answers, self._opened, self._clock, self._patiently)
 
     def episode(
         self, task: str, reference: Frames | str | Path | None = None, *, id: str | None = None
@@ -125,21 +116,12 @@ class CriticClient:
     ) -> list[Episode]:
         """Open an episode for each task, all in one round trip; otherwise as `episode`."""
         nothing = [None] * len(tasks)
-        episodes = self._opened.open(
-            tasks, nothing if references is None else references, ids or nothing, self._patiently
-        )
-        with self._lock:
-            self.stats.episodes += len(episodes)
-        for episode in episodes:
-            if self._log:
-                self._log.opened(episode)
-        return episodes
+        given = nothing if references is None else references
+        return self._opened.open(tasks, given, ids or nothing, self._patiently)
 
     def push_many(self, pushes: Iterable[tuple[Episode, Frames]]) -> None:
         """Push to several episodes in one round trip; store what can be, then raise as `Episode.push`."""
-        for error in self.push_each(pushes):
-            if error is not None:
-                raise error
+        _raised(self.push_each(pushes))
 
     def push_each(self, pushes: Iterable[tuple[Episode, Frames]]) -> list[VlacQueueError | None]:
         """Push as `push_many`, but return what went wrong for each episode instead of raising it.
@@ -158,11 +140,7 @@ class CriticClient:
         The quickest way: a worker decodes the first frames while the last ones are still encoded here. Stores
         what it can, then raises as `Episode.observe`; a query is asked exactly where its frames were stored.
         """
-        outcomes = self.observe_each(pushes)
-        for outcome in outcomes:
-            if isinstance(outcome, VlacQueueError):
-                raise outcome
-        return outcomes  # type: ignore[return-value]
+        return _raised(self.observe_each(pushes))
 
     def observe_each(
         self, pushes: Iterable[tuple[Episode, Frames]]
@@ -191,7 +169,7 @@ class CriticClient:
 
     def close_many(self, episodes: Sequence[Episode]) -> None:
         """Close several episodes in one round trip; in a forked child, those of its parent stay open."""
-        self._close(episodes, self._patiently)
+        self._opened.close(episodes, self._patiently)
 
     def leave(self, episodes: Sequence[Episode], error: BaseException | None) -> None:
         """Close episodes at the end of a `with` statement.
@@ -201,36 +179,12 @@ class CriticClient:
         """
         interrupted = error is not None and not isinstance(error, Exception)
         try:
-            self._close(episodes, self._at_once if interrupted else self._patiently)
+            self._opened.close(episodes, self._at_once if interrupted else self._patiently)
         except VlacQueueError as failure:
             if error is None:
                 raise
-            self._forget(episodes)
+            self._opened.forget(episodes)
             _log.warning("%d episodes are left to expire by themselves: %s", len(episodes), failure)
-
-    def _close(self, episodes: Sequence[Episode], patiently: Patience) -> None:
-        for episode in episodes:
-            episode.check_client(self)
-        if closing := self._still_open(episodes):
-            if self._opened.close(closing, patiently):
-                self._recovery.part()
-            self._forget(closing)
-
-    def _forget(self, episodes: Sequence[Episode]) -> None:
-        closed = self._still_open(episodes)
-        for episode in closed:
-            self._sender.forget(episode)
-        self._opened.forget(closed)
-        unanswered = self._answers.drop(closed)
-        for episode in closed:
-            if self._log:
-                self._log.closed(episode, [each.query for each in unanswered if each.episode is episode])
-
-    def _still_open(self, episodes: Sequence[Episode]) -> list[Episode]:
-        """Return those that are open, and not the parent's from before a fork: it goes on with them."""
-        return [each for each in episodes if not each.closed and each.meta.client == self.id]
-
-    # Answers.
 
     def poll(self, pendings: Iterable[Pending[Any]]) -> None:
         """Take in the answers to `pendings` that have arrived, in one round trip and without waiting.
@@ -240,7 +194,7 @@ class CriticClient:
         Raises:
             RedisUnavailable: Redis can't be reached.
         """
-        self._check_waiting(pendings)
+        self._opened.check(pending.episode for pending in pendings if not pending.answered)
         self._recovery.read()
 
     def wait(self, pendings: Sequence[Pending[Any]], timeout: float | None = None) -> None:
@@ -260,9 +214,9 @@ class CriticClient:
             while open_ones := [pending for pending in pendings if not pending.answered]:
                 began = time.monotonic()
                 if looked and began >= deadline:
-                    raise self._timeout_error(len(open_ones), began - started)
+                    raise self._at_once(partial(self._timeout_error, len(open_ones), began - started))
                 looked, block_s = True, max(0.0, min(deadline - began, BLOCK_S))
-                self._check_waiting(open_ones)
+                self._opened.check(pending.episode for pending in open_ones)
                 self._recovery.read(block_s or None)
                 stalled_s = time.monotonic() - began - block_s
                 if stalled_s > _STALL_S:
@@ -339,11 +293,18 @@ class CriticClient:
         if self._log:
             self._log.truth(episode, frame)
 
-    # Inside.
-
     def _send(self, parts: Sequence[Part]) -> Sequence[Part]:
-        """Send frames and queries; return the parts with what they asked, and what went wrong."""
-        self._check(parts)
+        """Send frames and queries; return the parts with what they asked, and what went wrong.
+
+        Raises:
+            ProtocolError, FrameError: an episode is not usable.
+            NoWorkers: something is asked and nothing listens.
+        """
+        self._opened.check(part.episode for part in parts)
+        check_frames(parts)
+        if any(part.kind for part in parts) and time.monotonic() - self._workers_seen > _WORKERS_FRESH_S:
+            # Who never saw a worker is told at once that there is none.
+            self._patiently(self.ping, at_once=() if self._workers_seen > 0 else (NoWorkers,))
         if parts:
             self._recovery.send(parts)
         return parts
@@ -360,42 +321,21 @@ class CriticClient:
             pendings.append(part.pending)
         return pendings
 
+    def _timeout_error(self, queries: int, waited_s: float) -> CriticTimeout:
+        return timeout_error(self._connection, self._keys, self.config.redis_url, queries, waited_s)
+
     def _publish(self, add: Callable[[Pipeline], None]) -> None:
         with self._connection.pipeline(transaction=False) as pipeline:
             add(pipeline)
             self._at_once(pipeline.execute)
 
-    def _timeout_error(self, queries: int, waited_s: float) -> CriticTimeout:
-        url = self.config.redis_url
-        return self._at_once(lambda: timeout_error(self._connection, self._keys, url, queries, waited_s))
 
-    def _check_waiting(self, pendings: Iterable[Pending[Any]]) -> None:
-        for pending in pendings:
-            if not pending.answered:
-                pending.episode.check_open(self, self.id)
-
-    def _check(self, parts: Sequence[Part]) -> None:
-        """Raise where parts can't be sent.
-
-        Raises:
-            ProtocolError, FrameError: an episode is not usable.
-            NoWorkers: something is asked and nothing listens.
-        """
-        pushed_to: set[Episode] = set()
-        for part in parts:
-            episode = part.episode
-            episode.check_open(self, self.id)
-            if part.frames is None:
-                if episode.frames == 0:
-                    raise FrameError(f"episode {episode.id!r} has no frames yet; push some before asking.")
-                continue
-            if episode in pushed_to:
-                raise ProtocolError(f"episode {episode.id!r} stands twice in one call; join its frames.")
-            pushed_to.add(episode)
-            episode.check_size(part.frames)
-        if any(part.kind for part in parts) and time.monotonic() - self._workers_seen > _WORKERS_FRESH_S:
-            # Who never saw a worker is told at once that there is none.
-            self._patiently(self.ping, at_once=() if self._workers_seen > 0 else (NoWorkers,))
+def _raised(outcomes: list[Any]) -> list[Any]:
+    """Return outcomes, unless there are errors among them: raise the first one."""
+    for outcome in outcomes:
+        if isinstance(outcome, VlacQueueError):
+            raise outcome
+    return outcomes
 
 
 #: The clients of this process.

@@ -124,7 +124,7 @@ class Pending(Generic[Verdict]):
 
 
 @dataclass(frozen=True)
-class _Pushed:
+class Pushed:
     """What was pushed of an episode; one value, so that Ctrl-C finds it as before a push or as after it.
 
     Attributes:
@@ -140,6 +140,11 @@ class _Pushed:
     sent_bytes: int = 0
     base: Base | None = None
     kept: tuple[bytes, ...] | None = ()
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of `kept`."""
+        return 0 if self.kept is None else self.sent_bytes
 
 
 class Episode:
@@ -159,7 +164,7 @@ class Episode:
         self, client: Client, episode_id: str, meta: EpisodeMeta, reference: Sequence[bytes] = ()
     ) -> None:
         self._client = client
-        self._pushed = _Pushed()
+        self._pushed = Pushed()
         self.id = episode_id
         self.task = meta.task
         self.meta = meta
@@ -172,19 +177,9 @@ class Episode:
         self.closed = False
 
     @property
-    def batches(self) -> int:
-        """How many times frames were pushed so far."""
-        return self._pushed.batches
-
-    @property
-    def kept(self) -> Sequence[bytes] | None:
-        """What was pushed so far, encoded; None where it is not kept."""
-        return self._pushed.kept
-
-    @property
-    def kept_bytes(self) -> int:
-        """Bytes of `kept`."""
-        return 0 if self._pushed.kept is None else self._pushed.sent_bytes
+    def pushed(self) -> Pushed:
+        """What was pushed so far."""
+        return self._pushed
 
     @property
     def frames(self) -> int:
@@ -288,7 +283,7 @@ class Episode:
     def count_pushed(self, frames: Frames, payload: bytes, *, keep: bool) -> None:
         """Count frames as pushed, which were encoded as `payload`; keep that, or let all that was kept go."""
         before = self._pushed
-        self._pushed = _Pushed(
+        self._pushed = Pushed(
             before.batches + 1,
             before.frames + len(frames),
             before.raw_bytes + frames.nbytes,

@@ -3,38 +3,65 @@
 from __future__ import annotations
 
 import threading
+import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import redis
+
+from vlac_queue.client.answers import Answers
+from vlac_queue.client.decision_log import DecisionLog
 from vlac_queue.client.episode import Client, Episode
 from vlac_queue.client.reference import References
-from vlac_queue.config import VlacConfig
+from vlac_queue.client.sending import Sender
 from vlac_queue.connection import Patience
 from vlac_queue.errors import ProtocolError
+from vlac_queue.faults import Fault, fault_of
 from vlac_queue.frames import Frames
+from vlac_queue.keys import CLIENT_TTL_S
 from vlac_queue.messages import MAX_TASK_CHARS, check_id
-from vlac_queue.store import EpisodeMeta, EpisodeStore
+from vlac_queue.store import EpisodeMeta
+
+#: Seconds between two signs of life to Redis.
+_LIFE_S = 5.0
 
 
 class Opened:
-    """Opens and closes episodes. Threads may share it.
+    """Opens and closes episodes, and tells Redis that their client is there. Threads may share it.
 
     Args:
         client, client_id: whose they are.
-        config: what their queries shall be like.
-        store: opens them on Redis.
+        sender, answers: hold what is to be let go with an episode.
+        log: is told of each, if there is one.
     """
 
-    def __init__(self, client: Client, client_id: str, config: VlacConfig, store: EpisodeStore) -> None:
-        self.client_id = client_id
+    def __init__(
+        self, client: Client, client_id: str, sender: Sender, answers: Answers, log: DecisionLog | None
+    ) -> None:
         self._client = client
-        self._config = config
-        self._store = store
+        self._client_id = client_id
+        self._sender = sender
+        self._answers = answers
+        self._decisions = log
+        self._config = sender.config
+        self._store = sender.store
         self._references = References()
         self._lock = threading.Lock()
         self._episodes: dict[str, Episode] = {}
+        self._lived = -float("inf")
+
+    def live(self) -> None:
+        """Tell Redis, now and then, that the client is there."""
+        if time.monotonic() - self._lived > _LIFE_S:
+            try:
+                self._store.connection.set(self._store.keys.client(self._client_id), 1, ex=CLIENT_TTL_S)
+            except redis.RedisError as error:
+                # What takes no writes may be read all the same, and answers must be.
+                if fault_of(error) not in (Fault.FULL, Fault.REFUSED):
+                    raise
+            self._lived = time.monotonic()
 
     @property
     def sent_bytes(self) -> int:
@@ -66,7 +93,7 @@ class Opened:
                 value_stride=self._config.value_stride,
                 ttl_s=self._config.episode_ttl_s,
                 token=uuid.uuid4().hex[:12],
-                client=self.client_id,
+                client=self._client_id,
             )
             name = check_id(id) if id is not None else uuid.uuid4().hex
             episodes.append(Episode(self._client, name, meta, reference.batches))
@@ -76,25 +103,52 @@ class Opened:
             patiently(lambda: self._store.open(opening, batches, max_bytes=self._config.max_pending_bytes))
         with self._lock:
             self._episodes.update((episode.id, episode) for episode in episodes)
+            self._sender.stats.episodes += len(episodes)
+        for episode in episodes:
+            if self._decisions:
+                self._decisions.opened(episode)
         return episodes
 
-    def close(self, closing: Sequence[Episode], patiently: Patience) -> bool:
-        """Delete the keys of episodes, and those of the client with its last one; return whether it was."""
+    def check(self, episodes: Iterable[Episode]) -> None:
+        """Raise ProtocolError where one can't be used (any more)."""
+        for episode in episodes:
+            episode.check_open(self._client, self._client_id)
+
+    def close(self, episodes: Sequence[Episode], patiently: Patience) -> None:
+        """Delete the keys of episodes, and those of the client with its last one."""
+        for episode in episodes:
+            episode.check_client(self._client)
+        closing = self._still_open(episodes)
+        if not closing:
+            return
         for episode in closing:
             episode.begin_closing()
         with self._lock:
             last = not self._episodes.keys() - {episode.id for episode in closing}
         # While one is open, another thread may ask about it and wait on the stream.
         keys = self._store.keys
-        of_client = [keys.client(self.client_id), keys.client_answers(self.client_id)] if last else []
+        of_client = [keys.client(self._client_id), keys.client_answers(self._client_id)] if last else []
         patiently(lambda: self._store.close([(each.id, each.meta.reference) for each in closing], of_client))
-        return last
+        if last:
+            self._lived = -float("inf")
+            self._answers.start_over()  # the next stream begins anew, by a clock that may have been set back
+        self.forget(closing)
 
-    def forget(self, closed: Sequence[Episode]) -> None:
-        """Count episodes no more among the open ones."""
+    def forget(self, episodes: Sequence[Episode]) -> None:
+        """Count episodes as closed."""
+        closed = self._still_open(episodes)
         with self._lock:
             for episode in closed:
                 self._episodes.pop(episode.id, None)
+        unanswered = self._answers.drop(closed)
+        for episode in closed:
+            self._sender.forget(episode)
+            if self._decisions:
+                self._decisions.closed(episode, [each.query for each in unanswered if each.episode is episode])
+
+    def _still_open(self, episodes: Sequence[Episode]) -> list[Episode]:
+        """Return those that are open, and not the parent's from before a fork: it goes on with them."""
+        return [each for each in episodes if not each.closed and each.meta.client == self._client_id]
 
 
 def _check_task(task: Any) -> None:

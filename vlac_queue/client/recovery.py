@@ -16,15 +16,12 @@ from vlac_queue.client.episode import Episode, Pending
 from vlac_queue.client.opened import Opened
 from vlac_queue.client.sending import Part, Sender
 from vlac_queue.connection import Patience, RedisClock
-from vlac_queue.errors import EpisodeLost, ProtocolError, QueueFull, RedisUnavailable, VlacQueueError
-from vlac_queue.faults import Fault, as_ours, fault_of
-from vlac_queue.keys import CLIENT_TTL_S
-from vlac_queue.store import OpenQuery, episode_lost
+from vlac_queue.errors import EpisodeLost, QueueFull, RedisUnavailable, VlacQueueError
+from vlac_queue.faults import as_ours
+from vlac_queue.store import episode_lost
 
 _log = logging.getLogger(__name__)
 
-#: Seconds between two signs of life to Redis.
-_LIFE_S = 5.0
 #: Seconds between two looks at what has become of open queries, and until a query is looked for.
 _LOOK_UP_S = 2.0
 #: Looks at which a job is nowhere until it counts as lost: longer than a dead worker goes unnoticed.
@@ -62,13 +59,13 @@ class Recovery:
         self._config = sender.config
         self._restoring = threading.RLock()
         self._lock = threading.Lock()
-        self._lived = self._looked_up = -float("inf")
+        self._looked_up = -float("inf")
         # Query id -> looks at which its job was nowhere, one after another.
         self._missed: dict[str, int] = {}
 
     def send(self, parts: Sequence[Part]) -> None:
         """Send parts, and note in each what it asked, or why nothing of it was stored."""
-        self._patiently(self._live)
+        self._patiently(self._opened.live)
         asked = self._patiently(lambda: self._clock.sync(CLOCK_FRESH_S).now())
         for part in parts:
             part.ask(asked, self._config.timeout_s)
@@ -99,26 +96,9 @@ class Recovery:
         self._patiently(partial(self._read, block_s))
         self._look_up()
 
-    def part(self) -> None:
-        """Begin anew after the client's keys were deleted, with its last episode."""
-        self._lived = -float("inf")
-        self._answers.start_over()  # the next stream begins anew, by a clock that may have been set back
-
     def _read(self, block_s: float | None) -> None:
-        self._live()
+        self._opened.live()
         self._answers.read(block_s)
-
-    def _live(self) -> None:
-        """Tell Redis, now and then, that this client is there."""
-        if time.monotonic() - self._lived > _LIFE_S:
-            store = self._sender.store
-            try:
-                store.connection.set(store.keys.client(self._opened.client_id), 1, ex=CLIENT_TTL_S)
-            except redis.RedisError as error:
-                # What takes no writes may be read all the same, and answers must be.
-                if fault_of(error) not in (Fault.FULL, Fault.REFUSED):
-                    raise
-            self._lived = time.monotonic()
 
     def _look_up(self) -> None:
         """Find, now and then, what has become of queries that are open for long, whoever waits for them.
@@ -133,8 +113,8 @@ class Recovery:
             if not late:
                 return
             self._looked_up = now
-        queries = [OpenQuery(pending.query, pending.episode.meta.reference, pending.job) for pending in late]
-        standings = self._patiently(lambda: self._sender.store.look_up(queries))
+        asked = [Part(pending.episode, pending=pending) for pending in late]
+        standings = self._patiently(lambda: self._sender.store.look_up(asked))
         found: dict[str, str] = {}
         lost: list[Pending[Any]] = []
         nowhere: list[Pending[Any]] = []
@@ -145,10 +125,10 @@ class Recovery:
                 continue
             elif not standing.kept:
                 lost.append(pending)
-            elif standing.error is not None:
+            elif isinstance(standing.error, redis.RedisError):
                 self._answers.fail(pending, as_ours(standing.error, self._config.redis_url))
-            elif standing.refused:
-                self._answers.fail(pending, ProtocolError(f"a worker refused the job: {standing.refused}"))
+            elif standing.error:
+                self._answers.fail(pending, standing.error)
             elif not standing.carried:
                 nowhere.append(pending)
         self._restore_lost(lost)
@@ -222,7 +202,7 @@ class Recovery:
         if not episodes:
             return set()
         with self._restoring:
-            able = {episode: episode.kept for episode in episodes if episode.kept is not None}
+            able = {episode: episode.pushed.kept for episode in episodes if episode.pushed.kept is not None}
             if not able:
                 return set()
             _log.warning("Redis has lost %d open episodes; their frames are pushed again", len(able))

@@ -13,7 +13,7 @@ from vlac_queue.client.decision_log import DecisionLog
 from vlac_queue.client.episode import Episode, Pending
 from vlac_queue.config import VlacConfig
 from vlac_queue.credentials import ROLLOUT
-from vlac_queue.errors import VlacQueueError
+from vlac_queue.errors import FrameError, ProtocolError, VlacQueueError
 from vlac_queue.faults import as_ours
 from vlac_queue.frames import Frames
 from vlac_queue.jobs import JobMaker, NewJob
@@ -48,7 +48,6 @@ class Part(Step):
         kind, about: what is asked, and the query whose frame it is about; None asks nothing, or about the last
             frame.
         pending: the answer to come to that.
-        job: id of the job that carries the query; "" until its turn comes.
         error: why nothing of it was stored; None where it was.
     """
 
@@ -63,20 +62,21 @@ class Part(Step):
         index: int = 0,
         payload: bytes = b"",
     ) -> None:
-        super().__init__(episode.id, episode.meta.reference, index, payload, pending.query if pending else None)
+        super().__init__(episode.id, episode.meta.reference, index, payload)
+        if pending:
+            self.query, self.job = pending.query, pending.job
         self.episode = episode
         self.frames = frames
         self.kind = kind
         self.about = about
         self.pending = pending
-        self.job = ""
         self.error: VlacQueueError | None = None
 
     def ask(self, asked: float, timeout_s: float) -> None:
         """Make the query, if there is to be one; `asked` is in seconds since 1970 on Redis' clock."""
         if not self.kind:
             return
-        frame, batch = self.episode.frames - 1, self.episode.batches - 1
+        frame, batch = self.episode.frames - 1, self.episode.pushed.batches - 1
         if self.about:
             frame, batch = self.about.frame, self.about.batch
         elif self.frames is not None:
@@ -100,7 +100,7 @@ class Sender:
     ) -> None:
         self.config = config
         self.store = store
-        self._stats = stats
+        self.stats = stats
         self._decisions = log
         self._jobs = JobMaker(config, store.connection)
         self._lock = threading.Lock()
@@ -119,15 +119,15 @@ class Sender:
         episode, frames = part.episode, part.frames
         with self._lock:
             if frames is not None:
-                if episode.batches != part.index:
+                if episode.pushed.batches != part.index:
                     return
                 keep = self._kept_bytes + len(part.payload) <= self.config.keep_frames_bytes
-                before = episode.kept_bytes
+                before = episode.pushed.kept_bytes
                 episode.count_pushed(frames, part.payload, keep=keep)
-                self._kept_bytes += episode.kept_bytes - before
-                self._stats.raw_bytes += frames.nbytes
-                self._stats.sent_bytes += len(part.payload)
-            self._stats.queries += part.pending is not None
+                self._kept_bytes += episode.pushed.kept_bytes - before
+                self.stats.raw_bytes += frames.nbytes
+                self.stats.sent_bytes += len(part.payload)
+            self.stats.queries += part.pending is not None
 
     def note(self, parts: Iterable[Part]) -> None:
         """Tell the log of the frames that were stored."""
@@ -138,7 +138,7 @@ class Sender:
     def forget(self, episode: Episode) -> None:
         """Count an episode as closed, and let its frames go."""
         with self._lock:
-            self._kept_bytes -= episode.kept_bytes
+            self._kept_bytes -= episode.pushed.kept_bytes
             episode.end()
 
     def _groups(self, parts: Sequence[Part]) -> Iterator[tuple[Sequence[Part], Sequence[NewJob]]]:
@@ -146,7 +146,7 @@ class Sender:
             for part in group:
                 if part.frames is not None and not part.payload:
                     # The payload comes last: with it, the part counts as begun.
-                    part.index, payload = part.episode.batches, part.episode.encode_next(part.frames)
+                    part.index, payload = part.episode.pushed.batches, part.episode.encode_next(part.frames)
                     if self._decisions:
                         self._decisions.pushing(part.episode, part.frames)
                     part.payload = payload
@@ -158,6 +158,24 @@ class Sender:
         for index, (part, _) in enumerate(asking):
             part.job = jobs[index // self.config.max_batch].id
         return jobs
+
+
+def check_frames(parts: Sequence[Part]) -> None:
+    """Raise where frames are missing or of another size, or where those of one episode stand in two parts.
+
+    Raises:
+        ProtocolError, FrameError: an episode is not usable.
+    """
+    pushed_to: set[Episode] = set()
+    for part in parts:
+        if part.frames is None:
+            if part.episode.frames == 0:
+                raise FrameError(f"episode {part.episode.id!r} has no frames yet; push some before asking.")
+            continue
+        if part.episode in pushed_to:
+            raise ProtocolError(f"episode {part.episode.id!r} stands twice in one call; join its frames.")
+        pushed_to.add(part.episode)
+        part.episode.check_size(part.frames)
 
 
 def _grouped(parts: Sequence[Part], most: int) -> Iterator[Sequence[Part]]:
