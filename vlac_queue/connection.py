@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import redis
@@ -178,6 +179,17 @@ class Script(str):
         script = super().__new__(cls, text)
         script.digest = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
         return script
+
+    @classmethod
+    def load(cls, path: Path) -> Script:
+        """Read a .lua file, without its comments; a line `-- include NAME` stands for NAME.lua beside it."""
+        lines: list[str] = []
+        for line in path.read_text().splitlines():
+            if line.startswith("-- include "):
+                lines.append(cls.load(path.with_name(f"{line.split()[-1]}.lua")))
+            elif not line.lstrip().startswith("--"):
+                lines.append(line)
+        return cls("\n".join(lines))
 
 
 def exchange(connection: redis.Redis, commands: Iterable[tuple[Any, ...]]) -> list[Any]:

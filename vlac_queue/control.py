@@ -17,7 +17,7 @@ from vlac_queue.config import redact_url
 from vlac_queue.connection import Patience
 from vlac_queue.errors import CriticTimeout, NoWorkers
 from vlac_queue.keys import EVERYBODY, ORDERS_TTL_S, Keys
-from vlac_queue.texts import MAX_TEXT, as_float, as_int, clean
+from vlac_queue.texts import MAX_TEXT, as_float, as_int, clean, many
 
 #: Seconds between two looks at whether workers have followed; and as how many, at most, one of them counts.
 _LOOK_S, _LONGEST_LOOK_S = 0.1, 1.0
@@ -107,6 +107,41 @@ def start_line(url: str, queue: str) -> str:
     """Return the command that starts a worker, to be pasted; PASSWORD stands where the URL has one."""
     command = f"VLAC_REDIS_URL={shlex.quote(redact_url(url).replace('***', 'PASSWORD'))} vlac-queue worker"
     return command if queue == "vlac" else f"{command} --queue {queue}"
+
+
+def live_workers(connection: redis.Redis, keys: Keys) -> list[str]:
+    """Return the names of the RQ workers that listen on the queue, without changing anything on Redis."""
+    registered = [key.decode() for key in connection.smembers(keys.rq_workers)]  # type: ignore[union-attr]
+    with connection.pipeline(transaction=False) as pipeline:
+        for key in registered:
+            pipeline.hmget(key, "birth", "death")
+        alive = [birth is not None and death is None for birth, death in pipeline.execute()]
+    return sorted(key.removeprefix("rq:worker:") for key, lives in zip(registered, alive, strict=True) if lives)
+
+
+def require_workers(connection: redis.Redis, keys: Keys, url: str) -> list[str]:
+    """Return what `live_workers` does; `url` is that of Redis, for the message.
+
+    Raises:
+        NoWorkers: there is none; the message holds the command that starts one.
+    """
+    if workers := live_workers(connection, keys):
+        return workers
+    raise NoWorkers(
+        f"no worker listens on queue {keys.queue!r} at {redact_url(url)}; start one on a GPU host: "
+        f"{start_line(url, keys.queue)}  ({TRY_OUT})"
+    )
+
+
+def timeout_error(connection: redis.Redis, keys: Keys, url: str, queries: int, waited_s: float) -> CriticTimeout:
+    """Return the error for queries that were not answered in time, with what to do about it."""
+    workers, waiting = live_workers(connection, keys), connection.llen(keys.rq_queue)
+    hint = (
+        f"{many(len(workers), 'worker')} for {many(waiting, 'waiting job')}: raise timeout_s or add workers"
+        if workers
+        else f"no worker listens any more: start one with {start_line(url, keys.queue)}"
+    )
+    return CriticTimeout(f"no answer to {many(queries, 'query')} within {waited_s:.1f} s; {hint}.")
 
 
 #: The same few texts come with every beat of every worker.

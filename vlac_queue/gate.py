@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from vlac_queue.client import CriticClient, Episode, Pending
 from vlac_queue.errors import ConfigError, CriticTimeout, FrameError, ProtocolError, VlacQueueError
 from vlac_queue.frames import Frames
 from vlac_queue.messages import ValueVerdict
-from vlac_queue.rule import Outcome, decisive_step, first_open_step, value_reward
+from vlac_queue.rule import Course, Outcome
 
 _log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class RolloutGate:
         return sum(longest.values()) + max((run.value_s for run in self._runs), default=0.0)
 
     def push(self, frames: Mapping[int, Frames] | Frames) -> None:
-        """Adds frames to episodes without asking about them, e.g. those seen before the first step.
+        """Add frames to episodes without asking about them, e.g. those seen before the first step.
 
         Args:
             frames: as `observe` takes them.
@@ -112,7 +112,7 @@ class RolloutGate:
         self._send(seen, None)
 
     def observe(self, step: int, frames: Mapping[int, Frames] | Frames) -> None:
-        """Takes what was seen after a step, and asks the critic whether the task is done.
+        """Take what was seen after a step, and ask the critic whether the task is done.
 
         Args:
             step: number of the step, ascending for each episode.
@@ -133,7 +133,7 @@ class RolloutGate:
             self._wait(runs)
 
     def fail(self, step: int, errors: Mapping[int, VlacQueueError]) -> None:
-        """Ends episodes that can't go on for a reason of the caller's, e.g. a simulator that broke.
+        """End episodes that can't go on for a reason of the caller's, e.g. a simulator that broke.
 
         They count as if the critic had failed at `step`: what it says of earlier steps, even if that comes
         late, goes first. Episodes known to be over are passed over.
@@ -153,7 +153,7 @@ class RolloutGate:
                 run.answers[step] = error
 
     def finished(self) -> frozenset[int]:
-        """Indices of the episodes known to be over, without waiting.
+        """Return the indices of the episodes known to be over, without waiting.
 
         Raises:
             VlacQueueError: the critic failed, and `on_failure` says to raise it.
@@ -162,7 +162,7 @@ class RolloutGate:
         return frozenset(index for index, run in enumerate(self._runs) if run.over)
 
     def settle(self) -> list[Outcome]:
-        """Ends all episodes: waits for what is out, asks the values of those that were never done.
+        """End all episodes: wait for what is out, ask the values of those that were never done.
 
         Returns:
             One outcome for each episode, in the order of the tasks; the same ones when called again.
@@ -176,16 +176,14 @@ class RolloutGate:
         return list(self._outcomes)
 
     def close(self) -> None:
-        """Closes the episodes: their keys leave Redis."""
+        """Close the episodes: their keys leave Redis."""
         self._client.close_many(self.episodes)
 
     def __enter__(self) -> RolloutGate:
         return self
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self._client.leave(self.episodes, exc)
+    def __exit__(self, *raised: Any) -> None:
+        self._client.leave(self.episodes, raised[1])
 
     def _settle(self) -> list[Outcome]:
         for index, run in enumerate(self._runs):
@@ -202,7 +200,7 @@ class RolloutGate:
         return outcomes
 
     def _by_index(self, frames: Mapping[int, Frames] | Frames) -> Mapping[int, Frames]:
-        """Frames by the index of their episode.
+        """Return frames by the index of their episode.
 
         Raises:
             FrameError: neither a mapping nor an array of all episodes.
@@ -234,37 +232,30 @@ class RolloutGate:
                 )
 
     def _send(self, frames: Mapping[int, Frames], step: int | None) -> list[_Run]:
-        """Pushes to the episodes that go on, and at a step asks about them; those that got their frames."""
+        """Push to the episodes that go on, and at a step ask about them; return those that got their frames."""
         left = [(self._runs[index], batch) for index, batch in frames.items() if not self._runs[index].over]
-        sent: list[_Run] = []
-        failed: list[tuple[_Run, VlacQueueError]] = []
-        for (run, _), outcome in zip(left, self._try_to_send(left, step), strict=True):
-            if isinstance(outcome, VlacQueueError):
-                failed.append((run, outcome))
-                continue
-            sent.append(run)
-            if step is not None and outcome is not None:
-                run.open[step] = outcome
-                run.steps.append(step)
-        for run, reason in failed:
-            if self.on_failure != "mask" or isinstance(reason, _MISTAKES):
-                raise reason
-            run.fail(step if step is not None else (run.steps[-1] if run.steps else 0), reason)
-        return sent
-
-    def _try_to_send(
-        self, left: Sequence[tuple[_Run, Frames]], step: int | None
-    ) -> Sequence[Pending[Any] | VlacQueueError | None]:
         pushes = [(run.episode, batch) for run, batch in left]
+        results: Sequence[Pending[Any] | VlacQueueError | None]
         try:
-            return self._client.push_each(pushes) if step is None else self._client.observe_each(pushes)
+            results = self._client.push_each(pushes) if step is None else self._client.observe_each(pushes)
         except _MISTAKES:
             raise
         except VlacQueueError as error:
-            return [error] * len(left)
+            results = [error] * len(left)
+        outcomes = [(run, result) for (run, _), result in zip(left, results, strict=True)]
+        failed = [(run, each) for run, each in outcomes if isinstance(each, VlacQueueError)]
+        for run, sent in outcomes:
+            if step is not None and sent is not None and not isinstance(sent, VlacQueueError):
+                run.open[step] = sent
+                run.steps.append(step)
+        for run, failure in failed:
+            if isinstance(failure, _MISTAKES):
+                raise failure
+            self._end(run, step if step is not None else (run.steps[-1] if run.steps else 0), failure)
+        return [run for run, sent in outcomes if not isinstance(sent, VlacQueueError)]
 
     def _take_in(self) -> None:
-        """Takes in the answers that are here; one look at Redis for all."""
+        """Take in the answers that are here; one look at Redis for all."""
         waiting = [pending for run in self._runs if not run.over for pending in run.open.values()]
         if waiting:
             try:
@@ -279,7 +270,7 @@ class RolloutGate:
             self._sort(run, None)
 
     def _wait(self, runs: Sequence[_Run]) -> None:
-        """Waits until each of `runs` is known to be over, or not done so far."""
+        """Wait until each of `runs` is known to be over, or not done so far."""
         while True:
             for run in runs:
                 self._sort(run, None)
@@ -296,7 +287,7 @@ class RolloutGate:
                         self._sort(run, error)
 
     def _sort(self, run: _Run, error: VlacQueueError | None) -> None:
-        """Moves answers that are here from open queries to answers; an `error` fails the first open query."""
+        """Move answers that are here from open queries to answers; an `error` fails the first open query."""
         for step, pending in sorted(run.open.items()):
             if not pending.answered and error is None:
                 continue
@@ -325,77 +316,58 @@ class RolloutGate:
         return True
 
     def _await_values(self, runs: Sequence[_Run]) -> None:
-        left = list(runs)
-        for attempt in range(self.retries + 1):
-            failed: list[tuple[_Run, VlacQueueError]] = []
-            try:
-                pendings: list[Pending[ValueVerdict]] = self._client.ask_value_many([run.episode for run in left])
-            except _MISTAKES:
-                raise
-            except VlacQueueError as error:
-                failed = [(run, error) for run in left]
-            else:
-                late: VlacQueueError | None = None
-                try:
-                    self._client.wait(pendings)
-                except _MISTAKES:
-                    raise
-                except VlacQueueError as error:
-                    late = error
-                for run, pending in zip(left, pendings, strict=True):
-                    try:
-                        run.value = pending.verdict()
-                        run.value_s = pending.answer_s
-                    except VlacQueueError as error:
-                        failed.append((run, late if late is not None and not pending.answered else error))
-            if not failed:
-                return
-            left = [run for run, _ in failed]
-            if self.on_failure != "retry" or attempt == self.retries:
+        """Ask for the values of `runs` and wait for them, again where they fail and that is to be retried."""
+        failed: list[tuple[_Run, VlacQueueError]] = []
+        for _ in range(1 + (self.retries if self.on_failure == "retry" else 0)):
+            failed = self._try_values(runs)
+            if not (runs := [run for run, _ in failed]):
                 break
-        for run, reason in failed:
-            if self.on_failure != "mask":
-                raise reason
-            run.fail(run.steps[-1], reason)
+        for run, error in failed:
+            self._end(run, run.steps[-1], error)
+
+    def _try_values(self, runs: Sequence[_Run]) -> list[tuple[_Run, VlacQueueError]]:
+        """Ask for the values of `runs`, and wait; return why some could not be had."""
+        pendings: list[Pending[ValueVerdict]] = []
+        late: VlacQueueError | None = None
+        try:
+            pendings = self._client.ask_value_many([run.episode for run in runs])
+            self._client.wait(pendings)
+        except _MISTAKES:
+            raise
+        except VlacQueueError as error:
+            late = error
+        failed = []
+        for run, pending in zip_longest(runs, pendings):
+            if late is not None and not (pending and pending.answered):
+                failed.append((run, late))
+                continue
+            try:
+                run.value = pending.verdict()
+                run.value_s = pending.answer_s
+            except VlacQueueError as error:
+                failed.append((run, error))
+        return failed
+
+    def _end(self, run: _Run, step: int, error: VlacQueueError) -> None:
+        """Mask an episode that failed outside its steps, or raise why."""
+        if self.on_failure != "mask":
+            raise error
+        run.failure = step, error
 
 
-class _Run:
-    """What the gate knows of one episode."""
+class _Run(Course):
+    """An episode as the gate goes on with it.
+
+    Attributes:
+        open: step -> the answer to come.
+        tries: step -> how often it was asked again.
+        answer_s, value_s: seconds that the answers took: of each step, and of the value.
+    """
 
     def __init__(self, episode: Episode) -> None:
+        super().__init__()
         self.episode = episode
-        self.steps: list[int] = []
         self.open: dict[int, Pending[Any]] = {}
-        self.answers: dict[int, bool | VlacQueueError] = {}
         self.tries: dict[int, int] = {}
-        self.value: ValueVerdict | None = None
-        #: Seconds that the answers took: of each step, and of the value.
         self.answer_s: dict[int, float] = {}
         self.value_s = 0.0
-        #: Step and error, where frames or the value could not be had; counts after all steps asked about.
-        self.failure: tuple[int, VlacQueueError] | None = None
-
-    @property
-    def decisive(self) -> int | None:
-        return decisive_step(self.steps, self.answers)
-
-    @property
-    def first_open(self) -> int | None:
-        return first_open_step(self.steps, self.answers)
-
-    @property
-    def over(self) -> bool:
-        return self.failure is not None or any(answer is not False for answer in self.answers.values())
-
-    def fail(self, step: int, error: VlacQueueError) -> None:
-        self.failure = (step, error)
-
-    def outcome(self) -> Outcome:
-        step = self.decisive
-        if step is not None and self.answers[step] is True:
-            return Outcome(step, done=True, reward=1.0)
-        if step is not None or self.failure is not None:
-            step, error = (step, self.answers[step]) if step is not None else self.failure  # type: ignore[misc]
-            return Outcome(step, done=False, reward=None, masked=True, error=str(error))
-        assert self.value is not None, "settle() asks the value of every episode that is neither done nor failed"
-        return Outcome(self.steps[-1], done=False, reward=value_reward(self.value), values=self.value.values)

@@ -7,7 +7,6 @@ critic's value list, 0..100 made 0..1, is its reward. A failure of the critic is
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vlac_queue.errors import VlacQueueError
@@ -37,39 +36,58 @@ class Outcome:
 
 
 def value_reward(verdict: ValueVerdict) -> float:
-    """The terminal reward of an episode that was never done: the last value / 100, clipped to 0..1."""
+    """Return the terminal reward of an episode that was never done: the last value / 100, clipped to 0..1."""
     return min(max(verdict.values[-1] / 100.0, 0.0), 1.0)
 
 
-def decisive_step(steps: Sequence[int], answers: Mapping[int, bool | VlacQueueError]) -> int | None:
-    """The step that ends the episode, as far as the answers tell.
+class Course:
+    """What the critic has said of one training episode, and how it ends by that.
 
-    Answers may come in any order, but they count in the order of the steps: a later one counts for nothing
-    until all before it are known, and for nothing at all after the first that ends the episode. So late
-    answers give what waiting for each would have given.
+    Answers may come in any order, but they count in the order of the steps: a later one counts for nothing until
+    all before it are known, and for nothing at all after the first that ends the episode. So late answers give
+    what waiting for each would have given.
 
-    Args:
+    Attributes:
         steps: the steps asked about, ascending.
         answers: step -> whether done, or how the critic failed; unanswered steps are missing.
-
-    Returns:
-        The first step that is done or failed, if all before it are answered; else None.
+        failure: step and error, where frames or the value could not be had; counts after all steps asked about.
+        value: the critic's value list; None where it was not asked.
     """
-    for step in steps:
-        answer = answers.get(step)
-        if answer is None:
-            return None
-        if answer is not False:
-            return step
-    return None
 
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.answers: dict[int, bool | VlacQueueError] = {}
+        self.failure: tuple[int, VlacQueueError] | None = None
+        self.value: ValueVerdict | None = None
 
-def first_open_step(steps: Sequence[int], answers: Mapping[int, bool | VlacQueueError]) -> int | None:
-    """The first step whose answer is missing, if the outcome may depend on it; else None."""
-    for step in steps:
-        answer = answers.get(step)
-        if answer is None:
-            return step
-        if answer is not False:
-            return None
-    return None
+    def _next(self) -> int | None:
+        """Return the first step that is not known to be not done."""
+        return next((step for step in self.steps if self.answers.get(step) is not False), None)
+
+    @property
+    def decisive(self) -> int | None:
+        """The first step that is done or failed, if all before it are answered; else None."""
+        return step if (step := self._next()) in self.answers else None
+
+    @property
+    def first_open(self) -> int | None:
+        """The first step whose answer is missing, if the outcome may depend on it; else None."""
+        return step if (step := self._next()) not in self.answers else None
+
+    @property
+    def over(self) -> bool:
+        """Whether the episode is known to end, be it at a step that is not known yet."""
+        return self.failure is not None or any(answer is not False for answer in self.answers.values())
+
+    def outcome(self) -> Outcome:
+        """Return how the episode ends, once all steps are answered and the value, if it is needed."""
+        end = self.failure
+        if (step := self.decisive) is not None:
+            answer = self.answers[step]
+            if isinstance(answer, bool):
+                return Outcome(step, done=True, reward=1.0)
+            end = step, answer
+        if end is not None:
+            return Outcome(end[0], done=False, reward=None, masked=True, error=str(end[1]))
+        assert self.value is not None, "the value is asked of every episode that is neither done nor failed"
+        return Outcome(self.steps[-1], done=False, reward=value_reward(self.value), values=self.value.values)

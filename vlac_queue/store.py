@@ -1,260 +1,35 @@
-"""Episodes on Redis: every operation that a rollout or a worker does on an episode's keys.
+"""Episodes on Redis: every operation that a rollout does on an episode's keys; a worker's are in workers/store.py.
 
-What has to be atomic is a short Lua script, which takes many episodes at once: what a step costs does not grow
-by a round trip an episode. All errors are Redis' own here; the client and the worker turn them into ours.
+What has to be atomic is a short Lua script (lua/), which takes many episodes at once: what a step costs does not
+grow by a round trip an episode. All errors are Redis' own here; the client turns them into ours.
 """
 
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from types import MappingProxyType
+from pathlib import Path
 from typing import Any
 
 import redis
 from redis.client import Pipeline
 
-from vlac_queue.connection import Script, checked, exchange
+from vlac_queue.connection import Script, exchange
 from vlac_queue.errors import EpisodeLost, ProtocolError, QueueFull, VlacQueueError
 from vlac_queue.faults import passes
 from vlac_queue.jobs import NewJob
-from vlac_queue.keys import LIMIT_FIELD, TOTAL_FIELD, Keys
+from vlac_queue.keys import Keys
 from vlac_queue.messages import MAX_TASK_CHARS, Query
 
-#: Entries of a client's stream of answers that are kept; it reads them long before.
-_ANSWERS_KEPT = 1000
-#: Most answers written by one script: Lua can't hand more than some 8,000 values to a command.
-_MOST_ANSWERS = 1000
-#: Most encoded batches read by one script, so that no reply is huge.
-_MOST_BATCHES = 256
-#: Most bytes of encoded batches that a worker reads in one round trip without a look at its memory.
-MOST_READ_BYTES = 64 << 20
-
-# Forgets the bytes of episodes whose time is over, so that a crashed rollout does not hold the budget.
-_PURGE = f"""
-local function now() return tonumber(redis.call('TIME')[1]) end
-local function forget(open, sizes, id)
-  redis.call('ZREM', open, id)
-  local size = redis.call('HGET', sizes, id)
-  if size then
-    redis.call('HDEL', sizes, id)
-    local total = redis.call('HINCRBY', sizes, '{TOTAL_FIELD}', -size)
-    if total <= 0 then redis.call('HDEL', sizes, '{TOTAL_FIELD}') end
-  end
-  if redis.call('EXISTS', open) == 0 then redis.call('DEL', sizes) end
-end
-local function purge(open, sizes)
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', open, '-inf', now(), 'LIMIT', 0, 100)) do
-    forget(open, sizes, id)
-  end
-end
-"""
-
-# Opening again under the same token restores what Redis has lost and changes nothing else, so it may be repeated.
-# KEYS meta frames open sizes reference users; ARGV id ttl max_bytes uses_reference token field value ...
-# Reply: 'taken', 'no reference', or the number of batches there.
-_OPEN = (
-    _PURGE
-    + f"""
-purge(KEYS[3], KEYS[4])
-if redis.call('EXISTS', KEYS[1]) == 1 and redis.call('HGET', KEYS[1], 'token') ~= ARGV[5] then return 'taken' end
-if ARGV[4] == '1' then
-  if redis.call('EXISTS', KEYS[5]) == 0 then return 'no reference' end
-  redis.call('SADD', KEYS[6], ARGV[1])
-  redis.call('EXPIRE', KEYS[5], ARGV[2])
-  redis.call('EXPIRE', KEYS[6], ARGV[2])
-end
-redis.call('HSET', KEYS[1], unpack(ARGV, 6))
-redis.call('EXPIRE', KEYS[1], ARGV[2])
-local batches = redis.call('LLEN', KEYS[2])
-if batches == 0 then forget(KEYS[3], KEYS[4], ARGV[1]) end
-redis.call('ZADD', KEYS[3], now() + ARGV[2], ARGV[1])
-redis.call('HSET', KEYS[4], '{LIMIT_FIELD}', ARGV[3])
-return batches
-"""
+_LUA = Path(__file__).with_name("lua")
+_OPEN, _STORE_REFERENCE, _STEP, _DROP_ABANDONED, _CLOSE = (
+    Script.load(_LUA / f"{name}.lua") for name in ("open", "store_reference", "step", "drop_abandoned", "close")
 )
 
-# KEYS reference; ARGV ttl payload ...
-_STORE_REFERENCE = """
-if redis.call('EXISTS', KEYS[1]) == 0 then
-  for i = 2, #ARGV do redis.call('RPUSH', KEYS[1], ARGV[i]) end
-end
-redis.call('EXPIRE', KEYS[1], ARGV[1])
-return 'ok'
-"""
-
-# Pushes batches and registers queries, for each episode the one, the other or both; and enqueues the jobs that
-# carry the queries, if any was registered. Sending it again, after a connection broke, changes nothing.
-# KEYS open sizes rq_queue rq_queues, each job's key, and for each episode: meta frames queries reference users;
-# ARGV ttl max_bytes number_of_jobs pushes, for each job: id, number_of_fields, field value ..., and for each
-# episode: id, batch_index, payload (or ""), query_id (or ""), kind. Reply for each: {status}, {status, number} or
-# {'error', what Redis said}: keys of a wrong type spoil their episode alone.
-# Where nothing is pushed (pushes is 0), it goes on when Redis is full (see _ANSWER).
-_STEP = Script(
-    _PURGE
-    + f"""
-if ARGV[4] == '0' then redis.call('HDEL', KEYS[2], '') end
--- Keys of a wrong type are found before anything is written.
-redis.call('HGET', KEYS[2], '')
-redis.call('LLEN', KEYS[3])
-purge(KEYS[1], KEYS[2])
-local ttl, limit, jobs, expires = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), now() + ARGV[1]
-local function push(frames, id, index, payload)
-  local count = redis.call('LLEN', frames)
-  if count == index + 1 and redis.call('LINDEX', frames, index) == payload then return end
-  if count ~= index then return {{'order', count}} end
-  local total = tonumber(redis.call('HGET', KEYS[2], '{TOTAL_FIELD}') or 0)
-  if total + #payload > limit then return {{'full', total}} end
-  redis.call('RPUSH', frames, payload)
-  redis.call('HINCRBY', KEYS[2], id, #payload)
-  redis.call('HINCRBY', KEYS[2], '{TOTAL_FIELD}', #payload)
-end
-local a, first_job = 5, 5
-for j = 1, jobs do a = a + 2 + ARGV[a + 1] end
-local replies, asked = {{}}, false
-local function step(k, id, index, payload, query, kind)
-  if redis.call('EXISTS', KEYS[k]) == 0 then return {{'gone'}} end
-  if query ~= '' then redis.call('HGET', KEYS[k + 2], query) end
-  local failed = payload ~= '' and push(KEYS[k + 1], id, tonumber(index), payload)
-  if failed then return failed end
-  if query ~= '' then
-    redis.call('HSETNX', KEYS[k + 2], query, kind)
-    asked = true
-  end
-  for key = k, k + 4 do redis.call('EXPIRE', KEYS[key], ttl) end
-  redis.call('ZADD', KEYS[1], expires, id)
-  return {{'ok'}}
-end
-for i = 1, (#KEYS - 4 - jobs) / 5 do
-  local ok, reply = pcall(step, 5 * i + jobs, unpack(ARGV, a, a + 4))
-  replies[i] = ok and reply or {{'error', type(reply) == 'table' and reply.err or reply}}
-  a = a + 5
-end
-if asked then
-  a = first_job
-  redis.pcall('SADD', KEYS[4], KEYS[3]) -- for `rq info`
-  for j = 1, jobs do
-    local count = tonumber(ARGV[a + 1])
-    if redis.call('EXISTS', KEYS[4 + j]) == 0 then
-      redis.call('HSET', KEYS[4 + j], unpack(ARGV, a + 2, a + 1 + count))
-      redis.call('EXPIRE', KEYS[4 + j], ttl)
-      redis.call('RPUSH', KEYS[3], ARGV[a])
-    end
-    a = a + 2 + count
-  end
-end
-return replies
-"""
-)
-
-# Closes episodes whose client has not been heard of for a while. KEYS open sizes; ARGV prefixes of the keys of
-# episodes, clients and references. Reply: how many.
-_DROP_ABANDONED = (
-    _PURGE
-    + """
-local count = 0
-for _, id in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
-  local meta = ARGV[1] .. id
-  local client, reference = unpack(redis.call('HMGET', meta, 'client', 'reference'))
-  if client and redis.call('EXISTS', ARGV[2] .. client) == 0 then
-    redis.call('DEL', meta, meta .. ':frames', meta .. ':queries')
-    forget(KEYS[1], KEYS[2], id)
-    local users = ARGV[3] .. reference .. ':users'
-    if redis.call('SREM', users, id) == 1 and redis.call('SCARD', users) == 0 then
-      redis.call('DEL', ARGV[3] .. reference, users)
-    end
-    count = count + 1
-  end
-end
-return count
-"""
-)
-
-# The batches of a list, or how many bytes they have where that is more than `most`: who reads them wants to know
-# before whether they fit into its memory.
-_BATCHES = """
-local function batches(key, first, last, most)
-  local found, bytes = redis.call('LRANGE', key, first, last), 0
-  for _, batch in ipairs(found) do bytes = bytes + #batch end
-  if bytes > most then return bytes, 0 end
-  return found, bytes
-end
-"""
-
-# Meta, batches and what is still pending. KEYS for each episode: meta frames queries; ARGV most_bytes, and for
-# each: first batch, last batch, number of query ids, the ids. Reply for each: {meta, {kind or "" of each id},
-# {batch ...} or their bytes}; no batches where nothing is pending. Keys of a wrong type, which no client of ours
-# makes, spoil their episode alone: the reply is {} then.
-_READ = Script(
-    _BATCHES
-    + """
-local left = tonumber(ARGV[1])
-local function read(i, a)
-  local meta = redis.call('HGETALL', KEYS[3 * i - 2])
-  local kinds, open = {}, false
-  for j = 1, tonumber(ARGV[a + 2]) do
-    local kind = redis.call('HGET', KEYS[3 * i], ARGV[a + 2 + j])
-    if kind == 'done' or kind == 'value' then open = true else kind = '' end
-    kinds[j] = kind
-  end
-  local found, bytes = {}, 0
-  if open then found, bytes = batches(KEYS[3 * i - 1], ARGV[a], ARGV[a + 1], left) end
-  left = left - bytes
-  return {meta, kinds, found}
-end
-local replies, a = {}, 2
-for i = 1, #KEYS / 3 do
-  local ok, reply = pcall(read, i, a)
-  replies[i] = ok and reply or {}
-  a = a + 3 + tonumber(ARGV[a + 2])
-end
-return replies
-"""
-)
-
-# KEYS reference; ARGV most_bytes. Reply: {batch ...} or their bytes.
-_READ_REFERENCE = Script(_BATCHES + "return (batches(KEYS[1], 0, -1, tonumber(ARGV[1])))")
-
-# Writes answers of one client. Only what is pending is answered. KEYS client_stream, and for each answer its
-# episode's queries; ARGV ttl kept worker, and for each: query_id answer. Reply: 1 or 0 for each. A script that has
-# written may go on when Redis is full: answers must get through, since closing episodes is what frees memory.
-_ANSWER = Script("""
-redis.call('EXPIRE', KEYS[1], ARGV[1])
-local written, news = {}, {'@', ARGV[3]}
-for i = 1, #KEYS - 1 do
-  local id, answer = ARGV[2 * i + 2], ARGV[2 * i + 3]
-  local kind = redis.pcall('HGET', KEYS[i + 1], id)
-  written[i] = 0
-  if kind == 'done' or kind == 'value' then
-    redis.call('HSET', KEYS[i + 1], id, answer)
-    news[#news + 1], news[#news + 2] = id, answer
-    written[i] = 1
-  end
-end
-if #news > 2 then
-  redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[2], '*', unpack(news))
-  redis.call('EXPIRE', KEYS[1], ARGV[1])
-end
-return written
-""")
-
-# KEYS open sizes, and for each episode: meta frames queries reference users; ARGV id ...
-_CLOSE = (
-    _PURGE
-    + """
-for i = 1, #ARGV do
-  local k = 5 * i - 2
-  redis.call('DEL', KEYS[k], KEYS[k + 1], KEYS[k + 2])
-  forget(KEYS[1], KEYS[2], ARGV[i])
-  if redis.call('SREM', KEYS[k + 4], ARGV[i]) == 1 and redis.call('SCARD', KEYS[k + 4]) == 0 then
-    redis.call('DEL', KEYS[k + 3], KEYS[k + 4])
-  end
-end
-return 'ok'
-"""
-)
+#: What RQ calls a job that waits, and one that was begun.
+_ALIVE = (b"queued", b"started")
 
 
 @dataclass(frozen=True)
@@ -307,76 +82,42 @@ class EpisodeMeta:
         return meta
 
 
-@dataclass(frozen=True)
+@dataclass
 class Step:
     """What a rollout sends for one episode: an encoded batch, a query about it, or both.
 
     Attributes:
-        episode: the episode's id.
+        episode_id: the episode's id.
         reference: id of its reference, or "".
         index: index of the batch.
         payload: the encoded batch; b"" sends none.
         query: the query; None asks nothing.
+        job: id of the job that carries it.
     """
 
-    episode: str
+    episode_id: str
     reference: str
     index: int = 0
     payload: bytes = b""
     query: Query | None = None
+    job: str = ""
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a worker wants to know of one episode: its batches `first`..`last`, and which of `queries` are open."""
-
-    episode: str
-    first: int
-    last: int
-    queries: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class EpisodeRead:
-    """An episode as a worker found it.
+class Standing:
+    """What has become of a query.
 
     Attributes:
-        meta: None where the episode is gone, the error where it can't be read.
-        open: ids of the queries that still wait for an answer.
-        batches: the encoded batches that are there, or how many bytes they have where that is more than may be
-            read; empty where no query is open.
+        answer: the answer's text; None while there is none.
+        kept: whether Redis has the query, its frames and its reference.
+        carried: whether a job still waits with it, or a worker has it.
+        error: why it can't be answered: a worker refused its job, or a key of its episode is of a wrong type.
     """
 
-    meta: EpisodeMeta | ProtocolError | None
-    open: frozenset[str]
-    batches: list[bytes] | int
-
-
-@dataclass(frozen=True)
-class ReadAhead:
-    """What came along with a job for one of its queries: its episode with the one batch `index`."""
-
-    episode: str
-    index: int
-    read: EpisodeRead
-
-    def answers(self, wanted: Wanted) -> bool:
-        """Whether it is what a worker wants to know."""
-        only = (self.episode, self.index, self.index, 1)
-        return only == (wanted.episode, wanted.first, wanted.last, len(wanted.queries))
-
-
-NOTHING_AHEAD: Mapping[str, ReadAhead] = MappingProxyType({})
-
-
-def episode_read(fields: Sequence[bytes], still_open: Iterable[str], batches: list[bytes] | int) -> EpisodeRead:
-    """An episode from its meta hash (names and values in turn), its open queries and batches."""
-    meta: EpisodeMeta | ProtocolError | None
-    try:
-        meta = EpisodeMeta.from_hash(dict(zip(fields[::2], fields[1::2], strict=True))) if fields else None
-    except ProtocolError as error:
-        meta = error
-    return EpisodeRead(meta, frozenset(still_open), batches)
+    answer: str | None
+    kept: bool = True
+    carried: bool = False
+    error: VlacQueueError | redis.RedisError | None = None
 
 
 class EpisodeStore:
@@ -386,8 +127,6 @@ class EpisodeStore:
         self.connection = connection
         self.keys = keys
         self.ttl_s = ttl_s
-
-    # What a rollout does.
 
     def open(
         self,
@@ -474,9 +213,9 @@ class EpisodeStore:
         for job in jobs:
             arguments += (job.id, len(job.fields), *job.fields)
         for step in steps:
-            keys += self._keys(step.episode, step.reference)
+            keys += self._keys(step.episode_id, step.reference)
             query = step.query
-            arguments += (step.episode, step.index, step.payload)
+            arguments += (step.episode_id, step.index, step.payload)
             arguments += (query.id, query.kind) if query else ("", "")
         return ("EVAL", _STEP, len(keys), *keys, *arguments)
 
@@ -505,6 +244,48 @@ class EpisodeStore:
             answers.append((entry_id, texts, worker))
         return answers
 
+    def look_up(self, asked: Sequence[Step]) -> list[Standing]:
+        """Find what has become of queries: in their episodes, in the queue, with a worker.
+
+        Two round trips at most.
+        """
+        jobs = sorted({step.job for step in asked})
+        with self.connection.pipeline(transaction=False) as pipeline:
+            for step in asked:
+                meta, frames, queries, reference, _ = self._keys(step.episode_id, step.reference)
+                pipeline.hget(queries, step.query.id if step.query else "")
+                pipeline.exists(meta)
+                pipeline.llen(frames)
+                pipeline.exists(reference)
+            for job in jobs:
+                pipeline.hmget(self.keys.rq_job(job), "status", "exc_info", "worker_name")
+            replies = _replies(pipeline)
+        told = ((None,) * 3 if isinstance(job, redis.RedisError) else job for job in replies[4 * len(asked) :])
+        of_jobs = dict(zip(jobs, told, strict=True))
+        carried = self._carried({job: who for job, (status, _, who) in of_jobs.items() if status in _ALIVE})
+        return [
+            _standing(step, replies[4 * index : 4 * index + 4], of_jobs[step.job], step.job in carried)
+            for index, step in enumerate(asked)
+        ]
+
+    def _carried(self, workers: Mapping[str, bytes | None]) -> set[str]:
+        """Return those of the jobs that wait, or stand in the claims of the worker that took them: it looks after
+        them, or others do when it is dead.
+
+        Args:
+            workers: job id -> who took it last, if anybody did.
+        """
+        if not workers:
+            return set()
+        with self.connection.pipeline(transaction=False) as pipeline:
+            for job, worker in workers.items():
+                pipeline.lpos(self.keys.rq_queue, job)
+                pipeline.lpos(self.keys.alone, job)
+                pipeline.lpos(self.keys.claims((worker or b"").decode(errors="replace")), job)
+            replies = _replies(pipeline)
+        places = zip(workers, *(replies[start::3] for start in range(3)), strict=True)
+        return {job for job, *found in places if any(isinstance(place, int) for place in found)}
+
     def drop_abandoned(self) -> int:
         """Closes the episodes of clients that have not been heard of for CLIENT_TTL_S seconds; how many."""
         prefixes = (self.keys.episode("").meta, self.keys.client(""), self.keys.reference(""))
@@ -528,72 +309,6 @@ class EpisodeStore:
                 pipeline.delete(*client_keys)
             pipeline.execute()
 
-    # What a worker does.
-
-    def read_episodes(self, wanted: Sequence[Wanted], most_bytes: int = MOST_READ_BYTES) -> list[EpisodeRead]:
-        """Return meta, open queries and encoded batches of episodes; one round trip for some 256 batches.
-
-        Args:
-            wanted: what of each episode.
-            most_bytes: of the batches of one round trip; of episodes beyond that only the size is read.
-        """
-        return [read for part in _parts(wanted) for read in self._read_part(part, most_bytes)]
-
-    def still_open(self, queries: Sequence[Query]) -> set[str]:
-        """Ids of those of `queries` that wait for an answer, and whose client is there; one round trip."""
-        with self.connection.pipeline(transaction=False) as pipeline:
-            for query in queries:
-                pipeline.hget(self.keys.episode(query.episode).queries, query.id)
-                pipeline.exists(self.keys.client(query.client))
-            # Keys of a wrong type, which no client of ours makes, hold nothing that is open.
-            replies = pipeline.execute(raise_on_error=False)
-        for reply in replies:
-            if passes(reply):
-                raise reply
-        states = zip(queries, replies[0::2], replies[1::2], strict=True)
-        return {query.id for query, kind, there in states if kind in (b"done", b"value") and there}
-
-    def read_reference(self, reference: str, most_bytes: int = MOST_READ_BYTES) -> list[bytes] | int:
-        """Return the encoded batches of reference frames, or how many bytes they have where that is more.
-
-        Empty where they are gone.
-        """
-        command = ("EVAL", _READ_REFERENCE, 1, self.keys.reference(reference), most_bytes)
-        (batches,) = exchange(self.connection, [command])
-        return checked(batches)
-
-    def answer(
-        self, answers: Sequence[tuple[Query, str]], worker: str, *, ttl_s: int | None = None
-    ) -> Iterator[tuple[Any, ...]]:
-        """Commands by which a worker answers queries (`messages.encode_answer`), those that are pending."""
-        by_client: dict[str, list[tuple[Query, str]]] = {}
-        for each in answers:
-            by_client.setdefault(each[0].client, []).append(each)
-        for client, all_of_client in by_client.items():
-            for start in range(0, len(all_of_client), _MOST_ANSWERS):
-                part = all_of_client[start : start + _MOST_ANSWERS]
-                keys = [self.keys.client_answers(client)]
-                keys += [self.keys.episode(query.episode).queries for query, _ in part]
-                texts = [text for query, answer in part for text in (query.id, answer)]
-                yield ("EVAL", _ANSWER, len(keys), *keys, ttl_s or self.ttl_s, _ANSWERS_KEPT, worker, *texts)
-
-    def _read_part(self, wanted: Sequence[Wanted], most_bytes: int) -> Iterator[EpisodeRead]:
-        keys: list[str] = []
-        arguments: list[Any] = [most_bytes]
-        for each in wanted:
-            episode = self.keys.episode(each.episode)
-            keys += (episode.meta, episode.frames, episode.queries)
-            arguments += (each.first, each.last, len(each.queries), *each.queries)
-        (read,) = exchange(self.connection, [("EVAL", _READ, len(keys), *keys, *arguments)])
-        for each, reply in zip(wanted, checked(read), strict=True):
-            if not reply:
-                wrong = ProtocolError(f"the keys of episode {each.episode!r} on Redis are of a wrong type.")
-                yield EpisodeRead(wrong, frozenset(each.queries), [])
-                continue
-            fields, kinds, batches = reply
-            still_open = [query for query, kind in zip(each.queries, kinds, strict=True) if kind]
-            yield episode_read(fields, still_open, batches)
-
     def _keys(self, episode: str, reference: str) -> tuple[str, str, str, str, str]:
         keys = self.keys.episode(episode)
         users = self.keys.reference_users(reference)
@@ -609,16 +324,35 @@ def as_text(stored: bytes) -> str:
     return stored.decode(errors="surrogateescape")
 
 
-def _parts(wanted: Sequence[Wanted]) -> Iterator[Sequence[Wanted]]:
-    """`wanted` in parts of about _MOST_BATCHES batches."""
-    starts, batches = [0], 0
-    for index, each in enumerate(wanted):
-        count = max(1, each.last - each.first + 1)
-        if batches and batches + count > _MOST_BATCHES:
-            starts.append(index)
-            batches = 0
-        batches += count
-    return (wanted[start:end] for start, end in pairwise([*starts, len(wanted)]) if end > start)
+def _replies(pipeline: Pipeline) -> list[Any]:
+    """Return the replies to a pipeline; errors that don't pass are among them, since they concern one key."""
+    replies = pipeline.execute(raise_on_error=False)
+    for reply in replies:
+        if passes(reply):
+            raise reply
+    return replies
+
+
+def _standing(step: Step, of_episode: Sequence[Any], of_job: Sequence[Any], carried: bool) -> Standing:
+    if errors := [reply for reply in of_episode if isinstance(reply, redis.RedisError)]:
+        return Standing(None, error=errors[0])
+    text, there, batches, reference = of_episode
+    if text not in (None, b"done", b"value"):
+        return Standing(as_text(text))
+    complete = batches > step.query.batch if step.query else True
+    if text is None or not there or not complete or (step.reference and not reference):
+        return Standing(None, kept=False)
+    status, reason, _ = of_job
+    refused = ProtocolError(f"a worker refused the job: {_reason(reason)}") if status == b"failed" else None
+    return Standing(None, carried=carried, error=refused)
+
+
+def _reason(compressed: bytes | None) -> str:
+    try:
+        text = zlib.decompressobj().decompress(compressed or b"", 4096).decode(errors="replace")
+    except zlib.error:
+        text = ""
+    return text or "see `rq info`"
 
 
 def _step_error(step: Step, reply: list[Any], max_bytes: int) -> VlacQueueError | redis.RedisError | None:
@@ -633,9 +367,9 @@ def _step_error(step: Step, reply: list[Any], max_bytes: int) -> VlacQueueError 
             "stored. Close finished episodes, start more workers, or raise max_pending_bytes."
         )
     if status == b"gone" or (status == b"order" and reply[1] < step.index):
-        return episode_lost(step.episode)
+        return episode_lost(step.episode_id)
     return ProtocolError(
-        f"episode {step.episode!r} has {reply[1]} batches on Redis where {step.index} were pushed from here; "
+        f"episode {step.episode_id!r} has {reply[1]} batches on Redis where {step.index} were pushed from here; "
         "only one client may push to an episode."
     )
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import redis
@@ -16,187 +17,15 @@ from vlac_queue.faults import Fault, fault_of
 from vlac_queue.keys import Keys
 from vlac_queue.messages import MAX_JOB_BYTES
 from vlac_queue.metrics import first_line
-from vlac_queue.store import ReadAhead, episode_read
+from workers.store import ReadAhead, episode_read
 
 #: Jobs at the front of the queue among which a worker chooses.
 _LOOK_AT = 32
 #: Seconds between two looks at the queue while Redis is full and refuses to be waited on.
 _FULL_PAUSE_S = 0.1
 
-# What a job's key holds. RQ's ids are letters, digits, "_" and "-": any other is a stranger's, and no key is made
-# of it. Reply: {id, "ok", data, retries_left, deaths, trying}, or {id, "gone" | "large" | "unfit"}.
-_JOB = """
-local function job(id, most)
-  if #id == 0 or #id > 200 or string.find(id, '[^%w_-]') then return {string.sub(id, 1, 200), 'unfit'} end
-  local size = redis.pcall('HSTRLEN', 'rq:job:' .. id, 'data')
-  if type(size) ~= 'number' then
-    if string.find(size.err, 'WRONGTYPE', 1, true) then return {id, 'unfit'} end
-    redis.call('HSTRLEN', 'rq:job:' .. id, 'data')  -- raises: it may be a good job
-  end
-  if size == 0 then return {id, 'gone'} end
-  if size > tonumber(most) then return {id, 'large'} end
-  local fields = redis.call('HMGET', 'rq:job:' .. id, 'data', 'retries_left', 'deaths', 'trying')
-  local function short(text) return string.sub(text or '', 1, 2000) end
-  return {id, 'ok', fields[1], short(fields[2]), short(fields[3]), short(fields[4])}
-end
-"""
-
-# What a worker was waiting for goes to a list of its own first, and from there to its claims: so the script that
-# takes can stand right behind the command that waits, on the same connection. KEYS[2]: claims.
-_SETTLE = """
-while redis.call('LMOVE', KEYS[2] .. ':next', KEYS[2], 'LEFT', 'RIGHT') do end
-"""
-
-# Takes up to n jobs and reads them; what is unfit is dropped. With a job comes what its worker would ask for next:
-# the episodes of its done queries and the one batch that each is about (field "ahead" of the job, a JSON list of
-# episode, query id and batch index), so that a worker that knows the frame before needs no further round trip.
-# Where jobs wait, a worker takes first those whose episodes it knows ("prefers"; of others it has to read and
-# decode all that it did not see), then those that nobody knows, then the first. The first is passed over a few
-# times only. First of all the worker's name goes to those whose death is noticed: it may have been taken off them,
-# or Redis have lost them. KEYS queue claims workers; ARGV n max_bytes worker_name episode_prefix look_at
-# most_passed. Reply: as _JOB for each, and a list of {episode, query id, batch index, meta, kind, batch}. The
-# first command lets it go on when Redis is full (see store.py): taking jobs is what empties it.
-_TAKE = Script(
-    _JOB
-    + """
-local function look(root, query)
-  if type(query) ~= 'table' or type(query[1]) ~= 'string' or type(query[2]) ~= 'string' then return end
-  local index = query[3]
-  if type(index) ~= 'number' or not (index >= 0 and index < 4294967296) then return end
-  local kind = redis.pcall('HGET', root .. query[1] .. ':queries', query[2])
-  if kind ~= 'done' then return end
-  local meta = redis.pcall('HGETALL', root .. query[1])
-  local batch = redis.pcall('LINDEX', root .. query[1] .. ':frames', string.format('%d', index))
-  if meta.err or type(batch) ~= 'string' then return end
-  return {query[1], query[2], index, meta, kind, batch}
-end
-local function ahead(id, root)
-  local size = redis.call('HSTRLEN', 'rq:job:' .. id, 'ahead')
-  if size == 0 or size > 65536 then return {} end
-  local fits, queries = pcall(cjson.decode, redis.call('HGET', 'rq:job:' .. id, 'ahead'))
-  local found = {}
-  if fits and type(queries) == 'table' then
-    for i = 1, math.min(#queries, 64) do found[#found + 1] = look(root, queries[i]) end
-  end
-  return found
-end
-local function choose(queue, me, look_at, most_passed)
-  local ids = redis.call('LRANGE', queue, 0, look_at - 1)
-  local mine, free
-  for i, id in ipairs(ids) do
-    local prefers = not string.find(id, '[^%w_-]') and redis.pcall('HGET', 'rq:job:' .. id, 'prefers')
-    if prefers == me then
-      mine = id
-      break
-    end
-    if not free and (type(prefers) ~= 'string' or prefers == '') then free = id end
-  end
-  local id = mine or free
-  if not id or id == ids[1] then return ids[1] end
-  local first = 'rq:job:' .. ids[1]
-  if not string.find(ids[1], '[^%w_-]') and redis.call('EXISTS', first) == 1 then
-    local passed = redis.pcall('HINCRBY', first, 'passed', 1)
-    if type(passed) ~= 'number' or passed > most_passed then return ids[1] end
-  end
-  return id
-end
-redis.call('LREM', KEYS[2], 0, '')
-redis.call('SADD', KEYS[3], ARGV[3])
-local ids = {}
-local look_at, most_passed = tonumber(ARGV[5]), tonumber(ARGV[6])
-for i = 1, tonumber(ARGV[1]) do
-  local id = redis.call('LMOVE', KEYS[2] .. ':next', KEYS[2], 'LEFT', 'RIGHT')
-  if not id and look_at > 1 then
-    id = choose(KEYS[1], ARGV[3], look_at, most_passed)
-    if id then
-      redis.call('LREM', KEYS[1], 1, id)
-      redis.call('RPUSH', KEYS[2], id)
-    end
-  elseif not id then id = redis.call('LMOVE', KEYS[1], KEYS[2], 'LEFT', 'RIGHT') end
-  if not id then break end
-  ids[i] = id
-end
-local jobs = {}
-for i, id in ipairs(ids) do
-  jobs[i] = job(id, ARGV[2])
-  if jobs[i][2] == 'ok' then
-    redis.call('HSET', 'rq:job:' .. id, 'status', 'started', 'worker_name', ARGV[3])
-    jobs[i][7] = ahead(id, ARGV[4])
-  elseif jobs[i][2] == 'unfit' then redis.call('LREM', KEYS[2], 1, id) end
-end
-return jobs
-"""
-)
-
-# Puts jobs back to the front of the queue, in their order; those on their last try wait to be tried alone.
-# KEYS queue claims alone; ARGV ids, or none for all. Reply: how many.
-_GIVE_BACK = (
-    _JOB
-    + _SETTLE
-    + """
-local ids, count = ARGV, 0
-if #ids == 0 then ids = redis.call('LRANGE', KEYS[2], 0, -1) end
-for i = #ids, 1, -1 do
-  local id = ids[i]
-  local key = 'rq:job:' .. id
-  -- Any data is "large" beside 0 bytes: so it is there, and not read. Where this raises, the claim stays.
-  local state = job(id, 0)[2]
-  if redis.call('LREM', KEYS[2], 1, id) == 1 and state == 'large' then
-    redis.call('HSET', key, 'status', 'queued')
-    local left, deaths = unpack(redis.call('HMGET', key, 'retries_left', 'deaths'))
-    left = tonumber(left)
-    if deaths and left and left <= 0 then
-      if left == 0 then redis.call('HDEL', key, 'trying') end
-      redis.call('RPUSH', KEYS[3], id)
-    else
-      redis.call('LPUSH', KEYS[1], id)
-    end
-    count = count + 1
-  end
-end
-return count
-"""
-)
-
-# The same for a dead worker, at the cost of one retry for each job, and noted in its history. Before its last try
-# a job waits to be tried alone. Jobs without retries left go to the claims of the finder, who fails their queries.
-# KEYS queue claims_of_dead workers worker_key claims_of_finder alone; ARGV name_of_dead max_bytes name_of_finder.
-# Reply: {number given back, spent jobs as _JOB}.
-_RECOVER = (
-    _JOB
-    + """
-if redis.call('EXISTS', KEYS[4]) == 1 then return {0, {}} end
-"""
-    + _SETTLE
-    + """
-local count, spent, now = 0, {}, redis.call('TIME')[1]
-local ids = redis.call('LRANGE', KEYS[2], 0, -1)
-for i = #ids, 1, -1 do
-  local id = ids[i]
-  local key = 'rq:job:' .. id
-  local state = job(id, 0)[2]
-  redis.call('LREM', KEYS[2], -1, id)
-  if state == 'large' then
-    local left = redis.pcall('HINCRBY', key, 'retries_left', -1)
-    local deaths = string.sub((redis.call('HGET', key, 'deaths') or '') .. ARGV[1] .. '@' .. now .. ' ', 1, 2000)
-    redis.call('HSET', key, 'status', 'queued', 'deaths', deaths)
-    if type(left) == 'number' and left > 0 then
-      redis.call('LPUSH', KEYS[1], id)
-      count = count + 1
-    elseif left == 0 then
-      redis.call('RPUSH', KEYS[6], id)
-      count = count + 1
-    else
-      redis.call('HSET', key, 'status', 'started', 'worker_name', ARGV[3])
-      redis.call('RPUSH', KEYS[5], id)
-      spent[#spent + 1] = job(id, ARGV[2])
-    end
-  end
-end
-redis.call('SREM', KEYS[3], ARGV[1])
-return {count, spent}
-"""
-)
+_LUA = Path(__file__).with_name("lua")
+_TAKE, _GIVE_BACK, _RECOVER = (Script.load(_LUA / f"{name}.lua") for name in ("take", "give_back", "recover"))
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,12 @@ from vlac_queue.errors import FrameError, ProtocolError, VlacQueueError
 from vlac_queue.faults import as_ours, passes
 from vlac_queue.frames import Frames
 from vlac_queue.messages import Failure, Query
-from vlac_queue.store import NOTHING_AHEAD, EpisodeMeta, EpisodeRead, EpisodeStore, ReadAhead, Wanted
+from vlac_queue.store import EpisodeMeta
 from workers import memory
 from workers.critics import CriticQuery
 from workers.decoded import History
 from workers.kept import Kept
+from workers.store import NOTHING_AHEAD, EpisodeRead, ReadAhead, Wanted, WorkerStore
 
 #: Most pixel bytes that one query may need: 10,000 frames of 256x256, say.
 MAX_QUERY_BYTES = 2 << 30
@@ -70,7 +71,7 @@ class Intake:
         history_bytes: most bytes of episodes and references that are kept decoded between two calls.
     """
 
-    def __init__(self, store: EpisodeStore, *, done_history: bool = False, history_bytes: int = 1 << 30) -> None:
+    def __init__(self, store: WorkerStore, *, done_history: bool = False, history_bytes: int = 1 << 30) -> None:
         self._store = store
         self._done_history = done_history
         self._kept = Kept(history_bytes)

@@ -17,9 +17,9 @@ from vlac_queue.faults import Fault, fault_of
 from vlac_queue.keys import Keys
 from vlac_queue.messages import CriticIdentity, Failure, Query, encode_answer
 from vlac_queue.metrics import PHASES, Histogram, first_line, publish_event
-from vlac_queue.store import EpisodeStore
 from workers.asker import Answered, WorkerStats
 from workers.critics import CriticQuery
+from workers.store import WorkerStore
 from workers.trouble import Trouble
 
 #: Seconds to wait after a failed connection.
@@ -114,7 +114,7 @@ class Replies:
         self,
         connection: redis.Redis,
         keys: Keys,
-        store: EpisodeStore,
+        store: WorkerStore,
         clock: RedisClock,
         *,
         worker: str,

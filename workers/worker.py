@@ -52,7 +52,6 @@ from vlac_queue.messages import (
     Query,
     decode_job,
 )
-from vlac_queue.store import NOTHING_AHEAD, EpisodeStore, ReadAhead
 from vlac_queue.texts import clean, many
 from workers import memory
 from workers.asker import Answered, Asker, WorkerStats
@@ -66,6 +65,7 @@ from workers.preparing import Intake, Prepared
 from workers.replies import OpenJobs, Replies
 from workers.restart import may_restart, restart
 from workers.scheduler import Scheduler
+from workers.store import NOTHING_AHEAD, ReadAhead, WorkerStore
 from workers.trouble import Trouble
 from workers.watchdog import Watchdog
 
@@ -141,7 +141,7 @@ class CriticWorker(SimpleWorker):
         self.critic: Critic = make_critic(self.config)
         self._keys = Keys(names[0])
         self._claims = Claims(self.connection, self._keys, self.name)
-        self._store = EpisodeStore(self.connection, self._keys, ttl_s=self.config.episode_ttl_s)
+        self._store = WorkerStore(self.connection, self._keys, ttl_s=self.config.episode_ttl_s)
         self._intake = Intake(
             self._store,
             done_history=getattr(self.critic, "done_history", False),

@@ -218,7 +218,7 @@ def forked(stage: Stage) -> None:
         assert child_id != client.id
         assert scores == [0.4] * 4
         # What the child did or left must not have touched what is open here.
-        assert [pending._episode.ask_done().result().score for pending in pendings] == [0.2] * 8
+        assert [pending.episode.ask_done().result().score for pending in pendings] == [0.2] * 8
 
 
 def _in_child(client: CriticClient, pipe: Connection) -> None:

@@ -19,6 +19,7 @@ from vlac_queue import CriticClient, Outcome, RolloutGate, VlacConfig
 from vlac_queue.client import Pending
 from vlac_queue.frames import Frames
 from vlac_queue.messages import Failure
+from vlac_queue.store import EpisodeStore
 
 #: Side of the pictures, in pixels.
 SIDE = 16
@@ -60,6 +61,10 @@ def ending(outcome: Outcome) -> tuple[int, bool, float | None, bool]:
     return outcome.finish_step, outcome.done, outcome.reward, outcome.masked
 
 
+#: Client id -> query id -> stream entries that held an answer to it.
+_ON_WIRE: dict[str, dict[str, set[bytes]]] = {}
+
+
 class WatchedClient(CriticClient):
     """A client that notes every query asked, every answer that came over the wire, and every one taken in."""
 
@@ -67,9 +72,7 @@ class WatchedClient(CriticClient):
         super().__init__(config)
         self.asked: list[Pending[Any]] = []
         #: Query id -> stream entries that held an answer to it.
-        self.on_wire: dict[str, set[bytes]] = {}
-        self._read_answers = self._store.read_answers
-        self._store.read_answers = self._noted  # type: ignore[method-assign]
+        self.on_wire = _ON_WIRE[self.id] = {}
 
     def ask_done_many(self, episodes: Any) -> Any:
         return self._note(super().ask_done_many(episodes))
@@ -87,13 +90,6 @@ class WatchedClient(CriticClient):
         self.asked += [each for each in asked if isinstance(each, Pending)]
         return asked
 
-    def _noted(self, *args: Any, **kwargs: Any) -> Any:
-        news = self._read_answers(*args, **kwargs)
-        for entry_id, answers, _ in news:
-            for query_id in answers:
-                self.on_wire.setdefault(query_id, set()).add(entry_id)
-        return news
-
 
 def _counting(resolve: Callable[..., None]) -> Callable[..., None]:
     """Has each Pending count how often an answer was taken in for it."""
@@ -105,7 +101,21 @@ def _counting(resolve: Callable[..., None]) -> Callable[..., None]:
     return counted
 
 
-Pending._resolve = _counting(Pending._resolve)  # type: ignore[method-assign]
+def _noting(read: Callable[..., Any]) -> Callable[..., Any]:
+    """Has the answers noted that come over the wire."""
+
+    def noted(self: Any, client: str, *args: Any, **kwargs: Any) -> Any:
+        news = read(self, client, *args, **kwargs)
+        for entry_id, answers, _ in news if client in _ON_WIRE else ():
+            for query_id in answers:
+                _ON_WIRE[client].setdefault(query_id, set()).add(entry_id)
+        return news
+
+    return noted
+
+
+EpisodeStore.read_answers = _noting(EpisodeStore.read_answers)  # type: ignore[method-assign]
+Pending.resolve = _counting(Pending.resolve)  # type: ignore[method-assign]
 
 
 @dataclass
@@ -248,8 +258,8 @@ class Load:
             for asked in list(self._open.values()):
                 for pending in [pending for pending in list(asked) if not pending.answered][:1]:
                     fields = ("status", "worker_name", "retries_left", "deaths")
-                    job = connection.hmget(f"rq:job:{pending._job}", *fields)
-                    told.append(f"{pending.query}, looked for {pending._missed} times, job {pending._job}: {job}")
+                    job = connection.hmget(f"rq:job:{pending.job}", *fields)
+                    told.append(f"{pending.query}, job {pending.job}: {job}")
         return told
 
     def _run(self, rollout: int) -> None:
@@ -297,15 +307,15 @@ class Load:
                     account.wrong.append(f"{ending(outcome)} instead of {script.outcome()}: {outcome.error}")
 
     def _count(self, pending: Pending[Any]) -> None:
-        account, answer = self.account, pending._answer
+        account, answer = self.account, pending.answer
         answered = pending.answered and not isinstance(answer, Exception | Failure)
         failed = isinstance(answer, Failure) and bool(self._permits.search(answer.message))
         account.queries += 1
         account.failed += failed
         account.lost += not (answered or failed)
         account.doubled += getattr(pending, "resolutions", 0) > 1
-        end = pending._asked + pending.latency_s if answered or failed else float("inf")
-        account.times.append((pending._asked, end))
+        end = pending.asked_at + pending.latency_s if answered or failed else float("inf")
+        account.times.append((pending.asked_at, end))
 
 
 @dataclass

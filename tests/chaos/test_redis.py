@@ -243,8 +243,8 @@ def test_each_evicted_key_is_noticed(tmp_path: Path, fleets: Fleets, table: Tabl
                         worker.send_signal(signal.SIGSTOP)  # it has seen none of this
                         pending = episode.ask_done()
                         key = {
-                            "job": f"rq:job:{pending._job}",
-                            "reference": f"vlac:vlac:reference:{episode._reference}",
+                            "job": f"rq:job:{pending.job}",
+                            "reference": f"vlac:vlac:reference:{episode.meta.reference}",
                         }.get(gone, f"vlac:vlac:episode:{episode.id}{gone}")
                         assert connection.delete(key) == 1
                         began = time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -155,11 +156,12 @@ def test_nothing_stays_on_redis(redis_url):
         watch.see(Chunk("e", 0, picture()[None]))
         watch.advance(["task"])
         assert not watch.over()
-        (episode,) = client._episodes
-        meta = Keys("vlac").episode(episode).meta
+        open_episodes: Any = lambda: client._connection.zrange(Keys("vlac").open, 0, -1)  # noqa: E731
+        (episode,) = open_episodes()
+        meta = Keys("vlac").episode(episode.decode()).meta
         assert client._connection.exists(meta)
         watch.close()
-        assert not client._connection.exists(meta)
+        assert not client._connection.exists(meta) and not open_episodes()
 
 
 def test_every_frame_inside_a_chunk_is_sent(redis_url):

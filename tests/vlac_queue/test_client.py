@@ -35,9 +35,10 @@ from vlac_queue import (
     VlacConfig,
     VlacQueueError,
 )
-from vlac_queue.client import client as client_module
+from vlac_queue.client import episode as episode_module
+from vlac_queue.keys import Keys
 from vlac_queue.server import RedisServer, free_port
-from vlac_queue.store import Step
+from vlac_queue.store import EpisodeStore, Step
 
 
 @pytest.fixture
@@ -136,7 +137,7 @@ def test_episodes_of_a_crashed_rollout_give_their_bytes_back(server: RedisServer
 
         until(pushed)
     # The crashed client counts as gone only later.
-    until(lambda: keys_of(connection) <= {f"vlac:vlac:client:{crashed._client.id}".encode()})
+    until(lambda: keys_of(connection) <= {f"vlac:vlac:client:{crashed.meta.client}".encode()})
 
 
 def test_redis_out_of_memory_is_a_full_queue(server: RedisServer) -> None:
@@ -237,7 +238,7 @@ def test_a_reference_of_many_episodes_is_read_and_hashed_once(
         work.clear()
         episodes = client.episodes(["task"] * 64, [source] * 64)
         client.close_many(episodes)
-        return {episode._reference for episode in episodes}
+        return {episode.meta.reference for episode in episodes}
 
     of_array = opened(run)
     assert work == ["sha256"]
@@ -307,9 +308,9 @@ def test_a_query_past_its_deadline_is_dropped_and_asked_again_by_who_still_waits
         with pytest.raises(CriticTimeout):
             pending.result()
         gate.touch()
-        first_job = pending._job
+        first_job = pending.job
         assert pending.result(timeout=20).done is False
-        assert pending._job != first_job
+        assert pending.job != first_job
         assert first.result(timeout=20).done is False
 
 
@@ -411,7 +412,7 @@ def test_answers_that_were_trimmed_unread_are_found(
 def test_one_look_finds_all_that_was_lost(
     client: CriticClient, workers: Workers, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vlac_queue.client.client._LOOK_UP_S", 0.5)
+    monkeypatch.setattr("vlac_queue.client.recovery._LOOK_UP_S", 0.5)
     workers.start(NAME, VLAC_MAX_BATCH="1")
     gate = tmp_path / "gate"
     with client.episode(f"hold {gate}") as held, client.episode("task") as episode:
@@ -561,14 +562,14 @@ def test_sending_a_push_again_changes_nothing(client: CriticClient, connection: 
     with client.episode("task") as episode:
         episode.push(frame(1))
         stored: Any = connection.lrange(f"vlac:vlac:episode:{episode.id}:frames", 0, -1)
-        assert send(client, Step(episode.id, "", 0, stored[0])) is None
+        assert send(connection, Step(episode.id, "", 0, stored[0])) is None
         assert connection.llen(f"vlac:vlac:episode:{episode.id}:frames") == 1
-        assert isinstance(send(client, Step(episode.id, "", 0, b"something else")), ProtocolError)
+        assert isinstance(send(connection, Step(episode.id, "", 0, b"something else")), ProtocolError)
 
 
-def send(client: CriticClient, step: Step) -> VlacQueueError | None:
+def send(connection: redis.Redis, step: Step) -> VlacQueueError | None:
     """What becomes of one step."""
-    (error,) = client._store.step([([step], [])], max_bytes=10**9)
+    (error,) = EpisodeStore(connection, Keys("vlac"), ttl_s=60).step([([step], [])], max_bytes=10**9)
     assert not isinstance(error, redis.RedisError)
     return error
 
@@ -597,7 +598,7 @@ def test_ctrl_c_in_the_middle_of_a_step_spoils_no_episode(client: CriticClient, 
     episodes = client.episodes(["task"] * 48)
     client.observe_many([(episode, frame(1)) for episode in episodes])
     # The third of three groups is about to be encoded: the first two are with Redis, or on their way.
-    original, encoded = client_module.encode, iter(range(100))
+    original, encoded = episode_module.encode, iter(range(100))
 
     def interrupted(*args: Any, **kwargs: Any) -> bytes:
         if next(encoded) == 40:
@@ -605,7 +606,7 @@ def test_ctrl_c_in_the_middle_of_a_step_spoils_no_episode(client: CriticClient, 
         return original(*args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(client_module, "encode", interrupted)
+        patch.setattr(episode_module, "encode", interrupted)
         with pytest.raises(KeyboardInterrupt):
             client.observe_many([(episode, frame(51)) for episode in episodes])
     for pending in client.observe_many([(episode, frame(102)) for episode in episodes]):
@@ -637,7 +638,7 @@ def test_closing_one_episode_leaves_the_answers_of_others(
     first.close()
     pending = second.ask_done()
     assert pending.result(20).score == 0.2
-    assert connection.exists(client._keys.client_answers(client.id))
+    assert connection.exists(f"vlac:vlac:client:{client.id}:answers")
     second.close()
     assert not connection.keys(f"vlac:vlac:client:{client.id}*")
 
@@ -689,10 +690,10 @@ def test_ctrl_c_anywhere_in_the_bookkeeping_loses_nothing(client: CriticClient, 
 
 
 def test_a_key_of_a_wrong_type_spoils_its_episode_alone(
-    client: CriticClient, worker: Workers, connection: redis.Redis
+    client: CriticClient, worker: Workers, connection: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     episodes = client.episodes(["task"] * 3)
-    bad = client._keys.episode(episodes[1].id)
+    bad = Keys("vlac").episode(episodes[1].id)
     connection.set(bad.frames, "not a list")
     first, failed, last = client.observe_each([(episode, frame(51)) for episode in episodes])
     assert isinstance(failed, RedisFailed) and not isinstance(first, Exception) and not isinstance(last, Exception)
@@ -702,9 +703,10 @@ def test_a_key_of_a_wrong_type_spoils_its_episode_alone(
         pending.result(20).score == 0.4 for pending in client.observe_many([(e, frame(102)) for e in episodes])
     )
     # And when it is looked for, those of others are found.
+    monkeypatch.setattr("vlac_queue.client.recovery._LOOK_UP_S", 0)
     pendings = client.ask_done_many(episodes)
     connection.delete(bad.queries)
     connection.set(bad.queries, "not a hash")
-    client._recovery.look_up(pendings)
+    client.poll(pendings)
     assert pendings[0].result(20).score == pendings[2].result(20).score == 0.4
     client.close_many(episodes)

@@ -174,7 +174,7 @@ def test_an_open_episode_is_drawn(client: CriticClient, workers: Workers, tmp_pa
         for each in expert.frames[:6]:
             episode.observe(each).result()
         # One on its way, as far as anybody can see.
-        client._connection.hset("vlac:vlac:episode:e-1:queries", f"{episode._token}-99", "value")
+        client._connection.hset("vlac:vlac:episode:e-1:queries", f"{episode.meta.token}-99", "value")
         result = run(client, "show", "e-1", "-o", tmp_path / "sheet.png")
     assert result.output == f"Written: {tmp_path / 'sheet.png'} (6 of 6 frames)\n"
     pixels = picture(tmp_path / "sheet.png")

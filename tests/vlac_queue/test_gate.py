@@ -22,7 +22,7 @@ from vlac_queue.errors import (
 )
 from vlac_queue.gate import RolloutGate
 from vlac_queue.messages import ValueVerdict
-from vlac_queue.rule import Outcome, decisive_step, value_reward
+from vlac_queue.rule import Course, Outcome, value_reward
 
 FRAME = np.zeros((1, 2, 2, 3), np.uint8)
 
@@ -255,10 +255,16 @@ def test_frames_before_the_first_step_are_pushed_but_not_asked_about() -> None:
     assert client.opened[0].asked == ["done", "done", "value"]
 
 
-def test_decisive_step_waits_for_the_answers_before_it() -> None:
-    assert decisive_step([1, 2, 3], {2: True}) is None
-    assert decisive_step([1, 2, 3], {1: False, 2: True, 3: True}) == 2
-    assert decisive_step([1, 2, 3], {1: False, 2: False, 3: False}) is None
+def test_the_decisive_step_waits_for_the_answers_before_it() -> None:
+    course = Course()
+    course.steps = [1, 2, 3]
+    for answers, decisive, first_open in (
+        ({2: True}, None, 1),
+        ({1: False, 2: True, 3: True}, 2, None),
+        ({1: False, 2: False, 3: False}, None, None),
+    ):
+        course.answers = dict(answers)
+        assert (course.decisive, course.first_open) == (decisive, first_open)
 
 
 @pytest.mark.parametrize(("last", "reward"), [(0, 0.0), (37.5, 0.375), (100, 1.0), (-1e9, 0.0), (1e9, 1.0)])

@@ -14,10 +14,10 @@ from vlac_queue import CriticClient, FrameError, ProtocolError
 from vlac_queue.frames import encode
 from vlac_queue.keys import Keys
 from vlac_queue.messages import Query
-from vlac_queue.store import EpisodeStore
 from workers.critics import CriticQuery
 from workers.decoded import History
 from workers.preparing import Intake
+from workers.store import WorkerStore
 
 LIMIT = 1 << 30
 
@@ -111,7 +111,7 @@ def test_a_query_about_a_frame_inside_a_batch_is_refused() -> None:
 # How the intake uses it, with episodes on a real server.
 
 
-class Reading(EpisodeStore):
+class Reading(WorkerStore):
     """Notes how many batches are read."""
 
     def __init__(self, *args, **kwargs) -> None:
@@ -131,7 +131,7 @@ def open_queries(client: CriticClient, kind, episodes, *, about: int | None = No
         frame = episode.frames - 1 if about is None else about
         episode.queries += 1
         query = Query(
-            id=f"{episode._token}-{episode.queries}",
+            id=f"{episode.meta.token}-{episode.queries}",
             episode=episode.id,
             kind=kind,
             frame=frame,
@@ -204,7 +204,7 @@ def test_an_episode_whose_frames_change_size_is_not_kept_twice(
     client: CriticClient, store: Reading, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Our client refuses them; another may not.
-    monkeypatch.setattr("vlac_queue.client.client._check_size", lambda *_: None)
+    monkeypatch.setattr("vlac_queue.client.Episode.check_size", lambda *_: None)
     intake = Intake(store)
     with client.episode("task") as episode:
         for side in (10, 20, 20):

@@ -22,10 +22,10 @@ from tests.workers.test_worker import ask, hold
 from vlac_queue import CriticClient, CriticFailed
 from vlac_queue.keys import Keys
 from vlac_queue.messages import Failure
-from vlac_queue.store import EpisodeStore
 from workers import memory
 from workers.critics import CriticQuery
 from workers.preparing import Intake
+from workers.store import WorkerStore
 
 #: One batch of 75 MB, which packs to 300 kB.
 LARGE = np.zeros((24, 1024, 1024, 3), np.uint8)
@@ -50,7 +50,7 @@ def test_what_needs_more_memory_than_there_is_fails_alone(
     referring.push(frame(51))
     mistyped = client.episode("task", np.stack([frame(0), frame(1)]))
     mistyped.push(frame(51))
-    key = Keys("vlac").reference(mistyped._reference)
+    key = Keys("vlac").reference(mistyped.meta.reference)
     connection.delete(key)
     connection.set(key, "a stranger's")
     bad = [long.ask_value(), referring.ask_done(), mistyped.ask_done()]
@@ -90,7 +90,7 @@ def test_what_is_kept_gives_way_to_what_is_asked(
     client: CriticClient, connection: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Here memory for what is kept, or for what is asked, but not for both."""
-    intake = Intake(EpisodeStore(connection, Keys("vlac"), ttl_s=100), history_bytes=1 << 30)
+    intake = Intake(WorkerStore(connection, Keys("vlac"), ttl_s=100), history_bytes=1 << 30)
     small, large = client.episodes(["task"] * 2)
     for episode, count in ((small, 10), (large, 24)):
         for index in range(count):
@@ -107,7 +107,7 @@ def test_what_is_kept_gives_way_to_what_is_asked(
     assert len(query.frames) == len(LARGE) and looks[0] > 30 << 20 and looks[-1] == 0
 
 
-class Failing(EpisodeStore):
+class Failing(WorkerStore):
     """Can't read one of the episodes."""
 
     def __init__(self, error: Exception, episode: str, *args: Any, **kwargs: Any) -> None:

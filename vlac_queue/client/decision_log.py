@@ -17,15 +17,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from vlac_queue.client.episode import Episode, Pending
 from vlac_queue.config import VlacConfig
 from vlac_queue.errors import DecisionLogError
 from vlac_queue.frames import Frames
 from vlac_queue.messages import DoneVerdict, Failure, Query, ValueVerdict, check_id
-
-if TYPE_CHECKING:
-    from vlac_queue.client import Episode, Pending
 
 #: Version of the layout and of the lines.
 LOG_VERSION = 1
@@ -34,7 +32,7 @@ LINES = "verdicts.jsonl"
 
 
 def frames_path(writer: Path, episode: str, token: str) -> Path:
-    """The file of an episode's encoded frame batches, one after another.
+    """Return the file of an episode's encoded frame batches, one after another.
 
     Args:
         writer: folder of one client process.
@@ -46,12 +44,12 @@ def frames_path(writer: Path, episode: str, token: str) -> Path:
 
 
 def reference_path(folder: Path, reference: str) -> Path:
-    """The file of a reference's encoded frame batches; `folder` is the whole log. Raises as `frames_path`."""
+    """Return the file of a reference's encoded frame batches; `folder` is the whole log."""
     return folder / "references" / f"{check_id(reference, 'reference id')}.vlqf"
 
 
 def pixel_hash(frame: Frames) -> str:
-    """SHA-256 of a frame's pixels, uint8 (H,W,3) in C order; 64 hexadecimal digits."""
+    """Return the SHA-256 of a frame's pixels, uint8 (H,W,3) in C order; 64 hexadecimal digits."""
     return sha256(frame.data if frame.flags.c_contiguous else frame.tobytes()).hexdigest()
 
 
@@ -84,43 +82,43 @@ class DecisionLog:
             raise self._failed(error) from error
 
     def begin_in_child(self) -> None:
-        """Begins anew in a forked process, which writes to a folder of its own, made with its first episode."""
+        """Begin anew in a forked process, which writes to a folder of its own, made with its first episode."""
         self._lock = threading.Lock()
         self._file = -1
         self._hashes: dict[str, dict[int, str]] = {}
         #: Folder of this process.
         self.writer = Path()
 
-    def opened(self, episode: Episode, reference: Sequence[bytes]) -> None:
-        """Notes a new episode, and keeps its encoded `reference` unless the log has it."""
+    def opened(self, episode: Episode) -> None:
+        """Note a new episode, and keep its encoded reference unless the log has it."""
         with self._writing():
-            if episode._reference:
-                self._keep_reference(episode._reference, reference)
-            self._hashes[episode._token] = {}
+            if episode.meta.reference:
+                self._keep_reference(episode.meta.reference, episode.reference)
+            self._hashes[episode.meta.token] = {}
             self._write(
                 self._line("opened", episode),
-                reference=episode._reference,
+                reference=episode.meta.reference,
                 threshold=self._config.done_threshold,
                 stride=self._config.value_stride,
             )
 
     def pushing(self, episode: Episode, frames: Frames) -> None:
-        """Hashes the last of `frames`, uint8 (T,H,W,3), that are about to be sent: its answer may come at once."""
-        self._hashes[episode._token][episode.frames + len(frames) - 1] = pixel_hash(frames[-1])
+        """Hash the last of `frames`, uint8 (T,H,W,3), that are about to be sent: its answer may come at once."""
+        self._hashes[episode.meta.token][episode.frames + len(frames) - 1] = pixel_hash(frames[-1])
 
     def pushed(self, episode: Episode, payload: bytes) -> None:
-        """Keeps an encoded batch that is on Redis now."""
+        """Keep an encoded batch that is on Redis now."""
         with self._writing():
-            path = frames_path(self.writer, episode.id, episode._token)
+            path = frames_path(self.writer, episode.id, episode.meta.token)
             file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
             try:
                 _write_all(file, payload)
             finally:
                 os.close(file)
 
-    def answered(self, episode: Episode, pending: Pending[Any]) -> None:
-        """Notes a verdict or a failure as it becomes known."""
-        query, answer, critic = pending.query, pending._answer, pending.critic
+    def answered(self, pending: Pending[Any]) -> None:
+        """Note a verdict or a failure as it becomes known."""
+        query, answer, critic = pending.query, pending.answer, pending.critic
         said: dict[str, Any]
         if isinstance(answer, DoneVerdict):
             kind = "done"
@@ -135,7 +133,7 @@ class DecisionLog:
             kind, said = "failure", {"asked": query.kind, "error": error, "traceback": ""}
         with self._writing():
             self._write(
-                self._line(kind, episode),
+                self._line(kind, pending.episode),
                 query=query.id,
                 frame=query.frame,
                 sha256=self._hashes[query.token][query.frame],
@@ -147,13 +145,13 @@ class DecisionLog:
             )
 
     def truth(self, episode: Episode, frame: int | None) -> None:
-        """Notes the simulator's word: the first frame that is done; None: none of them."""
+        """Note the simulator's word: the first frame that is done; None: none of them."""
         with self._writing():
             self._write(self._line("truth", episode), frame=frame)
 
     def closed(self, episode: Episode, unanswered: Sequence[Query]) -> None:
-        """Notes the end of an episode, and which of its queries had no answer by then."""
-        self._hashes.pop(episode._token, None)
+        """Note the end of an episode, and which of its queries had no answer by then."""
+        self._hashes.pop(episode.meta.token, None)
         if self._broken:
             return  # was raised when it broke; closing must go on
         with self._writing():
@@ -161,7 +159,7 @@ class DecisionLog:
             self._write(self._line("closed", episode), frames=episode.frames, unanswered=open_ones)
 
     def close(self) -> None:
-        """Closes the file; what comes after goes to a new one."""
+        """Close the file; what comes after goes to a new one."""
         with self._lock:
             if self._file >= 0:
                 os.close(self._file)
@@ -172,7 +170,7 @@ class DecisionLog:
             "kind": kind,
             "time": round(time.time(), 3),
             "episode": episode.id,
-            "token": episode._token,
+            "token": episode.meta.token,
             "task": episode.task,
         }
 

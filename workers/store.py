@@ -1,0 +1,180 @@
+"""Episodes on Redis: every operation that a worker does on an episode's keys.
+
+All errors are Redis' own here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import redis
+
+from vlac_queue.connection import Script, checked, exchange
+from vlac_queue.errors import ProtocolError
+from vlac_queue.faults import passes
+from vlac_queue.keys import Keys
+from vlac_queue.messages import Query
+from vlac_queue.store import EpisodeMeta
+
+#: Entries of a client's stream of answers that are kept; it reads them long before.
+_ANSWERS_KEPT = 1000
+#: Most answers written by one script: Lua can't hand more than some 8,000 values to a command.
+_MOST_ANSWERS = 1000
+#: Most encoded batches read by one script, so that no reply is huge.
+_MOST_BATCHES = 256
+#: Most bytes of encoded batches that a worker reads in one round trip without a look at its memory.
+MOST_READ_BYTES = 64 << 20
+
+_LUA = Path(__file__).with_name("lua")
+_READ, _READ_REFERENCE, _ANSWER = (
+    Script.load(_LUA / f"{name}.lua") for name in ("read", "read_reference", "answer")
+)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a worker wants to know of one episode: its batches `first`..`last`, and which of `queries` are open."""
+
+    episode: str
+    first: int
+    last: int
+    queries: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class EpisodeRead:
+    """An episode as a worker found it.
+
+    Attributes:
+        meta: None where the episode is gone, the error where it can't be read.
+        open: ids of the queries that still wait for an answer.
+        batches: the encoded batches that are there, or how many bytes they have where that is more than may be
+            read; empty where no query is open.
+    """
+
+    meta: EpisodeMeta | ProtocolError | None
+    open: frozenset[str]
+    batches: list[bytes] | int
+
+
+@dataclass(frozen=True)
+class ReadAhead:
+    """What came along with a job for one of its queries: its episode with the one batch `index`."""
+
+    episode: str
+    index: int
+    read: EpisodeRead
+
+    def answers(self, wanted: Wanted) -> bool:
+        """Whether it is what a worker wants to know."""
+        only = (self.episode, self.index, self.index, 1)
+        return only == (wanted.episode, wanted.first, wanted.last, len(wanted.queries))
+
+
+NOTHING_AHEAD: Mapping[str, ReadAhead] = MappingProxyType({})
+
+
+def episode_read(fields: Sequence[bytes], still_open: Iterable[str], batches: list[bytes] | int) -> EpisodeRead:
+    """An episode from its meta hash (names and values in turn), its open queries and batches."""
+    meta: EpisodeMeta | ProtocolError | None
+    try:
+        meta = EpisodeMeta.from_hash(dict(zip(fields[::2], fields[1::2], strict=True))) if fields else None
+    except ProtocolError as error:
+        meta = error
+    return EpisodeRead(meta, frozenset(still_open), batches)
+
+
+class WorkerStore:
+    """The episodes of one queue, as a worker reads and answers them. Threads may share it.
+
+    Args:
+        connection: to Redis.
+        keys: of the queue.
+        ttl_s: seconds for which answers are kept where their episode's own time is not known.
+    """
+
+    def __init__(self, connection: redis.Redis, keys: Keys, *, ttl_s: int) -> None:
+        self._connection = connection
+        self._keys = keys
+        self._ttl_s = ttl_s
+
+    def read_episodes(self, wanted: Sequence[Wanted], most_bytes: int = MOST_READ_BYTES) -> list[EpisodeRead]:
+        """Return meta, open queries and encoded batches of episodes; one round trip for some 256 batches.
+
+        Args:
+            wanted: what of each episode.
+            most_bytes: of the batches of one round trip; of episodes beyond that only the size is read.
+        """
+        return [read for part in _parts(wanted) for read in self._read_part(part, most_bytes)]
+
+    def still_open(self, queries: Sequence[Query]) -> set[str]:
+        """Ids of those of `queries` that wait for an answer, and whose client is there; one round trip."""
+        with self._connection.pipeline(transaction=False) as pipeline:
+            for query in queries:
+                pipeline.hget(self._keys.episode(query.episode).queries, query.id)
+                pipeline.exists(self._keys.client(query.client))
+            # Keys of a wrong type, which no client of ours makes, hold nothing that is open.
+            replies = pipeline.execute(raise_on_error=False)
+        for reply in replies:
+            if passes(reply):
+                raise reply
+        states = zip(queries, replies[0::2], replies[1::2], strict=True)
+        return {query.id for query, kind, there in states if kind in (b"done", b"value") and there}
+
+    def read_reference(self, reference: str, most_bytes: int = MOST_READ_BYTES) -> list[bytes] | int:
+        """Return the encoded batches of reference frames, or how many bytes they have where that is more.
+
+        Empty where they are gone.
+        """
+        command = ("EVAL", _READ_REFERENCE, 1, self._keys.reference(reference), most_bytes)
+        (batches,) = exchange(self._connection, [command])
+        return checked(batches)
+
+    def answer(
+        self, answers: Sequence[tuple[Query, str]], worker: str, *, ttl_s: int | None = None
+    ) -> Iterator[tuple[Any, ...]]:
+        """Commands by which a worker answers queries (`messages.encode_answer`), those that are pending."""
+        by_client: dict[str, list[tuple[Query, str]]] = {}
+        for each in answers:
+            by_client.setdefault(each[0].client, []).append(each)
+        for client, all_of_client in by_client.items():
+            for start in range(0, len(all_of_client), _MOST_ANSWERS):
+                part = all_of_client[start : start + _MOST_ANSWERS]
+                keys = [self._keys.client_answers(client)]
+                keys += [self._keys.episode(query.episode).queries for query, _ in part]
+                texts = [text for query, answer in part for text in (query.id, answer)]
+                yield ("EVAL", _ANSWER, len(keys), *keys, ttl_s or self._ttl_s, _ANSWERS_KEPT, worker, *texts)
+
+    def _read_part(self, wanted: Sequence[Wanted], most_bytes: int) -> Iterator[EpisodeRead]:
+        keys: list[str] = []
+        arguments: list[Any] = [most_bytes]
+        for each in wanted:
+            episode = self._keys.episode(each.episode)
+            keys += (episode.meta, episode.frames, episode.queries)
+            arguments += (each.first, each.last, len(each.queries), *each.queries)
+        (read,) = exchange(self._connection, [("EVAL", _READ, len(keys), *keys, *arguments)])
+        for each, reply in zip(wanted, checked(read), strict=True):
+            if not reply:
+                wrong = ProtocolError(f"the keys of episode {each.episode!r} on Redis are of a wrong type.")
+                yield EpisodeRead(wrong, frozenset(each.queries), [])
+                continue
+            fields, kinds, batches = reply
+            still_open = [query for query, kind in zip(each.queries, kinds, strict=True) if kind]
+            yield episode_read(fields, still_open, batches)
+
+
+def _parts(wanted: Sequence[Wanted]) -> Iterator[Sequence[Wanted]]:
+    """`wanted` in parts of about _MOST_BATCHES batches."""
+    starts, batches = [0], 0
+    for index, each in enumerate(wanted):
+        count = max(1, each.last - each.first + 1)
+        if batches and batches + count > _MOST_BATCHES:
+            starts.append(index)
+            batches = 0
+        batches += count
+    return (wanted[start:end] for start, end in pairwise([*starts, len(wanted)]) if end > start)
