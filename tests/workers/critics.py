@@ -127,7 +127,7 @@ class Odd(TaskCritic):
             raise Unspeakable
         odd: dict[str, CriticAnswer] = {
             "float": DoneVerdict(True, NoFloat(0.5), query.frame),
-            "empty": object.__new__(DoneVerdict),
+            "empty": DoneVerdict.__new__(DoneVerdict),
             "unspeakable": Unspeakable(),
             "escapes": ValueError("\x1b[31m red"),
         }
