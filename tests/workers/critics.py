@@ -127,7 +127,6 @@ class Odd(TaskCritic):
             raise Unspeakable
         odd: dict[str, CriticAnswer] = {
             "float": DoneVerdict(True, NoFloat(0.5), query.frame),
-            "empty": DoneVerdict.__new__(DoneVerdict),
             "unspeakable": Unspeakable(),
             "escapes": ValueError("\x1b[31m red"),
         }
