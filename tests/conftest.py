@@ -42,6 +42,8 @@ def pytest_sessionstart() -> None:
     for name in list(os.environ):
         if name.startswith(("VLAC_", "RQ_")) or name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):
             del os.environ[name]
+    # A matrix product is too small here for threads, and each process that is started would begin some.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # Who starts the tests in the background has them, and all that they start, ignore Ctrl-C or a hang-up.
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:

@@ -18,9 +18,9 @@ _LINES = pytest.StashKey[list[str]]()
 
 
 def harm(full: int, short: int = 0, timeout: int = 900) -> Any:
-    """Runs a test with `times` = `full` in `make test-chaos`, and = `short`, if that is not 0, among all tests."""
+    """Run a test with `times` = `full` in `make test-chaos`, and with `short`, unless 0, in `make test-all`."""
     marks = [pytest.mark.chaos, pytest.mark.timeout(timeout)]
-    runs = [pytest.param(short, id="short")] if short else []
+    runs = [pytest.param(short, id="short", marks=pytest.mark.slow)] if short else []
     return pytest.mark.parametrize("times", [*runs, pytest.param(full, id="full", marks=marks)])
 
 

@@ -81,8 +81,9 @@ def test_work_of_closed_episodes_never_reaches_the_critic(
                 closing.push(frame(51))
                 closing.ask_done()
                 until(lambda: _claimed(server) == 2)
-            (said,) = workers.described()  # what has waited for less than a second is not looked at again
-            until(lambda: float(workers.described()[0]["time"]) > float(said["time"]) + 1.1)
+            # What has waited for less than a second is not looked at again; a busy machine begins to count late.
+            (said,) = workers.described()
+            until(lambda: float(workers.described()[0]["time"]) > float(said["time"]) + 3)
             gate.touch()
             assert held.result().score == 0.2
         until(lambda: not _claimed(server))

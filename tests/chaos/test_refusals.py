@@ -75,7 +75,10 @@ def _refused(command: Callable[[], Any]) -> bool:
     return False
 
 
-@pytest.mark.parametrize("fault", [failed_snapshot, too_few_replicas, endless_script, rights_withdrawn])
+@pytest.mark.parametrize(
+    "fault",
+    [failed_snapshot, pytest.param(too_few_replicas, marks=pytest.mark.slow), endless_script, rights_withdrawn],
+)
 def test_a_worker_goes_on_once_redis_does(fault: Any, tmp_path: Path, fleets: Any) -> None:
     waited_for_at_start = fault in (failed_snapshot, too_few_replicas)
     parts = ["heartbeat", "scheduler"]

@@ -56,7 +56,7 @@ class Guarded:
         return {**self.environ("vlac-worker"), "RQ_CONFIG": "vlac_queue.rq_settings", "RQ_REDIS_URL": ""}
 
 
-@pytest.fixture(scope="session", params=["6.2", "on PATH"])
+@pytest.fixture(scope="session", params=["6.2", pytest.param("on PATH", marks=pytest.mark.slow)])
 def guarded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     folder = tmp_path_factory.mktemp("guarded")
     with pytest.MonkeyPatch.context() as patch:

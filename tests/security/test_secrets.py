@@ -39,7 +39,7 @@ def server() -> Iterator[RedisServer]:
         yield started
 
 
-@pytest.fixture(params=["file", "URL"])
+@pytest.fixture(params=["URL", pytest.param("file", marks=pytest.mark.slow)])
 def environ(request: pytest.FixtureRequest, server: RedisServer, tmp_path: Path) -> dict[str, str]:
     """What gives programs the password, in each of the ways."""
     file = tmp_path / "redis-password"

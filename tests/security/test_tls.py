@@ -126,7 +126,13 @@ def environ(url: str, **more: str) -> dict[str, str]:
     return {**os.environ, "VLAC_REDIS_URL": url, "PYTHONPATH": str(ROOT), **more}
 
 
-@pytest.mark.parametrize("worker_class", ["workers.CriticWorker", None], ids=["CriticWorker", "rq.Worker"])
+@pytest.mark.parametrize(
+    "worker_class",
+    [
+        pytest.param("workers.CriticWorker", id="CriticWorker"),
+        pytest.param(None, id="rq.Worker", marks=pytest.mark.slow),
+    ],
+)
 def test_client_worker_and_dashboard_speak_tls(worker_class: str | None, tls: TlsServer, tmp_path: Path) -> None:
     with connect(tls.url()) as connection:
         connection.flushall()

@@ -95,7 +95,7 @@ def test_nothing_is_wrong_with_a_good_installation(server: RedisServer, connecti
     assert {name for name, state in states.items() if state != "ok"} == {"VLAC on this host"}
     assert set(findings) >= _SERVER_CHECKS
     assert findings["version"].found == f"Redis {connection.info()['redis_version']}"
-    assert findings["round trip"].found.endswith(" ms")
+    assert " ms" in findings["round trip"].found  # a busy machine has it say more
     assert "only this host can reach it" in findings["password"].found
 
 
@@ -530,7 +530,7 @@ def test_suspended_workers_are_broken(server: RedisServer, connection: redis.Red
         (zlib.compress(b"Traceback (most recent call last):\n  ...\nValueError: no\n"), "ValueError: no"),
         (zlib.compress(b""), ""),
         (b"not compressed", ""),
-        (zlib.compress(b"a" * 50_000_000 + b"\nnot unpacked"), "a" * 200),
+        (zlib.compress(b"a" * 5_000_000 + b"\nnot unpacked"), "a" * 200),
         (None, ""),
     ],
 )

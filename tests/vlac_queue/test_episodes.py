@@ -304,6 +304,7 @@ def test_a_logs_episodes_are_listed_and_drawn(logging: CriticClient, workers: Wo
     assert borders == {"expert": (True, False), "random": (False, True), "failed": (False, False)}
 
 
+@pytest.mark.slow
 def test_long_episodes_are_drawn_by_forty_frames(logging: CriticClient, workers: Workers, tmp_path: Path) -> None:
     workers.start(NAME)
     with logging.episode("lift", id="long") as episode:

@@ -74,8 +74,8 @@ class Report:
         finish_step: chunk at which it ended.
         ended_by: "critic", "max_step" or "environment".
         reward: 0..1.
-        environment_done: first chunk at which the environment's own flag said done; None: never. Training
-            does not use it.
+        environment_done: first chunk at which the environment's own flag says done, or would have said so had
+            the critic not ended the episode before; None: never. Training does not use it.
         queries: critic queries of the training rule.
         sent_bytes, raw_bytes: frames as they crossed the wire, and their pixels.
         latency_ms: mean milliseconds from asking until the answer stood on Redis; None where nothing was asked.
@@ -102,7 +102,7 @@ def train(client: CriticClient, runs: Sequence[Run], progress: Progress) -> list
     """Plays `runs` together as training episodes: the environment's done is only noted."""
     environments = [run.make() for run in runs]
     seen = [[environment.reset()] for environment in environments]
-    truth: dict[int, int] = {}
+    truth: dict[int, int | None] = {}
     tasks = [environment.task for environment in environments]
     with RolloutGate(client, tasks, references=[run.reference for run in runs]) as gate:
         gate.push({index: frames[0] for index, frames in enumerate(seen)})
@@ -117,8 +117,11 @@ def train(client: CriticClient, runs: Sequence[Run], progress: Progress) -> list
             progress(len(active))
             active -= gate.finished() | {index for index, run in enumerate(runs) if run.max_step == step}
         outcomes = gate.settle()
+        for index in range(len(runs)):
+            if index not in truth:
+                truth[index] = _done_later(environments[index], len(seen[index]), runs[index].max_step)
         for index, episode in enumerate(gate.episodes):
-            client.note_truth(episode, truth.get(index))
+            client.note_truth(episode, truth[index])
         reports = []
         counters = [(e.queries, e.sent_bytes, e.raw_bytes, e.answer_s, e.answers) for e in gate.episodes]
         # For the picture only; training asks no value where the critic said done.
@@ -136,7 +139,7 @@ def train(client: CriticClient, runs: Sequence[Run], progress: Progress) -> list
                 finish_step=outcome.finish_step,
                 ended_by="critic" if outcome.done else "max_step",
                 reward=outcome.reward,
-                environment_done=truth.get(index),
+                environment_done=truth[index],
                 queries=queries,
                 sent_bytes=sent_bytes,
                 raw_bytes=raw_bytes,
@@ -147,6 +150,14 @@ def train(client: CriticClient, runs: Sequence[Run], progress: Progress) -> list
         )
     _close(environments)
     return reports
+
+
+def _done_later(environment: Environment, step: int, max_step: int) -> int | None:
+    """Play on from chunk `step`, unseen by the critic, until the environment says done; None: never.
+
+    An episode that the critic ended too early is judged by what the environment would have said.
+    """
+    return next((later for later in range(step, max_step + 1) if environment.step_chunk()[1]), None)
 
 
 def evaluate(runs: Sequence[Run], progress: Progress) -> list[Report]:
