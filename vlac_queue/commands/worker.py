@@ -8,14 +8,13 @@ import sys
 import click
 
 from vlac_queue.config import VlacConfig, redact_url
-from vlac_queue.console import errors_as_messages, queue_option, redis_url_option
+from vlac_queue.console import errors_as_messages, queue_options
 from vlac_queue.control import WORKER_ENVIRON, worker_command
 from vlac_queue.texts import many
 
 
 @click.command(short_help="Start a critic worker.")
-@redis_url_option
-@queue_option
+@queue_options
 @click.option(
     "--critic", help="Critic to run: vlac, reference or package.module:Class.  [default: VLAC_CRITIC, or vlac]"
 )

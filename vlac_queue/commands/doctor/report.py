@@ -7,10 +7,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from vlac_queue.console import plain_table
 from vlac_queue.finding import Finding, State
 from vlac_queue.texts import many
 
@@ -19,7 +19,7 @@ _STYLES: dict[State, str] = {"ok": "green", "warning": "yellow", "broken": "bold
 
 def table(findings: Sequence[Finding]) -> Table:
     """Return one row for each finding; what to do about it is told by `remedies`."""
-    made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    made = plain_table()
     made.add_column("check", no_wrap=True)
     made.add_column("state", no_wrap=True)
     made.add_column("found", ratio=1, overflow="fold")

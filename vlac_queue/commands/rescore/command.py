@@ -17,7 +17,7 @@ from vlac_queue.commands.episodes.record import EpisodeRecord, described
 from vlac_queue.commands.rescore.comparison import Comparison, Drift, together
 from vlac_queue.commands.rescore.replay import Replayed, replay, verdicts
 from vlac_queue.config import VlacConfig
-from vlac_queue.console import errors_as_messages, print_table, progress_bar, queue_option, redis_url_option
+from vlac_queue.console import errors_as_messages, print_table, progress_bar, queue_options
 from vlac_queue.errors import CriticFailed, ProtocolError
 from vlac_queue.messages import CriticIdentity
 from vlac_queue.texts import clean, many, percent
@@ -38,8 +38,7 @@ _SHOWN = 10
     help="Largest drift allowed, 0..1: of a done score, or of a value divided by 100.",
 )
 @click.option("--max-flips", type=click.IntRange(min=0), help="Most done verdicts that may differ.")
-@redis_url_option
-@queue_option
+@queue_options
 @timeout_option
 @click.option("--json", "as_json", is_flag=True, help="Print the JSON alone to stdout.")
 def rescore(

@@ -14,7 +14,7 @@ from vlac_queue.commands.score.figures import Score, make_score, summary
 from vlac_queue.commands.score.picture import Thumbnails, write_picture
 from vlac_queue.commands.score.reading import open_clip, read_reference
 from vlac_queue.config import VlacConfig
-from vlac_queue.console import errors_as_messages, progress_bar, queue_option, redis_url_option, writing
+from vlac_queue.console import errors_as_messages, progress_bar, queue_options, writing
 from vlac_queue.frames import Frames
 from vlac_queue.messages import DoneVerdict, ValueVerdict
 from vlac_queue.plot import figure_class
@@ -42,8 +42,7 @@ from vlac_queue.plot import figure_class
     show_default=True,
     help="Take every N-th frame of the reference, and its last.",
 )
-@redis_url_option
-@queue_option
+@queue_options
 @timeout_option
 @click.option(
     "--out",
