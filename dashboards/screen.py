@@ -9,7 +9,7 @@ import sys
 import termios
 import tty
 from collections.abc import Sequence
-from types import FrameType, TracebackType
+from types import FrameType
 
 from rich.console import Console
 from rich.control import Control
@@ -48,9 +48,7 @@ class Screen:
         self._before = signal.signal(signal.SIGTSTP, self._suspend)
         return self
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         signal.signal(signal.SIGTSTP, self._before)
         self._leave()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ import redis
 
 from vlac_queue import CriticClient, VlacConfig
 from vlac_queue.client import live_workers
+from vlac_queue.control import worker_command
 from vlac_queue.keys import Keys
 from vlac_queue.server import RedisServer
 
@@ -125,7 +125,7 @@ class Workers:
         }
         if worker_class:
             variables["RQ_WORKER_CLASS"] = worker_class
-        command = [*prefix, sys.executable, "-m", "rq.cli", "worker", "vlac", "--with-scheduler", *arguments]
+        command = [*prefix, *worker_command("vlac", *arguments)]
         with open(self.log, "ab") as log:
             process = subprocess.Popen(command, env=variables, stdout=log, stderr=log, cwd=self._folder)
         self.processes.append(process)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -27,6 +26,7 @@ import ray
 from ray.util import list_named_actors
 
 from vlac_queue import CriticClient, CriticTimeout, NoWorkers, VlacConfig, VlacQueueError
+from vlac_queue.control import end_worker, start_worker
 from vlac_queue.credentials import VARIABLES as CREDENTIALS
 
 #: Ray namespace of the actors.
@@ -53,21 +53,10 @@ class CriticHost:
         self._name = f"{name}-{uuid.uuid4().hex[:4]}"
         self._config = VlacConfig.from_env(settings)
         self._told = threading.Event()
-        # RQ_REDIS_URL wins over RQ_CONFIG, and would hold the password that a file keeps out of the environment.
         # User and password are those of `settings`, whatever this node has.
-        left_out = ("RQ_REDIS_URL", *CREDENTIALS)
-        inherited = {name: value for name, value in os.environ.items() if name not in left_out}
-        environment = {
-            **inherited,
-            "VLAC_REDIS_URL": VlacConfig.redis_url,
-            **settings,
-            "RQ_CONFIG": "vlac_queue.rq_settings",
-            "RQ_CONNECTION_CLASS": "vlac_queue.connection.AnyRedis",
-            "RQ_WORKER_CLASS": "workers.CriticWorker",
-        }
-        command = [sys.executable, "-m", "rq.cli", "worker", self._config.queue, "--with-scheduler"]
-        # A session of its own: what it leaves behind, killed, can be found.
-        self._process = subprocess.Popen([*command, "--name", self._name], env=environment, start_new_session=True)
+        inherited = {name: value for name, value in os.environ.items() if name not in CREDENTIALS}
+        environ = {**inherited, "VLAC_REDIS_URL": VlacConfig.redis_url, **settings}
+        self._process = start_worker(self._config.queue, environ, "--name", self._name)
         threading.Thread(target=self._watch, daemon=True).start()
 
     def listens(self) -> str:
@@ -94,13 +83,8 @@ class CriticHost:
     def drain(self) -> None:
         """Lets the worker finish its batch and end; jobs that are not begun go back to the queue."""
         self._told.set()
-        self._process.terminate()
-        try:
-            self._process.wait(_DRAIN_S)
-        except subprocess.TimeoutExpired:
-            # Its jobs are answered by another worker.
-            self._process.kill()
-            self._process.wait()
+        # Where it is killed, its jobs are answered by another worker.
+        end_worker(self._process, _DRAIN_S)
 
     def _watch(self) -> None:
         code = self._process.wait()

@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from types import TracebackType
 
 from verl_adapter.environments import Chunk, EnvironmentFailed
 from vlac_queue import CriticClient, RolloutGate
@@ -150,9 +149,7 @@ class RolloutWatch:
     def __enter__(self) -> RolloutWatch:
         return self
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
     def _send(self, tasks: Sequence[str], news: dict[int, Chunk]) -> None:

@@ -1,14 +1,16 @@
-"""What the commands share: options, and errors as sentences."""
+"""What the commands share: options, a connection, errors as sentences, tables and progress."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
+import redis
 from rich import box
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
@@ -16,7 +18,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from vlac_queue.connection import connect
+from vlac_queue.credentials import with_credentials
 from vlac_queue.errors import VlacQueueError
+from vlac_queue.faults import redis_errors
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 redis_url_option = click.option(
     "--redis-url",
@@ -28,9 +35,14 @@ redis_url_option = click.option(
 queue_option = click.option("--queue", envvar="VLAC_QUEUE", default="vlac", show_default=True, help="RQ queue.")
 
 
+def queue_options(command: Command) -> Command:
+    """Give a command the options --redis-url and --queue."""
+    return redis_url_option(queue_option(command))
+
+
 @contextmanager
 def errors_as_messages() -> Iterator[None]:
-    """Shows our errors, missing extras and unusable values as one sentence with exit code 1, Ctrl-C as 130."""
+    """Show our errors, missing extras and unusable values as one sentence with exit code 1, Ctrl-C as 130."""
     try:
         yield
     except (VlacQueueError, ImportError, RuntimeError, ValueError) as error:
@@ -46,15 +58,32 @@ class _NotWritten(click.ClickException):
 
 @contextmanager
 def writing(path: Path, option: str) -> Iterator[None]:
-    """A file or folder that can't be written, as one sentence that names the option, with exit code 2."""
+    """Show that a file or folder can't be written as one sentence that names the option, with exit code 2."""
     try:
         yield
     except OSError as error:
         raise _NotWritten(f"can't write to {path} ({error.strerror}); choose another {option}.") from error
 
 
+@contextmanager
+def connected(redis_url: str, user: str = "") -> Iterator[redis.Redis]:
+    """Connect to Redis with the user and password of the environment, and have its errors raised as ours.
+
+    Args:
+        user: the one of `vlac-queue acl` that may do what the command does, for messages; "" for any.
+    """
+    url = with_credentials(redis_url)
+    with redis_errors(url, user), connect(url) as connection:
+        yield connection
+
+
+def plain_table(**options: Any) -> Table:
+    """Return a table with a line below its headers and no others."""
+    return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), **options)
+
+
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int) -> None:
-    """Prints a table whose first `texts` columns are texts and the others numbers.
+    """Print a table whose first `texts` columns are texts and the others numbers.
 
     Where the terminal is narrow the last text is cut, down to 12 characters, and nothing else: longer lines
     wrap.
@@ -64,7 +93,7 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, texts:
     others = sum(widths[: texts - 1]) + sum(widths[texts:]) + 2 * (len(headers) - 1)
     room = max(12, console.width - others)
     console = Console(width=max(console.width, others + min(room, widths[texts - 1])))
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table = plain_table()
     for place, header in enumerate(headers):
         least = None if place == texts - 1 else widths[place]
         table.add_column(header, justify="left" if place < texts else "right", no_wrap=True, min_width=least)
@@ -77,7 +106,7 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, texts:
 
 
 def progress_bar(unit: str = "") -> Progress:
-    """A bar on stderr that counts `unit`; none where that is no terminal, or one that can't go back a line."""
+    """Return a bar on stderr that counts `unit`; none where nothing can be redrawn."""
     console = Console(stderr=True)
     counts = (MofNCompleteColumn(), TextColumn(unit)) if unit else (MofNCompleteColumn(),)
     columns = (TextColumn("{task.description}"), BarColumn(), *counts, TimeElapsedColumn())
@@ -86,7 +115,7 @@ def progress_bar(unit: str = "") -> Progress:
 
 @contextmanager
 def doing(what: str) -> Iterator[None]:
-    """Says on stderr what takes some seconds: a line that goes again, or stays where nothing can be redrawn."""
+    """Say on stderr what takes some seconds: a line that goes again, or stays where nothing can be redrawn."""
     console = Console(stderr=True)
     if _redraws(console):
         # The usual spinner is of Braille.
@@ -103,6 +132,6 @@ def _redraws(console: Console) -> bool:
 
 
 def replace_what_can_not_be_shown() -> None:
-    """Has letters that the terminal's encoding lacks written as question marks, and not end the program."""
+    """Have letters that the terminal's encoding lacks written as question marks, and not end the program."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import signal
+import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import lru_cache, partial
-from typing import Literal
+from typing import Any, Literal
 
 import redis
 
@@ -95,6 +99,42 @@ def worker_command(queue: str, *arguments: str) -> list[str]:
         arguments: further ones of `rq worker`.
     """
     return [sys.executable, "-c", _RQ, "worker", queue, "--with-scheduler", *arguments]
+
+
+#: What makes `rq worker` ours. The URL travels in VLAC_REDIS_URL: RQ's own variable would win over RQ_CONFIG, and
+#: would hold the password that a file keeps out of the environment.
+WORKER_ENVIRON = {
+    "RQ_CONFIG": "vlac_queue.rq_settings",
+    "RQ_CONNECTION_CLASS": "vlac_queue.connection.AnyRedis",
+    "RQ_WORKER_CLASS": "workers.CriticWorker",
+}
+
+
+def start_worker(
+    queue: str, environ: Mapping[str, str], *arguments: str, **options: Any
+) -> subprocess.Popen[bytes]:
+    """Start a critic worker in a session of its own: Ctrl-C does not reach it, and what it leaves behind is found.
+
+    Args:
+        environ: its environment, with VLAC_REDIS_URL; RQ's variables are set or left out here.
+        arguments: further ones of `rq worker`.
+        options: of `subprocess.Popen`.
+    """
+    variables = {name: text for name, text in environ.items() if name != "RQ_REDIS_URL"}
+    return subprocess.Popen(
+        worker_command(queue, *arguments), env=variables | WORKER_ENVIRON, start_new_session=True, **options
+    )
+
+
+def end_worker(process: subprocess.Popen[bytes], patience_s: float) -> None:
+    """End a worker of `start_worker`, and its session, after `patience_s` for the batch at hand."""
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(patience_s)
+    # Itself, or RQ's scheduler, its child.
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 #: What to say beside `start_line`.

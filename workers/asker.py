@@ -255,17 +255,13 @@ class Asker:
 
 def _failure(error: BaseException) -> Failure:
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    text = _printable(text[-MAX_TRACEBACK_CHARS:])
+    text = clean(text[-MAX_TRACEBACK_CHARS:], MAX_TRACEBACK_CHARS, keep="\n")
     return Failure(f"{type(error).__name__}: {_words(error)}"[:_MAX_WORDS], text)
 
 
 def _words(error: BaseException) -> str:
     """What an error says, fit for a terminal; a critic's may fail even at that."""
     try:
-        return _printable(str(error)[:_MAX_WORDS])
+        return clean(error, _MAX_WORDS, keep="\n")
     except Exception as failed:
         return f"(its text can't be made: {type(failed).__name__})"
-
-
-def _printable(text: str) -> str:
-    return "\n".join(clean(line, len(line)) for line in text.split("\n"))

@@ -14,6 +14,7 @@ from vlac_queue.connection import address, elsewhere
 from vlac_queue.credentials import WORKER
 from vlac_queue.errors import VlacQueueError
 from vlac_queue.faults import as_ours
+from vlac_queue.texts import clean
 
 #: Colours, which RQ itself writes.
 _COLOUR = re.compile(r"\x1b\[[\d;]{0,8}m")
@@ -65,10 +66,7 @@ def make_logs_safe() -> None:
 
 
 def _printable(text: str, *, keep: str) -> str:
-    text = text[:_MAX_CHARS]
-    if text.isprintable():
-        return text
-    shown = "".join(char if char.isprintable() or char in keep or char == "\x1b" else "?" for char in text)
+    shown = clean(text, _MAX_CHARS, keep=f"{keep}\x1b")
     parts = _COLOUR.split(shown)
     colours = [*_COLOUR.findall(shown), ""]
     return "".join(part.replace("\x1b", "?") + colour for part, colour in zip(parts, colours, strict=True))

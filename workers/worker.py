@@ -44,6 +44,7 @@ from vlac_queue.config import VlacConfig
 from vlac_queue.connection import RedisClock, address, elsewhere, reconnect
 from vlac_queue.errors import ConfigError, CriticFailed, ProtocolError
 from vlac_queue.faults import passes
+from vlac_queue.jobs import FAILURE_TTL_S
 from vlac_queue.keys import CLIENT_TTL_S, EVERYBODY, WORKER_TTL_MS, Keys
 from vlac_queue.messages import (
     MAX_JOB_BYTES,
@@ -83,8 +84,6 @@ _LOOK_S = 0.004
 _QUIET_S, _WORK_AHEAD_S = 0.01, 0.003
 #: Seconds between two rounds of maintenance.
 _MAINTENANCE_S = 60.0
-#: Seconds that a rejected job stays on Redis for `rq info` to show.
-_FAILURE_TTL_S = 3600
 #: Seconds to wait after a failed connection.
 _REDIS_PAUSE_S = 0.5
 #: Seconds that a worker takes to end once its critic is done with the batch at hand.
@@ -586,10 +585,10 @@ class CriticWorker(SimpleWorker):
                 job.key,
                 mapping={"status": JobStatus.FAILED.value, "exc_info": zlib.compress(str(error).encode())},
             )
-            pipeline.expire(job.key, _FAILURE_TTL_S)
-            pipeline.zadd(self._failed_registry().key, {job_id: time.time() + _FAILURE_TTL_S})
+            pipeline.expire(job.key, FAILURE_TTL_S)
+            pipeline.zadd(self._failed_registry().key, {job_id: time.time() + FAILURE_TTL_S})
             Result.create_failure(
-                job, _FAILURE_TTL_S, exc_string=str(error), worker_name=self.name, pipeline=pipeline
+                job, FAILURE_TTL_S, exc_string=str(error), worker_name=self.name, pipeline=pipeline
             )
             self.increment_failed_job_count(pipeline)
             # A stranger's keys of a wrong type must not end the worker.

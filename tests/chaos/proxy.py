@@ -10,7 +10,6 @@ import struct
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
 
 import click
 
@@ -94,9 +93,7 @@ class Proxy:
     def __enter__(self) -> Proxy:
         return self.start()
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.stop()
 
     def _call(self, function: Callable[[], object]) -> None:

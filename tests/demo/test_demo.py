@@ -97,7 +97,7 @@ def test_an_end_one_chunk_off_is_called_agreement_within_one_chunk(run: Any) -> 
 
 #: Ended by the critic at 8.
 _REPORT = Report(
-    "expert 7", "lift", "train", 8, "critic", 1.0, 9, 8, 10, 100, 1.0, np.zeros((9, 8, 8, 3), np.uint8)
+    "expert 7", "lift", "train", 8, "critic", 1.0, 9, 8, 10, 100, 1.0, frames=np.zeros((9, 8, 8, 3), np.uint8)
 )
 
 

@@ -23,7 +23,7 @@ from tests.conftest import until
 from tests.docs.pages import PAGES, ROOT, commands, snippets
 from vlac_queue import CriticClient, DoneVerdict, NoWorkers, ValueVerdict, VlacConfig, errors
 from vlac_queue.cli import main
-from vlac_queue.commands.doctor import judge_gpu
+from vlac_queue.commands.doctor.gpu_checks import judge_gpu
 from vlac_queue.server import RedisServer
 
 _DEFAULT_URL = VlacConfig.redis_url

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 from tests.real_vlac.conftest import ROOT, TASK, pictures
 from vlac_queue import CriticClient, VlacConfig
 from vlac_queue.client import live_workers
+from vlac_queue.control import worker_command
 from vlac_queue.errors import CriticFailed
 from vlac_queue.frames import Frames
 from vlac_queue.keys import Keys
@@ -37,7 +37,7 @@ def client(request: pytest.FixtureRequest, checkpoint: Path, tmp_path: Path) -> 
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
             **({"RQ_WORKER_CLASS": request.param} if request.param else {}),
         }
-        command = [sys.executable, "-m", "rq.cli", "worker", "vlac", "--with-scheduler"]
+        command = worker_command("vlac")
         worker = subprocess.Popen(command, env=variables, stdout=log, stderr=log)
         try:
             with CriticClient(VlacConfig(redis_url=server.url, timeout_s=100)) as made:

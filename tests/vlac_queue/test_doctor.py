@@ -22,22 +22,14 @@ from rq.suspension import WORKERS_SUSPENDED
 from tests.conftest import Workers, until
 from tests.vlac_queue.test_faults import answering
 from tests.workers.critics import NAME as TASK_CRITIC
-from vlac_queue import VlacConfig
-from vlac_queue.commands.doctor import (
-    Finding,
-    Server,
-    examination,
-    examine,
-    gpu_checks,
-    judge_gpu,
-    package_checks,
-    queue_checks,
-    redis_checks,
-    remedies,
-    summary,
-    table,
-)
+from vlac_queue import VlacConfig, packages
+from vlac_queue.commands.doctor import examination, gpu_checks, queue_checks, redis_checks
 from vlac_queue.commands.doctor.command import doctor as command
+from vlac_queue.commands.doctor.examination import examine
+from vlac_queue.commands.doctor.gpu_checks import judge_gpu
+from vlac_queue.commands.doctor.redis_checks import Server
+from vlac_queue.commands.doctor.report import remedies, summary, table
+from vlac_queue.finding import Finding
 from vlac_queue.keys import Keys
 from vlac_queue.messages import PROTOCOL_VERSION
 from vlac_queue.server import RedisServer, free_port
@@ -808,9 +800,9 @@ def test_the_device_that_is_set_is_the_one_looked_at(host: Host) -> None:
 
 
 def test_flash_attention_that_is_set_must_be_installed(host: Host) -> None:
-    missing = package_checks.check_engine(with_setting("attention", "flash_attn"))
+    missing = packages.check_engine(with_setting("attention", "flash_attn"))
     assert missing.state == "broken" and missing.remedy.startswith("pip install flash-attn")
-    assert "no flash_attn: eager" in package_checks.check_engine(VlacConfig()).found
+    assert "no flash_attn: eager" in packages.check_engine(VlacConfig()).found
 
 
 @pytest.mark.parametrize(

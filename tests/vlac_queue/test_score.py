@@ -17,18 +17,13 @@ from tests.conftest import Workers
 from tests.rollouts import ROLLOUTS as SHIPPED
 from vlac_queue import CriticClient, FrameError
 from vlac_queue.client import Episode, Pending
+from vlac_queue.commands.asking import MAX_OPEN
 from vlac_queue.commands.demo.rollouts import success_step
-from vlac_queue.commands.score import (
-    Thumbnails,
-    make_score,
-    negative_rate,
-    open_clip,
-    read_reference,
-    reading,
-    summary,
-    value_order_correlation,
-)
-from vlac_queue.commands.score.command import MAX_OPEN, ask, score
+from vlac_queue.commands.score import reading
+from vlac_queue.commands.score.command import ask, score
+from vlac_queue.commands.score.figures import make_score, negative_rate, summary, value_order_correlation
+from vlac_queue.commands.score.picture import Thumbnails
+from vlac_queue.commands.score.reading import open_clip, read_reference
 from vlac_queue.frames import Frames
 from vlac_queue.messages import DoneVerdict, ValueVerdict
 

@@ -1,21 +1,33 @@
 from __future__ import annotations
 
 import json
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from vlac_queue import VlacConfig
 from vlac_queue.errors import ConfigError
+from vlac_queue.weights import check_weights
 from workers.critics.vlac import VlacCritic
-from workers.critics.vlac.installation import check_versions, check_weights
+from workers.critics.vlac.installation import VERSION_CHECKS, raise_if_broken
 
-_GOOD = {"torch": "2.9.1", "ms-swift": "3.3.0", "numpy": "1.26.4", "vllm": "0.11.0"}
+_GOOD = {"torch": "2.9.1", "ms-swift": "3.3.0", "numpy": "1.26.4", "vllm": "0.11.0", "transformers": "4.51.3"}
+
+
+def check_versions(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str], engine: str) -> None:
+    def version(name: str) -> str:
+        if name not in versions:
+            raise metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(metadata, "version", version)
+    raise_if_broken(VlacConfig(engine=engine), *VERSION_CHECKS)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("swift", ["3.3.0", "3.7.3", "3.12.6", "3.12.6.dev0"])
-def test_versions_that_work_pass(swift: str) -> None:
-    check_versions({**_GOOD, "ms-swift": swift}, "pt")
+def test_versions_that_work_pass(swift: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_versions(monkeypatch, {**_GOOD, "ms-swift": swift}, "pt")
 
 
 @pytest.mark.parametrize(
@@ -31,45 +43,46 @@ def test_versions_that_work_pass(swift: str) -> None:
     ],
 )
 def test_versions_that_cannot_work_are_refused_with_the_command(
-    versions: dict[str, str], engine: str, command: str
+    versions: dict[str, str], engine: str, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ConfigError) as refused:
-        check_versions(versions, engine)
+        check_versions(monkeypatch, versions, engine)
     assert command in str(refused.value)
 
 
-def test_new_ms_swift_goes_with_new_numpy() -> None:
-    check_versions({**_GOOD, "ms-swift": "3.12.6", "numpy": "2.2.0"}, "vllm")
+def test_new_ms_swift_goes_with_new_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_versions(monkeypatch, {**_GOOD, "ms-swift": "3.12.6", "numpy": "2.2.0"}, "vllm")
 
 
 def weights(folder: Path, *names: str) -> Path:
-    (folder / "config.json").write_text("{}")
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_text("{}")
     for name in names:
-        (folder / name).write_bytes(b"")
+        (folder / name).write_bytes(len(b"{}").to_bytes(8, "little") + b"{}")
     return folder
 
 
+def check(folder: Path | str) -> None:
+    raise_if_broken(VlacConfig(model_path=str(folder)), check_weights)
+
+
 def test_a_folder_with_its_weights_passes(tmp_path: Path) -> None:
-    check_weights(str(weights(tmp_path, "model.safetensors")))
+    check(weights(tmp_path, "model.safetensors"))
 
 
 def test_a_hub_name_is_left_to_the_hub() -> None:
-    check_weights("InternRobotics/VLAC")
+    check("InternRobotics/VLAC")
 
 
 def test_missing_weights_are_told_with_what_to_do(tmp_path: Path) -> None:
-    for path, reason in [
-        ("", "VLAC_MODEL_PATH"),
-        (str(tmp_path / "nowhere"), "no folder"),
-        (str(tmp_path), "config.json"),
-    ]:
+    for path, reason in [("", "VLAC_MODEL_PATH"), (tmp_path / "nowhere", "no folder"), (tmp_path, "config.json")]:
         with pytest.raises(ConfigError, match=reason):
-            check_weights(path)
+            check(path)
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="holds no weights"):
-        check_weights(str(weights(tmp_path)))
+    with pytest.raises(ConfigError, match="lacks weights"):
+        check(weights(tmp_path))
 
 
 def test_a_half_finished_download_names_the_missing_shards(tmp_path: Path) -> None:
@@ -78,11 +91,12 @@ def test_a_half_finished_download_names_the_missing_shards(tmp_path: Path) -> No
     index = {"weight_map": {"a": shards[0], "b": shards[1]}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ConfigError, match=shards[1]):
-        check_weights(str(tmp_path))
+        check(tmp_path)
 
 
 def test_loading_without_torch_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.critics.vlac.installation.installed_versions", dict)
+    with pytest.raises(ConfigError, match="pip install torch"):
+        check_versions(monkeypatch, {}, "pt")
     with pytest.raises(ConfigError, match="pip install torch"):
         VlacCritic(VlacConfig(model_path="x")).load()
 

@@ -1,4 +1,4 @@
-"""`vlac-queue settings`: all settings, with their variables, defaults and meaning."""
+"""`vlac-queue settings`: list all settings, with their variables, defaults and meaning."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 
 import click
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from vlac_queue.config import ENV_PREFIX, VlacConfig, redact_url
-from vlac_queue.console import errors_as_messages
+from vlac_queue.console import errors_as_messages, plain_table
 from vlac_queue.credentials import PASSWORD
 from vlac_queue.credentials import VARIABLES as CREDENTIALS
 from vlac_queue.texts import clean
@@ -77,7 +75,7 @@ def settings(as_json: bool) -> None:
 
 
 def _show(found: list[Setting]) -> None:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table = plain_table()
     # One above the other: so that at 80 columns the longest word of the meanings, a URL, stays whole.
     table.add_column("variable\n  default", overflow="fold", min_width=26, max_width=40)
     table.add_column("meaning", overflow="fold", ratio=1)

@@ -8,14 +8,13 @@ import sys
 import click
 
 from vlac_queue.config import VlacConfig, redact_url
-from vlac_queue.console import errors_as_messages, queue_option, redis_url_option
-from vlac_queue.control import worker_command
+from vlac_queue.console import errors_as_messages, queue_options
+from vlac_queue.control import WORKER_ENVIRON, worker_command
 from vlac_queue.texts import many
 
 
 @click.command(short_help="Start a critic worker.")
-@redis_url_option
-@queue_option
+@queue_options
 @click.option(
     "--critic", help="Critic to run: vlac, reference or package.module:Class.  [default: VLAC_CRITIC, or vlac]"
 )
@@ -39,13 +38,6 @@ def worker(redis_url: str, queue: str, critic: str | None, verbose: bool, argume
     # By the environment and not as arguments: a password in the URL would show in `ps`. The URL as it was given:
     # a password from a file stays out of the environment, too.
     os.environ.pop("RQ_REDIS_URL", None)
-    os.environ.update(
-        VLAC_REDIS_URL=redis_url,
-        RQ_CONFIG="vlac_queue.rq_settings",
-        RQ_CONNECTION_CLASS="vlac_queue.connection.AnyRedis",
-        RQ_WORKER_CLASS="workers.CriticWorker",
-        VLAC_CRITIC=config.critic,
-        VLAC_QUEUE=queue,
-    )
+    os.environ.update(WORKER_ENVIRON, VLAC_REDIS_URL=redis_url, VLAC_CRITIC=config.critic, VLAC_QUEUE=queue)
     command = worker_command(queue, *(["--verbose"] if verbose else []), *arguments)
     os.execv(command[0], command)

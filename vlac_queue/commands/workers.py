@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Literal
 
 import click
-import redis
 
 from vlac_queue.config import redact_url
-from vlac_queue.connection import Patience, connect
-from vlac_queue.console import errors_as_messages, print_table, queue_option, redis_url_option
+from vlac_queue.connection import Patience
+from vlac_queue.console import connected, errors_as_messages, print_table, queue_options
 from vlac_queue.control import WorkerInfo, critic_workers, order_workers
-from vlac_queue.credentials import ROLLOUT, with_credentials
-from vlac_queue.faults import redis_errors
+from vlac_queue.credentials import ROLLOUT
 from vlac_queue.keys import Keys
 from vlac_queue.texts import size
 
@@ -35,12 +32,11 @@ def workers() -> None:
 
 
 @workers.command("list")
-@redis_url_option
-@queue_option
+@queue_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_workers(redis_url: str, queue: str, as_json: bool) -> None:
     """Shows the critic workers of the queue; exit code 1 if there is none."""
-    with errors_as_messages(), _connected(redis_url) as connection:
+    with errors_as_messages(), connected(redis_url) as connection:
         found = critic_workers(connection, Keys(queue))
     if as_json:
         click.echo(json.dumps([asdict(worker) for worker in found], indent=2))
@@ -53,8 +49,7 @@ def list_workers(redis_url: str, queue: str, as_json: bool) -> None:
 
 
 @workers.command()
-@redis_url_option
-@queue_option
+@queue_options
 @_timeout_option
 @_names_argument
 def sleep(redis_url: str, queue: str, timeout: float, names: tuple[str, ...]) -> None:
@@ -63,8 +58,7 @@ def sleep(redis_url: str, queue: str, timeout: float, names: tuple[str, ...]) ->
 
 
 @workers.command()
-@redis_url_option
-@queue_option
+@queue_options
 @_timeout_option
 @_names_argument
 def wake(redis_url: str, queue: str, timeout: float, names: tuple[str, ...]) -> None:
@@ -72,17 +66,10 @@ def wake(redis_url: str, queue: str, timeout: float, names: tuple[str, ...]) -> 
     _order("wake", redis_url, queue, timeout, names)
 
 
-@contextmanager
-def _connected(redis_url: str, user: str = "") -> Iterator[redis.Redis]:
-    url = with_credentials(redis_url)
-    with redis_errors(url, user), connect(url) as connection:
-        yield connection
-
-
 def _order(
     order: Literal["sleep", "wake"], redis_url: str, queue: str, timeout: float, names: Sequence[str]
 ) -> None:
-    with errors_as_messages(), _connected(redis_url, ROLLOUT) as connection:
+    with errors_as_messages(), connected(redis_url, ROLLOUT) as connection:
         patience = Patience(redis_url, timeout)
         _show(order_workers(connection, Keys(queue), order, names, timeout_s=timeout, patience=patience))
 

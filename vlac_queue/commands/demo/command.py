@@ -15,7 +15,7 @@ from rich.console import Console
 from vlac_queue.client import CriticClient
 from vlac_queue.commands.demo import play, report
 from vlac_queue.commands.demo.play import Report
-from vlac_queue.commands.demo.processes import WorkerProcesses
+from vlac_queue.commands.demo.processes import wait_until_ready, worker_processes
 from vlac_queue.commands.demo.rollouts import load_rollouts
 from vlac_queue.config import VlacConfig
 from vlac_queue.console import doing, errors_as_messages, progress_bar, writing
@@ -84,13 +84,11 @@ def _run(live: str | None, count: int, logs: Path) -> tuple[list[Report], int]:
         with doing("starting Redis and workers"):
             with signals_held():
                 server = stack.enter_context(RedisServer())
-                processes = stack.enter_context(
-                    WorkerProcesses(count, redis_url=server.url, critic="reference", logs=logs)
-                )
+                processes = stack.enter_context(worker_processes(count, server.url, logs))
             config = VlacConfig(redis_url=server.url, done_threshold=_DEMO_THRESHOLD)
             client = stack.enter_context(CriticClient(config))
             runs = play.live_runs(live) if live else play.recorded_runs(load_rollouts())
-            processes.wait_until_ready(client)
+            wait_until_ready(processes, client, logs)
         played = _play(client, server, runs, live is not None)
         with doing("ending Redis and workers"):
             stack.close()

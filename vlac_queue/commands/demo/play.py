@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,10 +24,13 @@ class Environment(Protocol):
     task: str
 
     def reset(self) -> Frames:
-        """The first frame, uint8 (H,W,3)."""
+        """Begin the episode; return its first frame, uint8 (H,W,3)."""
 
     def step_chunk(self) -> tuple[Frames, bool]:
-        """The frame after the next chunk, and the environment's own done flag."""
+        """Play a chunk; return the frame after it, and the environment's own done flag."""
+
+    def close(self) -> None:
+        """Free what it holds."""
 
 
 class RecordedEpisode:
@@ -45,6 +48,9 @@ class RecordedEpisode:
     def step_chunk(self) -> tuple[Frames, bool]:
         self._step += 1
         return self._rollout.frames[self._step], bool(self._rollout.success[self._step])
+
+    def close(self) -> None:
+        pass
 
 
 @dataclass(frozen=True)
@@ -90,112 +96,127 @@ class Report:
     ended_by: str
     reward: float
     environment_done: int | None
-    queries: int
-    sent_bytes: int
-    raw_bytes: int
-    latency_ms: float | None
-    frames: Frames = field(repr=False)
+    queries: int = 0
+    sent_bytes: int = 0
+    raw_bytes: int = 0
+    latency_ms: float | None = None
+    frames: Frames = field(repr=False, kw_only=True)
     values: tuple[float, ...] = ()
 
 
 def train(client: CriticClient, runs: Sequence[Run], progress: Progress) -> list[Report]:
-    """Plays `runs` together as training episodes: the environment's done is only noted."""
-    environments = [run.make() for run in runs]
-    seen = [[environment.reset()] for environment in environments]
-    truth: dict[int, int | None] = {}
-    tasks = [environment.task for environment in environments]
-    with RolloutGate(client, tasks, references=[run.reference for run in runs]) as gate:
-        gate.push({index: frames[0] for index, frames in enumerate(seen)})
-        active = set(range(len(runs)))
-        for step in range(1, max(run.max_step for run in runs) + 1):
-            for index in sorted(active):
-                frame, done = environments[index].step_chunk()
-                seen[index].append(frame)
-                if done:
-                    truth.setdefault(index, step)
-            gate.observe(step, {index: seen[index][-1] for index in active})
-            progress(len(active))
-            active -= gate.finished() | {index for index, run in enumerate(runs) if run.max_step == step}
-        outcomes = gate.settle()
-        for index in range(len(runs)):
-            if index not in truth:
-                truth[index] = _done_later(environments[index], len(seen[index]), runs[index].max_step)
-        for index, episode in enumerate(gate.episodes):
-            client.note_truth(episode, truth[index])
-        reports = []
-        counters = [(e.queries, e.sent_bytes, e.raw_bytes, e.answer_s, e.answers) for e in gate.episodes]
-        # For the picture only; training asks no value where the critic said done.
-        curves = client.ask_value_many(gate.episodes)
-        client.wait(curves)
-    for index, (run, outcome, counted, curve) in enumerate(zip(runs, outcomes, counters, curves, strict=True)):
-        queries, sent_bytes, raw_bytes, answer_s, answers = counted
-        # on_failure is "raise" here, so no outcome is masked.
-        assert outcome.reward is not None
-        reports.append(
-            Report(
-                name=run.name,
-                task=tasks[index],
+    """Play `runs` together as training episodes: the environment's done is only noted."""
+    with _Played(runs) as played:
+        with RolloutGate(client, played.tasks, references=[run.reference for run in runs]) as gate:
+            gate.push({index: frames[0] for index, frames in enumerate(played.seen)})
+
+            def observe(step: int, frames: dict[int, Frames]) -> Set[int]:
+                gate.observe(step, frames)
+                return gate.finished()
+
+            played.play(observe, progress)
+            outcomes = gate.settle()
+            truth = [played.done_later(index) for index in range(len(runs))]
+            for episode, step in zip(gate.episodes, truth, strict=True):
+                client.note_truth(episode, step)
+            counted = [
+                {
+                    "queries": episode.queries,
+                    "sent_bytes": episode.sent_bytes,
+                    "raw_bytes": episode.raw_bytes,
+                    "latency_ms": 1000 * episode.answer_s / episode.answers,
+                }
+                for episode in gate.episodes
+            ]
+            # For the picture only; training asks no value where the critic said done.
+            curves = client.ask_value_many(gate.episodes)
+            client.wait(curves)
+        return [
+            played.report(
+                index,
                 mode="train",
                 finish_step=outcome.finish_step,
                 ended_by="critic" if outcome.done else "max_step",
-                reward=outcome.reward,
+                reward=outcome.reward,  # on_failure is "raise" here, so no outcome is masked
                 environment_done=truth[index],
-                queries=queries,
-                sent_bytes=sent_bytes,
-                raw_bytes=raw_bytes,
-                latency_ms=1000 * answer_s / answers,
-                frames=np.stack(seen[index]),
-                values=curve.verdict().values,
+                values=curves[index].verdict().values,
+                **counted[index],
             )
-        )
-    _close(environments)
-    return reports
-
-
-def _done_later(environment: Environment, step: int, max_step: int) -> int | None:
-    """Play on from chunk `step`, unseen by the critic, until the environment says done; None: never.
-
-    An episode that the critic ended too early is judged by what the environment would have said.
-    """
-    return next((later for later in range(step, max_step + 1) if environment.step_chunk()[1]), None)
+            for index, outcome in enumerate(outcomes)
+        ]
 
 
 def evaluate(runs: Sequence[Run], progress: Progress) -> list[Report]:
-    """Plays `runs` together as evaluation episodes: the environment's done ends them, and nobody is asked."""
-    environments = [run.make() for run in runs]
-    seen = [[environment.reset()] for environment in environments]
-    done_at: dict[int, int] = {}
-    active = set(range(len(runs)))
-    for step in range(1, max(run.max_step for run in runs) + 1):
-        for index in sorted(active):
-            frame, done = environments[index].step_chunk()
-            seen[index].append(frame)
-            if done:
-                done_at[index] = step
-        progress(len(active))
-        active -= set(done_at) | {index for index, run in enumerate(runs) if run.max_step == step}
-    _close(environments)
-    return [
-        Report(
-            name=run.name,
-            task=environments[index].task,
-            mode="eval",
-            finish_step=done_at.get(index, run.max_step),
-            ended_by="environment" if index in done_at else "max_step",
-            reward=float(index in done_at),
-            environment_done=done_at.get(index),
-            queries=0,
-            sent_bytes=0,
-            raw_bytes=0,
-            latency_ms=None,
-            frames=np.stack(seen[index]),
-        )
-        for index, run in enumerate(runs)
-    ]
+    """Play `runs` together as evaluation episodes: the environment's done ends them, and nobody is asked."""
+    with _Played(runs) as played:
+        played.play(lambda step, frames: set(played.done_at), progress)
+        return [
+            played.report(
+                index,
+                mode="eval",
+                finish_step=played.done_at.get(index, run.max_step),
+                ended_by="environment" if index in played.done_at else "max_step",
+                reward=float(index in played.done_at),
+                environment_done=played.done_at.get(index),
+            )
+            for index, run in enumerate(runs)
+        ]
+
+
+class _Played:
+    """Episodes that are played together; closes their environments with its `with` block.
+
+    Attributes:
+        tasks: what is to be done in each episode.
+        seen: the frames of each, uint8 (H,W,3).
+        done_at: episode -> first chunk at which its environment said done.
+    """
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self._runs = runs
+        self._environments = [run.make() for run in runs]
+        self.tasks = [environment.task for environment in self._environments]
+        self.seen = [[environment.reset()] for environment in self._environments]
+        self.done_at: dict[int, int] = {}
+
+    def play(self, finished: Callable[[int, dict[int, Frames]], Set[int]], progress: Progress) -> None:
+        """Play all to their end; `finished` gets each chunk's number and frames, and returns who ended."""
+        active = set(range(len(self._runs)))
+        for step in range(1, max(run.max_step for run in self._runs) + 1):
+            for index in sorted(active):
+                frame, done = self._environments[index].step_chunk()
+                self.seen[index].append(frame)
+                if done:
+                    self.done_at.setdefault(index, step)
+            progress(len(active))
+            active -= finished(step, {index: self.seen[index][-1] for index in active})
+            active -= {index for index, run in enumerate(self._runs) if run.max_step == step}
+
+    def done_later(self, index: int) -> int | None:
+        """Play on, unseen by the critic, until the environment says done; return that chunk, or None.
+
+        An episode that the critic ended too early is judged by what the environment would have said.
+        """
+        if index in self.done_at:
+            return self.done_at[index]
+        rest = range(len(self.seen[index]), self._runs[index].max_step + 1)
+        return next((step for step in rest if self._environments[index].step_chunk()[1]), None)
+
+    def report(self, index: int, **fields: Any) -> Report:
+        """Return how an episode went; `fields` are the rest of `Report`."""
+        name, task, frames = self._runs[index].name, self.tasks[index], np.stack(self.seen[index])
+        return Report(name=name, task=task, frames=frames, **fields)
+
+    def __enter__(self) -> _Played:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        for environment in self._environments:
+            environment.close()
 
 
 def recorded_runs(rollouts: Sequence[Rollout]) -> list[Run]:
-    """The shipped rollouts (but for the references themselves) as runs."""
+    """Return the shipped rollouts, all but the references themselves, as runs."""
     references = {rollout.env: rollout.frames for rollout in rollouts if rollout.kind == "reference"}
     return [
         Run(
@@ -210,7 +231,7 @@ def recorded_runs(rollouts: Sequence[Rollout]) -> list[Run]:
 
 
 def live_runs(env: str, max_step: int = 16) -> list[Run]:
-    """Meta-World itself: an expert's run as reference, then three experts and a random policy.
+    """Return runs of Meta-World itself, with an expert's run as reference: three experts and a random policy.
 
     Raises:
         ImportError, RuntimeError: the simulator is not installed or can't render; the message says what to do.
@@ -232,9 +253,3 @@ def live_runs(env: str, max_step: int = 16) -> list[Run]:
         )
         for policy, seed in policies
     ]
-
-
-def _close(environments: Sequence[Environment]) -> None:
-    for environment in environments:
-        if isinstance(environment, MetaWorldEpisode):
-            environment.close()

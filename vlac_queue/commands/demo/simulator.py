@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
@@ -41,10 +40,6 @@ ENVS: dict[str, EnvSpec] = {
     "door-open-v3": EnvSpec("open the door of the safe", "corner2"),
     "door-close-v3": EnvSpec("close the door of the safe", "corner2"),
 }
-
-
-class EpisodeOverError(RuntimeError):
-    """The episode has no control steps left; call `reset()` for another one."""
 
 
 class MetaWorldEpisode:
@@ -80,11 +75,6 @@ class MetaWorldEpisode:
         self._obs: NDArray[np.float64] | None = None
         self._sim, self._expert = _make(env, seed, size)
 
-    @property
-    def steps_left(self) -> int:
-        """Control steps left before the horizon, 0..500; 0 before the first `reset()`."""
-        return self._steps_left
-
     def reset(self) -> NDArray[np.uint8]:
         """Start an episode; return its first frame, (size, size, 3) uint8 RGB, upright."""
         self._obs, _ = self._sim.reset()
@@ -96,14 +86,10 @@ class MetaWorldEpisode:
 
         Returns the frame after them, (size, size, 3) uint8 RGB, upright, and the environment's success flag
         at that moment. The flag is not latched: it goes back to False if the goal is lost.
-        Raises `EpisodeOverError` at the horizon and before the first `reset()`.
+        Raises RuntimeError at the horizon and before the first `reset()`.
         """
-        if n < 1:
-            raise ValueError(f"n must be at least 1, not {n}")
-        if self._obs is None:
-            raise EpisodeOverError("call reset() before step_chunk()")
-        if self._steps_left == 0:
-            raise EpisodeOverError(f"{self.env}: the horizon of {HORIZON} steps is reached; call reset()")
+        if self._obs is None or self._steps_left == 0:
+            raise RuntimeError(f"{self.env}: no step is left of {HORIZON}, or none was begun; call reset()")
         success = False
         for _ in range(min(n, self._steps_left)):
             self._obs, _, _, _, info = self._sim.step(self._action(self._obs))
@@ -115,15 +101,12 @@ class MetaWorldEpisode:
     def close(self) -> None:
         """Free the simulator and its OpenGL context. Calling it twice is fine."""
         self._obs = None
-        self._steps_left = 0
         self._sim.close()
 
     def __enter__(self) -> MetaWorldEpisode:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
     def _action(self, obs: NDArray[np.float64]) -> NDArray[np.float64]:

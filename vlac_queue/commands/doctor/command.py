@@ -7,7 +7,8 @@ import sys
 import click
 from rich.console import Console
 
-from vlac_queue.commands.doctor import Host, any_broken, as_json, examine, remedies, summary, table
+from vlac_queue.commands.doctor.examination import Host, examine
+from vlac_queue.commands.doctor.report import as_json, remedies, summary, table
 
 
 @click.command(short_help="Find what is wrong, and what to do.")
@@ -32,12 +33,13 @@ def doctor(redis_url: str | None, queue: str | None, critic: str | None, host: H
     console = Console()
     with Console(stderr=True).status("looking"):
         findings = examine(redis_url, queue, critic, host)
+    broken = [finding.check for finding in findings if finding.state == "broken"]
     if json_output:
         click.echo(as_json(findings))
     else:
         console.print(table(findings))
         console.print(remedies(findings), soft_wrap=True)
         console.print(summary(findings), highlight=False)
-        if host == "auto" and any(finding.check == "torch" and finding.state == "broken" for finding in findings):
+        if host == "auto" and "torch" in broken:
             console.print("Does no worker run on this host? Then --host rollout leaves VLAC's packages out.")
-    sys.exit(1 if any_broken(findings) else 0)
+    sys.exit(1 if broken else 0)

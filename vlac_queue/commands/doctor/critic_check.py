@@ -6,8 +6,8 @@ import os
 import subprocess
 import sys
 
-from vlac_queue.commands.doctor.finding import Finding
 from vlac_queue.config import VlacConfig
+from vlac_queue.finding import Finding
 from vlac_queue.texts import clean
 
 #: Seconds that its module may take to be imported; from a cold disk torch is slow.

@@ -15,16 +15,7 @@ from redis.retry import Retry
 
 from vlac_queue.client import load_frames
 from vlac_queue.commands.doctor.critic_check import check_critic
-from vlac_queue.commands.doctor.finding import Finding
 from vlac_queue.commands.doctor.gpu_checks import check_gpu
-from vlac_queue.commands.doctor.package_checks import (
-    check_engine,
-    check_evo_vlac,
-    check_queue_packages,
-    check_swift,
-    check_torch,
-    check_transformers,
-)
 from vlac_queue.commands.doctor.queue_checks import (
     QueueState,
     check_dead_workers,
@@ -36,24 +27,16 @@ from vlac_queue.commands.doctor.queue_checks import (
     read_queue,
     user_of,
 )
-from vlac_queue.commands.doctor.redis_checks import (
-    Server,
-    check_eviction,
-    check_memory,
-    check_password,
-    check_persistence,
-    check_reachable,
-    check_round_trip,
-    check_version,
-    read_server,
-)
-from vlac_queue.commands.doctor.weight_checks import check_weights
+from vlac_queue.commands.doctor.redis_checks import SERVER_CHECKS, check_reachable, read_server
 from vlac_queue.config import VlacConfig, redact_url
 from vlac_queue.connection import connect
 from vlac_queue.credentials import ROLLOUT, WORKER
 from vlac_queue.errors import ConfigError, FrameError
+from vlac_queue.finding import Finding
 from vlac_queue.keys import Keys
+from vlac_queue.packages import VLAC_PACKAGE_CHECKS, check_queue_packages
 from vlac_queue.texts import clean, many
+from vlac_queue.weights import check_weights
 
 #: Where the doctor runs: "gpu" also looks at what the critic vlac needs, "auto" does so for critic vlac.
 Host = Literal["auto", "gpu", "rollout"]
@@ -62,20 +45,8 @@ _TIMEOUT_S = 3.0
 
 # The tables of checks, by name. `reference`, `Redis` and `packages` stand where they are made.
 
-_SERVER_CHECKS: dict[str, Callable[[Server, VlacConfig], Finding]] = {
-    "version": check_version,
-    "round trip": check_round_trip,
-    "memory": check_memory,
-    "eviction": check_eviction,
-    "persistence": check_persistence,
-    "password": check_password,
-}
 _HOST_CHECKS: dict[str, Callable[[VlacConfig], Finding]] = {
-    "torch": check_torch,
-    "transformers": check_transformers,
-    "ms-swift": check_swift,
-    "engine": check_engine,
-    "evo_vlac": check_evo_vlac,
+    **VLAC_PACKAGE_CHECKS,
     "weights": check_weights,
     "GPU": check_gpu,
 }
@@ -112,7 +83,7 @@ def examine(
     packages = {"packages": check_queue_packages}
     if config is None:
         reason = "the settings can't be read"
-        checks = [*_SERVER_CHECKS, *_queue_checks(host), *_HOST_CHECKS]
+        checks = [*SERVER_CHECKS, *_queue_checks(host), *_HOST_CHECKS]
         return [*findings, *_not_made(["Redis", *checks], reason), *_made(packages)]
     if config.reference:
         findings += _made({"reference": check_reference}, config)
@@ -142,14 +113,14 @@ def _examine_redis(config: VlacConfig, host: Host, *, critic_given: bool) -> tup
     except ConfigError as error:
         remedy = "correct it: export VLAC_REDIS_URL=redis://HOST:6379/0"
         unusable = Finding("broken", clean(error, 1000), remedy, check="Redis")
-        return [unusable, *_not_made([*_SERVER_CHECKS, *queue_checks], "the URL can't be used")], config
+        return [unusable, *_not_made([*SERVER_CHECKS, *queue_checks], "the URL can't be used")], config
     with connection:
         reached = check_reachable(connection, config, {"rollout": ROLLOUT, "gpu": WORKER}.get(host, ""))
         findings = [replace(reached, check="Redis")]
         if reached.state == "broken":
-            return findings + _not_made([*_SERVER_CHECKS, *queue_checks], "Redis can't be used"), config
+            return findings + _not_made([*SERVER_CHECKS, *queue_checks], "Redis can't be used"), config
         try:
-            findings += _made(_SERVER_CHECKS, read_server(connection), config)
+            findings += _made(SERVER_CHECKS, read_server(connection), config)
             queue = read_queue(connection, Keys(config.queue))
             running = {worker.critic for worker in queue.critics}
             if not critic_given and len(running) == 1:
@@ -157,7 +128,7 @@ def _examine_redis(config: VlacConfig, host: Host, *, critic_given: bool) -> tup
             findings += _made(queue_checks, queue, config)
         except redis.exceptions.RedisError as error:
             made = {finding.check for finding in findings}
-            left = [name for name in [*_SERVER_CHECKS, *queue_checks] if name not in made]
+            left = [name for name in [*SERVER_CHECKS, *queue_checks] if name not in made]
             not_read = _not_read(error, config, user_of(connection))
             findings += [not_read, *_not_made(left, "Redis could not be read")]
     return findings, config

@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vlac_queue.commands.doctor.finding import Finding
-from vlac_queue.commands.doctor.package_checks import install_command, installed_version
-from vlac_queue.commands.doctor.weight_checks import weight_bytes
 from vlac_queue.config import VlacConfig
+from vlac_queue.finding import Finding
+from vlac_queue.packages import install_command, installed_version
 from vlac_queue.texts import clean, many, size
+from vlac_queue.weights import weight_bytes
 
 #: Seconds that torch may take to be imported and to look at a GPU; from a cold disk it is slow.
 _PROBE_S = 90.0

@@ -7,16 +7,16 @@ import ipaddress
 import math
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 import redis
 
-from vlac_queue.commands.doctor.finding import Finding, release
 from vlac_queue.config import VlacConfig, redact_url
 from vlac_queue.faults import found_and_remedy
+from vlac_queue.finding import Finding, release
 from vlac_queue.texts import as_int, clean, size
 
 #: Round trips of a ping that are timed.
@@ -241,6 +241,17 @@ def check_password(server: Server, config: VlacConfig) -> Finding:
     if protected == "yes" and (recent or listens_to_all):
         return Finding("ok", "no password, and protected mode keeps other hosts out")
     return exposed
+
+
+#: The checks of a server that answers, by name.
+SERVER_CHECKS: dict[str, Callable[[Server, VlacConfig], Finding]] = {
+    "version": check_version,
+    "round trip": check_round_trip,
+    "memory": check_memory,
+    "eviction": check_eviction,
+    "persistence": check_persistence,
+    "password": check_password,
+}
 
 
 def _is_local(address: str) -> bool:

@@ -1,4 +1,4 @@
-"""The findings for people, as a table, remedies and a line, and as JSON."""
+"""Show findings to people, as a table, remedies and a line, or as JSON."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from vlac_queue.commands.doctor.finding import Finding, State
+from vlac_queue.console import plain_table
+from vlac_queue.finding import Finding, State
 from vlac_queue.texts import many
 
 _STYLES: dict[State, str] = {"ok": "green", "warning": "yellow", "broken": "bold red", "skipped": "dim"}
@@ -19,7 +19,7 @@ _STYLES: dict[State, str] = {"ok": "green", "warning": "yellow", "broken": "bold
 
 def table(findings: Sequence[Finding]) -> Table:
     """Return one row for each finding; what to do about it is told by `remedies`."""
-    made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    made = plain_table()
     made.add_column("check", no_wrap=True)
     made.add_column("state", no_wrap=True)
     made.add_column("found", ratio=1, overflow="fold")
@@ -41,22 +41,19 @@ def remedies(findings: Sequence[Finding]) -> Text:
 
 
 def _grouped(findings: Sequence[Finding]) -> list[Finding]:
-    """The findings, with checks that were skipped for one reason made one row."""
+    """Return the findings, with checks that were skipped for one reason made one row."""
     rows: list[Finding] = []
-    for (state, reason, remedy), group in itertools.groupby(
-        findings, key=lambda each: (each.state, each.found, each.remedy)
-    ):
+    for (state, reason), group in itertools.groupby(findings, key=lambda finding: (finding.state, finding.found)):
         alike = list(group)
-        if state != "skipped" or len(alike) == 1:
-            rows += alike
-            continue
-        names = ", ".join(each.check for each in alike)
-        rows.append(Finding("skipped", f"{reason}: {names}", remedy, check=f"{len(alike)} checks"))
+        if state == "skipped" and len(alike) > 1:
+            names = ", ".join(finding.check for finding in alike)
+            alike = [Finding("skipped", f"{reason}: {names}", check=f"{len(alike)} checks")]
+        rows += alike
     return rows
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """Such as "1 broken (eviction), 2 warnings, 0 skipped"."""
+    """Return a line such as "1 broken (eviction), 2 warnings, 0 skipped"."""
     counts = {state: sum(finding.state == state for finding in findings) for state in _STYLES}
     names = ", ".join(finding.check for finding in findings if finding.state == "broken")
     rest = f"{many(counts['warning'], 'warning')}, {counts['skipped']} skipped."
@@ -64,10 +61,6 @@ def summary(findings: Sequence[Finding]) -> str:
 
 
 def as_json(findings: Sequence[Finding]) -> str:
-    """The findings, and whether any is broken."""
-    rows = [asdict(finding) for finding in findings]
-    return json.dumps({"broken": any_broken(findings), "findings": rows}, indent=2)
-
-
-def any_broken(findings: Sequence[Finding]) -> bool:
-    return any(finding.state == "broken" for finding in findings)
+    """Return the findings, and whether any is broken."""
+    broken = any(finding.state == "broken" for finding in findings)
+    return json.dumps({"broken": broken, "findings": [asdict(finding) for finding in findings]}, indent=2)

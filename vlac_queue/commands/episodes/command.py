@@ -1,4 +1,4 @@
-"""`vlac-queue episodes`: which there are, and one as a picture."""
+"""`vlac-queue episodes`: list them, or draw one."""
 
 from __future__ import annotations
 
@@ -18,11 +18,8 @@ from msgspec import structs
 from vlac_queue.commands.episodes import live, log
 from vlac_queue.commands.episodes.record import EpisodeRecord
 from vlac_queue.commands.episodes.sheet import write_episode
-from vlac_queue.connection import connect
-from vlac_queue.console import errors_as_messages, print_table, queue_option, redis_url_option, writing
-from vlac_queue.credentials import with_credentials
+from vlac_queue.console import connected, errors_as_messages, print_table, queue_options, writing
 from vlac_queue.errors import RedisDenied
-from vlac_queue.faults import redis_errors
 from vlac_queue.keys import Keys
 from vlac_queue.plot import figure_class
 from vlac_queue.texts import clean, duration, many, size
@@ -49,8 +46,7 @@ def episodes() -> None:
     show_default=True,
     help="Show that many at most.",
 )
-@redis_url_option
-@queue_option
+@queue_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_episodes(folder: Path | None, limit: int, redis_url: str, queue: str, as_json: bool) -> None:
     """Shows the episodes that are open, those used last first; of a log, those opened last.
@@ -71,7 +67,7 @@ def list_episodes(folder: Path | None, limit: int, redis_url: str, queue: str, a
         (_print_open if folder is None else _print_logged)(rows)
     of = "" if len(rows) == count else f" ({len(rows)} shown; --limit shows more)"
     where = f"in {folder}" if folder is not None else f"open on queue {queue!r}"
-    click.echo(f"{count:,} episode{'' if count == 1 else 's'} {where}{of}")
+    click.echo(f"{many(count, 'episode')} {where}{of}")
 
 
 @episodes.command()
@@ -84,8 +80,7 @@ def list_episodes(folder: Path | None, limit: int, redis_url: str, queue: str, a
     help="PNG file to write.",
 )
 @_log_option
-@redis_url_option
-@queue_option
+@queue_options
 def show(episode: str, out: Path, folder: Path | None, redis_url: str, queue: str) -> None:
     """Draws an episode: frames with their done scores, the value curve and the done curve (needs matplotlib).
 
@@ -110,9 +105,8 @@ def show(episode: str, out: Path, folder: Path | None, redis_url: str, queue: st
 
 @contextmanager
 def _reading(redis_url: str) -> Iterator[redis.Redis]:
-    url = with_credentials(redis_url)
     try:
-        with redis_errors(url), connect(url) as connection:
+        with connected(redis_url) as connection:
             yield connection
     except RedisDenied as error:
         raise RedisDenied(
@@ -131,7 +125,7 @@ def _note(text: str) -> None:
 
 
 def _logged(folder: Path, limit: int) -> tuple[list[dict[str, Any]], int]:
-    """The episodes opened last, and how many there are; one of them in memory at a time."""
+    """Return the episodes opened last, and how many there are; one of them in memory at a time."""
     count = 0
     newest: list[tuple[float, int, dict[str, Any]]] = []
     for count, record in enumerate(log.read_log(folder, _note), 1):

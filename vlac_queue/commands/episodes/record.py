@@ -95,6 +95,11 @@ class EpisodeRecord:
         return list(dict.fromkeys(each.critic for each in self.asked if each.critic is not None))
 
 
+def described(critic: CriticIdentity) -> str:
+    """Return a critic in words: its name, its model, and the hash of its prompts."""
+    return " ".join(filter(None, (critic.name, critic.model, critic.prompt and f"(prompts {critic.prompt})")))
+
+
 def one_of(ids: Iterable[str], start: str) -> str | None:
     """The only one of several ids; None where there is none.
 

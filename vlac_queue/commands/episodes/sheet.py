@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from vlac_queue.commands.episodes.record import EpisodeRecord, decoded
-from vlac_queue.commands.score.figures import NO_PAIR, Score, negative_rate, value_order_correlation
+from vlac_queue.commands.score.figures import Score, make_score
 from vlac_queue.commands.score.picture import COLUMNS, THUMBNAIL_HEIGHT, write_sheet
 from vlac_queue.errors import FrameError
 from vlac_queue.frames import Frames, read_header
@@ -45,7 +45,7 @@ def write_episode(record: EpisodeRecord, batches: Callable[[], Iterable[bytes]],
     # An open episode may have got more frames meanwhile; those chosen stay.
     of = "" if len(shown) == count else f"{len(shown)} of "
     write_sheet(
-        make_score(record, count - 1),
+        _score(record, count - 1),
         shown,
         path,
         name=record.id,
@@ -57,30 +57,20 @@ def write_episode(record: EpisodeRecord, batches: Callable[[], Iterable[bytes]],
     return len(shown), count
 
 
-def make_score(record: EpisodeRecord, last: int) -> Score:
-    """The curves of an episode; frames as they were pushed, from 0 to `last`."""
-    lists = [each.frame for each in record.asked if isinstance(each.answer, ValueVerdict)]
+def _score(record: EpisodeRecord, last: int) -> Score:
+    """Return the curves of an episode of the frames 0..`last`."""
+    lists = [asked.frame for asked in record.asked if isinstance(asked.answer, ValueVerdict)]
     if lists and lists[-1] is not None:
         last = lists[-1]
-    verdicts, value = record.done_verdicts, record.value
-    values, critics = (value.values, value.critics) if value else ((), ())
-    voc, voc_undefined = value_order_correlation(values) if value else (None, NO_PAIR)
-    rate, rate_undefined = negative_rate(critics)
-    return Score(
+    return make_score(
+        list(record.done_verdicts.values()),
+        record.value,
         source=record.id,
         task=record.task,
         stride=1,
-        frames=tuple(verdicts),
-        done_scores=tuple(verdict.score for verdict in verdicts.values()),
         done_threshold=record.done_threshold,
-        first_done=record.first_done,
-        value_frames=tuple(min(place * record.value_stride, last) for place in range(len(values))),
-        values=values,
-        critics=critics,
-        voc=voc,
-        voc_undefined=voc_undefined,
-        negative_rate=rate,
-        negative_rate_undefined=rate_undefined,
+        value_stride=record.value_stride,
+        last=last,
     )
 
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import click
 from msgspec import structs
 
+from vlac_queue.commands.asking import timeout_option
 from vlac_queue.commands.episodes.log import read_log
-from vlac_queue.commands.episodes.record import EpisodeRecord
+from vlac_queue.commands.episodes.record import EpisodeRecord, described
 from vlac_queue.commands.rescore.comparison import Comparison, Drift, together
 from vlac_queue.commands.rescore.replay import Replayed, replay, verdicts
 from vlac_queue.config import VlacConfig
-from vlac_queue.console import errors_as_messages, print_table, progress_bar, queue_option, redis_url_option
+from vlac_queue.console import errors_as_messages, print_table, progress_bar, queue_options
 from vlac_queue.errors import CriticFailed, ProtocolError
 from vlac_queue.messages import CriticIdentity
 from vlac_queue.texts import clean, many, percent
@@ -36,9 +39,8 @@ _SHOWN = 10
     help="Largest drift allowed, 0..1: of a done score, or of a value divided by 100.",
 )
 @click.option("--max-flips", type=click.IntRange(min=0), help="Most done verdicts that may differ.")
-@redis_url_option
-@queue_option
-@click.option("--timeout", type=float, help="Seconds to wait for an answer.  [default: VLAC_TIMEOUT_S, or 120]")
+@queue_options
+@timeout_option
 @click.option("--json", "as_json", is_flag=True, help="Print the JSON alone to stdout.")
 def rescore(
     folder: Path,
@@ -60,143 +62,144 @@ def rescore(
     Exit code 1 if --max-drift or --max-flips is exceeded, a frame was refused, the critic failed on a query, or
     there was nothing to compare.
     """
-    messages = _Messages()
     with errors_as_messages():
         config = VlacConfig.from_env(redis_url=redis_url, queue=queue, timeout_s=timeout)
-        # Through the whole log once: what is wrong with it shows before any work, and how much there is.
-        total = sum(len(verdicts(record)) for record in _chosen(folder, every, messages))
-        if not total:
-            raise ProtocolError(f"{folder} holds no verdict to compare with.")
-        then: dict[CriticIdentity, None] = {}
-        now: dict[CriticIdentity, None] = {}
-        tasks: dict[str, Comparison] = {}
-        with progress_bar() as bar:
-            answers = bar.add_task("asking the critic", total=total)
-            records = _noting_critics(_chosen(folder, every, messages), then)
-            for each in replay(config, folder, records, note=messages.note, refuse=messages.refuse):
-                _check_critic(each, critic)
-                now[each.critic] = None
-                if isinstance(each.now, CriticFailed):
-                    messages.fail(f"frame {each.frame}, {each.task!r}: {each.now.args[0]}")
-                tasks.setdefault(each.task, Comparison(each.task)).add(
-                    each.then, None if isinstance(each.now, CriticFailed) else each.now, truth=each.truth
-                )
-                bar.advance(answers)
-    found = together(tasks.values())
-    reasons = _reasons(found, messages, max_drift, max_flips)
+        found = _ask_again(config, folder, every, critic)
+    reasons = _reasons(found, max_drift, max_flips)
     if as_json:
-        document = {
-            "log": str(folder),
-            "passed": not reasons,
-            "reasons": reasons,
-            "critics_then": [structs.asdict(each) for each in then],
-            "critics_now": [structs.asdict(each) for each in now],
-            "total": found.as_dict(),
-            "tasks": [tasks[task].as_dict() for task in sorted(tasks)],
-            "refused": messages.refused,
-            "failures": messages.failures,
-            "notes": messages.notes,
-        }
+        document = {"log": str(folder), "passed": not reasons, "reasons": reasons, **found.as_dict()}
         click.echo(json.dumps(document, indent=2, allow_nan=False))
     else:
-        _show([tasks[task] for task in sorted(tasks)], found, list(then), list(now))
-    messages.show()
+        _show(found)
+    for what, texts in (("refused", found.refused), ("failed", found.failures), ("note", list(found.notes))):
+        for text in texts[:_SHOWN]:
+            click.echo(f"{what}: {' '.join(text.split())}", err=True)
+        if len(texts) > _SHOWN:
+            click.echo(f"{what}: and {len(texts) - _SHOWN:,} more", err=True)
     for reason in reasons:
         click.echo(reason, err=True)
     if reasons:
         raise SystemExit(1)
 
 
-class _Messages:
-    """What is to be said besides the figures, each once."""
+@dataclass
+class _Found:
+    """What came of asking again.
 
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.refused: list[str] = []
-        self.failures: list[str] = []
+    Attributes:
+        tasks: the comparison of each task.
+        then, now: the critics that answered, each once.
+        refused, failures, notes: what is to be said of frames, queries and the log; each note once.
+    """
+
+    tasks: dict[str, Comparison] = field(default_factory=dict)
+    then: dict[CriticIdentity, None] = field(default_factory=dict)
+    now: dict[CriticIdentity, None] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    notes: dict[str, None] = field(default_factory=dict)
+
+    @property
+    def total(self) -> Comparison:
+        return together(self.tasks.values())
 
     def note(self, text: str) -> None:
-        if text not in self.notes:
-            self.notes.append(text)
+        self.notes[text] = None
 
-    def refuse(self, text: str) -> None:
-        self.refused.append(text)
+    def add(self, answer: Replayed) -> None:
+        """Compare an answer with the one then."""
+        self.now[answer.critic] = None
+        task = self.tasks.setdefault(answer.task, Comparison(answer.task))
+        if isinstance(answer.now, CriticFailed):
+            self.failures.append(f"frame {answer.frame}, {answer.task!r}: {answer.now.args[0]}")
+            task.failed += 1
+        else:
+            task.add(answer.then, answer.now, truth=answer.truth)
 
-    def fail(self, text: str) -> None:
-        self.failures.append(text)
-
-    def show(self) -> None:
-        for what, texts in (("refused", self.refused), ("failed", self.failures), ("note", self.notes)):
-            for text in texts[:_SHOWN]:
-                click.echo(f"{what}: {' '.join(text.split())}", err=True)
-            if len(texts) > _SHOWN:
-                click.echo(f"{what}: and {len(texts) - _SHOWN:,} more", err=True)
-
-
-def _chosen(folder: Path, every: int, messages: _Messages) -> Iterator[EpisodeRecord]:
-    return islice(read_log(folder, messages.note), None, None, every)
-
-
-def _noting_critics(
-    records: Iterator[EpisodeRecord], found: dict[CriticIdentity, None]
-) -> Iterator[EpisodeRecord]:
-    for record in records:
-        found.update(dict.fromkeys(record.critics))
-        yield record
+    def as_dict(self) -> dict[str, Any]:
+        """Return all of it for JSON."""
+        return {
+            "critics_then": [structs.asdict(critic) for critic in self.then],
+            "critics_now": [structs.asdict(critic) for critic in self.now],
+            "total": self.total.as_dict(),
+            "tasks": [self.tasks[task].as_dict() for task in sorted(self.tasks)],
+            "refused": self.refused,
+            "failures": self.failures,
+            "notes": list(self.notes),
+        }
 
 
-def _check_critic(each: Replayed, wanted: str | None) -> None:
-    if wanted and each.critic.name != wanted:
-        raise ProtocolError(
-            f"the critic {each.critic.name!r} answered, not {wanted!r}; see `vlac-queue workers list`, and stop "
-            "its workers or give another --queue."
-        )
+def _ask_again(config: VlacConfig, folder: Path, every: int, wanted: str | None) -> _Found:
+    found = _Found()
+
+    def chosen() -> Iterator[EpisodeRecord]:
+        return islice(read_log(folder, found.note), None, None, every)
+
+    # Through the whole log once: what is wrong with it shows before any work, and how much there is.
+    total = 0
+    for record in chosen():
+        total += len(verdicts(record))
+        found.then.update(dict.fromkeys(record.critics))
+    if not total:
+        raise ProtocolError(f"{folder} holds no verdict to compare with.")
+    with progress_bar() as bar:
+        answers = bar.add_task("asking the critic", total=total)
+        for answer in replay(config, folder, chosen(), note=found.note, refuse=found.refused.append):
+            if wanted and answer.critic.name != wanted:
+                raise ProtocolError(
+                    f"the critic {answer.critic.name!r} answered, not {wanted!r}; see `vlac-queue workers list`, "
+                    "and stop its workers or give another --queue."
+                )
+            found.add(answer)
+            bar.advance(answers)
+    return found
 
 
-def _reasons(found: Comparison, messages: _Messages, max_drift: float | None, max_flips: int | None) -> list[str]:
-    """Why the exit code is 1."""
+def _reasons(found: _Found, max_drift: float | None, max_flips: int | None) -> list[str]:
+    """Return why the exit code is 1."""
+    total = found.total
     reasons = []
-    if not found.compared:
+    if not total.compared:
         reasons.append("nothing was compared")
-    if messages.refused:
-        reasons.append(f"refused: {len(messages.refused):,} (see above)")
-    if found.failed:
-        reasons.append(f"the critic failed on {many(found.failed, 'query')}")
-    if max_drift is not None and found.largest_drift > max_drift:
-        reasons.append(f"the largest drift is {found.largest_drift:.4g}, above --max-drift {max_drift:g}")
-    if max_flips is not None and found.flips > max_flips:
-        reasons.append(f"{found.flips:,} done verdicts differ, above --max-flips {max_flips}")
+    if found.refused:
+        reasons.append(f"refused: {len(found.refused):,} (see above)")
+    if total.failed:
+        reasons.append(f"the critic failed on {many(total.failed, 'query')}")
+    if max_drift is not None and total.largest_drift > max_drift:
+        reasons.append(f"the largest drift is {total.largest_drift:.4g}, above --max-drift {max_drift:g}")
+    if max_flips is not None and total.flips > max_flips:
+        reasons.append(f"{total.flips:,} done verdicts differ, above --max-flips {max_flips}")
     return reasons
 
 
-def _show(
-    tasks: Sequence[Comparison], found: Comparison, then: Sequence[CriticIdentity], now: Sequence[CriticIdentity]
-) -> None:
-    headers = ["task", "done", "agree", "new", "gone", *(["false"] if found.judged else []), "scores", "values"]
+def _show(found: _Found) -> None:
+    total, tasks = found.total, [found.tasks[task] for task in sorted(found.tasks)]
+    judged = bool(total.judged)
+    headers = ["task", "done", "agree", "new", "gone", *(["false"] if judged else []), "scores", "values"]
     rows = []
-    for each in [*tasks, found] if len(tasks) > 1 else tasks:
-        judged = f"{each.false_done_then:,}>{each.false_done_now:,}" if each.judged else "-"
+    for each in [*tasks, total] if len(tasks) > 1 else tasks:
+        false = f"{each.false_done_then:,}>{each.false_done_now:,}" if each.judged else "-"
         rows.append(
             [
-                "all" if each is found else clean(each.task),
+                "all" if each is total else clean(each.task),
                 f"{each.done_verdicts:,}",
                 percent(each.agreement),
                 f"{each.newly_done:,}",
                 f"{each.no_longer_done:,}",
-                *([judged] if found.judged else []),
+                *([false] if judged else []),
                 _drift(each.scores, 2),
                 _drift(each.values, 1),
             ]
         )
-    click.echo(f"then  {_critics(then)}\nnow   {_critics(now)}")
+    click.echo(f"then  {_critics(found.then)}\nnow   {_critics(found.now)}")
     print_table(headers, rows, texts=1)
     click.echo(
         "done: verdicts compared; new, gone: done now and not then, or the other way;\n"
-        + ("false: called done where the simulator says it is not, then>now;\n" if found.judged else "")
+        + ("false: called done where the simulator says it is not, then>now;\n" if judged else "")
         + "scores (0..1), values (0..100): how far they moved, mean/p95/max."
     )
-    if found.uneven_lists:
-        click.echo(f"{found.uneven_lists:,} value lists have another length than then, and were not compared.")
+    if total.uneven_lists:
+        click.echo(f"{total.uneven_lists:,} value lists have another length than then, and were not compared.")
 
 
 def _drift(drift: Drift, digits: int) -> str:
@@ -205,11 +208,5 @@ def _drift(drift: Drift, digits: int) -> str:
     return "/".join(f"{number:.{digits}f}" for number in (drift.mean, drift.p95, drift.max))
 
 
-def _critics(critics: Sequence[CriticIdentity]) -> str:
-    shown = [
-        " ".join(
-            filter(None, (clean(each.name), clean(each.model), each.prompt and f"(prompts {clean(each.prompt)})"))
-        )
-        for each in critics
-    ]
-    return ", ".join(shown) or "nobody"
+def _critics(critics: Iterable[CriticIdentity]) -> str:
+    return ", ".join(clean(described(critic), 1000) for critic in critics) or "nobody"

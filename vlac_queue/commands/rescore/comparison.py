@@ -1,4 +1,4 @@
-"""How one critic's verdicts compare with another's: pure arithmetic."""
+"""Compare one critic's verdicts with another's: pure arithmetic."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Drift:
 
     @classmethod
     def of(cls, differences: Sequence[float]) -> Drift:
-        """Of absolute differences."""
+        """Return the drift that absolute differences make."""
         if not len(differences):
             return cls(0)
         numbers = np.asarray(differences, np.float64)
@@ -48,6 +48,7 @@ class Comparison:
         value_lists: pairs of value lists of one length.
         uneven_lists: pairs of different lengths, which are not compared.
         failed: queries that the critic failed on now.
+        score_moves, value_moves: how far each done score and each value moved.
     """
 
     task: str
@@ -60,13 +61,13 @@ class Comparison:
     value_lists: int = 0
     uneven_lists: int = 0
     failed: int = 0
-    _scores: array[float] = field(default_factory=lambda: array("d"), repr=False)
-    _values: array[float] = field(default_factory=lambda: array("d"), repr=False)
+    score_moves: array[float] = field(default_factory=lambda: array("d"), repr=False)
+    value_moves: array[float] = field(default_factory=lambda: array("d"), repr=False)
 
     def add(
         self, then: DoneVerdict | ValueVerdict, now: DoneVerdict | ValueVerdict | None, *, truth: bool | None
     ) -> None:
-        """Takes a pair in.
+        """Take a pair in.
 
         Args:
             now: None where the critic failed.
@@ -82,58 +83,56 @@ class Comparison:
                 self.judged += 1
                 self.false_done_then += then.done
                 self.false_done_now += now.done
-            self._scores.append(abs(now.score - then.score))
+            self.score_moves.append(abs(now.score - then.score))
         elif isinstance(then, ValueVerdict) and isinstance(now, ValueVerdict):
             if len(then.values) != len(now.values):
                 self.uneven_lists += 1
                 return
             self.value_lists += 1
-            self._values.extend(abs(b - a) for a, b in zip(then.values, now.values, strict=True))
+            self.value_moves.extend(abs(b - a) for a, b in zip(then.values, now.values, strict=True))
 
     @property
     def compared(self) -> int:
-        """Pairs of verdicts."""
+        """Return how many pairs of verdicts there are."""
         return self.done_verdicts + self.value_lists
 
     @property
     def flips(self) -> int:
-        """Done verdicts that differ."""
+        """Return how many done verdicts differ."""
         return self.newly_done + self.no_longer_done
 
     @property
     def agreement(self) -> float | None:
-        """Part of the done verdicts that are the same, 0..1; None where there are none."""
+        """Return the part of the done verdicts that are the same, 0..1; None where there are none."""
         return None if not self.done_verdicts else 1 - self.flips / self.done_verdicts
 
     @property
     def scores(self) -> Drift:
-        """Drift of the done scores, 0..1."""
-        return Drift.of(self._scores)
+        """Return the drift of the done scores, 0..1."""
+        return Drift.of(self.score_moves)
 
     @property
     def values(self) -> Drift:
-        """Drift of the values, 0..100, over all places of the lists."""
-        return Drift.of(self._values)
+        """Return the drift of the values, 0..100, over all places of the lists."""
+        return Drift.of(self.value_moves)
 
     @property
     def largest_drift(self) -> float:
-        """The largest drift of a score, or of a value as the reward that it stands for (a hundredth); 0..1."""
+        """Return the largest drift of a score, or of a value as the reward that it stands for, 0..1."""
         return max(self.scores.max or 0.0, (self.values.max or 0.0) / 100)
 
     def as_dict(self) -> dict[str, Any]:
-        """All figures, for JSON; what is undefined is None."""
-        counts = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        """Return all figures, for JSON; what is undefined is None."""
+        counts = {name: value for name, value in vars(self).items() if not isinstance(value, array)}
         drifts = {"agreement": self.agreement, "scores": asdict(self.scores), "values": asdict(self.values)}
         return counts | drifts
 
 
 def together(comparisons: Iterable[Comparison]) -> Comparison:
-    """All tasks as one."""
+    """Return the sum of all tasks."""
     total = Comparison("")
-    for each in comparisons:
-        for name, value in vars(each).items():
-            if isinstance(value, int):
+    for comparison in comparisons:
+        for name, value in vars(comparison).items():
+            if name != "task":
                 setattr(total, name, getattr(total, name) + value)
-        total._scores.extend(each._scores)
-        total._values.extend(each._values)
     return total

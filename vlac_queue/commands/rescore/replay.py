@@ -1,8 +1,7 @@
-"""The frames of a decision log through the queue once more."""
+"""Send the frames of a decision log through the queue once more."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -12,15 +11,13 @@ from typing import Any
 
 from vlac_queue.client import CriticClient, Episode, Pending
 from vlac_queue.client.decision_log import pixel_hash
+from vlac_queue.commands.asking import keep_open
 from vlac_queue.commands.episodes.log import Note, read_batches, read_reference
 from vlac_queue.commands.episodes.record import EpisodeRecord, decoded
 from vlac_queue.config import VlacConfig
 from vlac_queue.errors import CriticFailed, FrameError
 from vlac_queue.messages import CriticIdentity, DoneVerdict, Kind, ValueVerdict
 from vlac_queue.texts import many
-
-#: Most questions that wait for an answer at a time: enough for several workers' batches, little on Redis.
-MAX_OPEN = 64
 
 Verdict = DoneVerdict | ValueVerdict
 
@@ -47,7 +44,7 @@ class Replayed:
 
 
 def verdicts(record: EpisodeRecord) -> dict[tuple[int, Kind], tuple[Verdict, str]]:
-    """The verdicts of an episode by frame and kind, the last of each, with the hash of the frame's pixels."""
+    """Return an episode's verdicts by frame and kind, the last of each, with the hash of the frame's pixels."""
     return {
         (each.frame, each.kind): (each.answer, each.sha256)
         for each in record.asked
@@ -63,7 +60,7 @@ def replay(
     note: Note,
     refuse: Callable[[str], object],
 ) -> Iterator[Replayed]:
-    """Asks about the frames of logged episodes as their clients did: same batches, threshold and stride.
+    """Ask about the frames of logged episodes as their clients did: same batches, threshold and stride.
 
     Args:
         config: which queue; its threshold and stride do not count.
@@ -76,48 +73,48 @@ def replay(
         VlacQueueError: queue or workers failed.
     """
     with ExitStack() as stack:
-
-        @cache
-        def client(done_threshold: float, value_stride: int) -> CriticClient:
-            asking = replace(config, done_threshold=done_threshold, value_stride=value_stride, decision_log="")
-            return stack.enter_context(CriticClient(asking))
-
-        @lru_cache(maxsize=16)
-        def reference(reference_id: str) -> Any:
-            return read_reference(folder, reference_id, note) if reference_id else None
-
-        # In the order in which they were asked; an episode after its last question is to be closed.
-        waiting: deque[tuple[EpisodeRecord, Verdict, Pending[Any]] | Episode] = deque()
-
-        def take() -> Iterator[Replayed]:
-            first = waiting.popleft()
-            if isinstance(first, Episode):
-                first.close()
+        for question in keep_open(_questions(stack, config, folder, records, note, refuse)):
+            if isinstance(question, Episode):
+                question.close()
             else:
-                yield _replayed(*first)
+                yield _replayed(*question)
 
-        for record in records:
-            if not verdicts(record):
-                continue
-            try:
-                frames = reference(record.reference)
-            except FrameError as error:
-                refuse(f"episode {record.id!r}: {error}")
-                continue
-            episode = client(record.done_threshold, record.value_stride).episode(record.task, frames)
-            for then, pending in _ask(record, episode, note, refuse):
-                waiting.append((record, then, pending))
-                while len(waiting) >= MAX_OPEN:
-                    yield from take()
-            waiting.append(episode)
-        while waiting:
-            yield from take()
+
+def _questions(
+    stack: ExitStack,
+    config: VlacConfig,
+    folder: Path,
+    records: Iterable[EpisodeRecord],
+    note: Note,
+    refuse: Callable[[str], object],
+) -> Iterator[tuple[EpisodeRecord, Verdict, Pending[Any]] | Episode]:
+    """Ask, and yield each question; behind an episode's last one the episode, which is to be closed then."""
+
+    @cache
+    def client(done_threshold: float, value_stride: int) -> CriticClient:
+        asking = replace(config, done_threshold=done_threshold, value_stride=value_stride, decision_log="")
+        return stack.enter_context(CriticClient(asking))
+
+    @lru_cache(maxsize=16)
+    def reference(reference_id: str) -> Any:
+        return read_reference(folder, reference_id, note) if reference_id else None
+
+    for record in filter(verdicts, records):
+        try:
+            frames = reference(record.reference)
+        except FrameError as error:
+            refuse(f"episode {record.id!r}: {error}")
+            continue
+        episode = client(record.done_threshold, record.value_stride).episode(record.task, frames)
+        for then, pending in _ask(record, episode, note, refuse):
+            yield record, then, pending
+        yield episode
 
 
 def _ask(
     record: EpisodeRecord, episode: Episode, note: Note, refuse: Callable[[str], object]
 ) -> Iterator[tuple[Verdict, Pending[Any]]]:
-    """Pushes an episode's frames again and asks what was asked then."""
+    """Push an episode's frames again and ask what was asked then."""
     left = verdicts(record)
     last = max(frame for frame, _ in left)
     try:

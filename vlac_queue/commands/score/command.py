@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
-from vlac_queue.client import CriticClient, Pending
-from vlac_queue.commands.score import (
-    Score,
-    Thumbnails,
-    make_score,
-    open_clip,
-    read_reference,
-    summary,
-    write_picture,
-)
+from vlac_queue.client import CriticClient, Episode, Pending
+from vlac_queue.commands.asking import keep_open, timeout_option
+from vlac_queue.commands.score.figures import Score, make_score, summary
+from vlac_queue.commands.score.picture import Thumbnails, write_picture
+from vlac_queue.commands.score.reading import open_clip, read_reference
 from vlac_queue.config import VlacConfig
-from vlac_queue.console import errors_as_messages, progress_bar, queue_option, redis_url_option, writing
+from vlac_queue.console import errors_as_messages, progress_bar, queue_options, writing
 from vlac_queue.frames import Frames
 from vlac_queue.messages import DoneVerdict, ValueVerdict
 from vlac_queue.plot import figure_class
-
-#: Most questions that wait for an answer at a time: enough for several workers' batches, little on Redis.
-MAX_OPEN = 64
 
 
 @click.command(short_help="Draw the critic's curves of a recorded run.")
@@ -50,9 +42,8 @@ MAX_OPEN = 64
     show_default=True,
     help="Take every N-th frame of the reference, and its last.",
 )
-@redis_url_option
-@queue_option
-@click.option("--timeout", type=float, help="Seconds to wait for an answer.  [default: VLAC_TIMEOUT_S, or 120]")
+@queue_options
+@timeout_option
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
@@ -98,19 +89,13 @@ def score(
                 client,
                 task,
                 reference_frames,
-                clip.frames,
-                on_frame=thumbnails.add,
+                map(thumbnails.add, clip.frames),
                 on_answer=lambda: bar.advance(answers),
             )
         made = make_score(
-            verdicts,
-            value,
-            source=str(source),
-            task=task,
-            stride=stride,
-            done_threshold=config.done_threshold,
-            value_stride=config.value_stride,
-        )
+            verdicts, value, source=str(source), task=task, stride=stride,
+            done_threshold=config.done_threshold, value_stride=config.value_stride,
+        )  # fmt: skip
         click.echo(made.to_json() if as_json else summary(made))
         if folder is not None:
             written = _write(made, folder, thumbnails if png else None)
@@ -122,21 +107,18 @@ def ask(
     task: str,
     reference: Frames | None,
     frames: Iterable[Frames],
-    *,
-    on_frame: Callable[[Frames], object] = lambda frame: None,
     on_answer: Callable[[], object] = lambda: None,
 ) -> tuple[list[DoneVerdict], ValueVerdict | None]:
-    """Asks of each frame whether the task is done, and for the value list over all of them.
+    """Ask of each frame whether the task is done, and for the value list over all of them.
 
-    The frames go out while earlier answers come in; at most MAX_OPEN questions are open. A value list comes
-    of comparing frames: none is asked for where there is but one.
+    The frames go out while earlier answers come in. A value list comes of comparing frames: none is asked for
+    where there is but one.
 
     Args:
         client: the queue.
         task: the task's text.
         reference: uint8 (T,H,W,3), a successful run; None takes the configuration's.
         frames: uint8 (H,W,3) each, at least one.
-        on_frame: called with each frame that was sent.
         on_answer: called after each answer: as often as there are frames, and once for the value list.
 
     Returns:
@@ -145,32 +127,25 @@ def ask(
     Raises:
         VlacQueueError: as `Episode.push`, `Episode.ask_done` and `Pending.result`.
     """
-    verdicts: list[DoneVerdict] = []
-    waiting: deque[Pending[DoneVerdict]] = deque()
 
-    def take() -> None:
-        verdicts.append(waiting.popleft().result())
-        on_answer()
-
-    with client.episode(task, reference) as episode:
+    def questions(episode: Episode) -> Iterator[Pending[Any]]:
         for frame in frames:
             episode.push(frame)
-            waiting.append(episode.ask_done())
-            on_frame(frame)
-            while waiting and (len(waiting) >= MAX_OPEN or waiting[0].done()):
-                take()
-        value = episode.ask_value() if episode.frames > 1 else None
-        while waiting:
-            take()
-        if value is None:
-            return verdicts, None
-        values = value.result()
-        on_answer()
-        return verdicts, values
+            yield episode.ask_done()
+        if episode.frames > 1:
+            yield episode.ask_value()
+
+    answers: list[Any] = []
+    with client.episode(task, reference) as episode:
+        for pending in keep_open(questions(episode), lambda pending: pending.done()):
+            answers.append(pending.result())
+            on_answer()
+        value = answers.pop() if episode.frames > 1 else None
+    return answers, value
 
 
 def _write(made: Score, folder: Path, thumbnails: Thumbnails | None) -> list[Path]:
-    """Writes the JSON, and given thumbnails the picture; returns what was written."""
+    """Write the JSON, and given thumbnails the picture; return what was written."""
     files = [folder / "score.json"]
     with writing(folder, "--out"):
         files[0].write_text(made.to_json() + "\n", encoding="utf-8")

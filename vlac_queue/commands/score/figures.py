@@ -111,16 +111,19 @@ def make_score(
     stride: int,
     done_threshold: float,
     value_stride: int,
+    last: int | None = None,
 ) -> Score:
-    """The score of a run.
+    """Return the score of a run.
 
     Args:
-        verdicts: the verdict of each frame sent, in order.
-        value: the value list over these frames; None where no two of them can be compared.
+        verdicts: one for each frame that was asked about, ascending by frame.
+        value: the value list; None where no two frames can be compared, or none was asked.
         source, task, stride, done_threshold: as in `Score`.
         value_stride: distance between the frames of the value list, counted in frames sent.
+        last: index of the value list's last frame among those sent; None: the frame of the last verdict.
     """
-    last = len(verdicts) - 1
+    if last is None:
+        last = verdicts[-1].frame
     values, critics = (value.values, value.critics) if value else ((), ())
     voc, voc_undefined = value_order_correlation(values) if value else (None, NO_PAIR)
     rate, rate_undefined = negative_rate(critics)
@@ -128,10 +131,10 @@ def make_score(
         source=source,
         task=task,
         stride=stride,
-        frames=tuple(stride * place for place in range(len(verdicts))),
+        frames=tuple(stride * verdict.frame for verdict in verdicts),
         done_scores=tuple(verdict.score for verdict in verdicts),
         done_threshold=done_threshold,
-        first_done=next((stride * place for place, verdict in enumerate(verdicts) if verdict.done), None),
+        first_done=next((stride * verdict.frame for verdict in verdicts if verdict.done), None),
         value_frames=tuple(stride * min(place * value_stride, last) for place in range(len(values))),
         values=values,
         critics=critics,

@@ -47,8 +47,8 @@ class Thumbnails:
         self._count = 0
         self._last: Frames | None = None
 
-    def add(self, frame: Frames) -> None:
-        """Takes the next frame in, uint8 (H,W,3)."""
+    def add(self, frame: Frames) -> Frames:
+        """Take the next frame in, uint8 (H,W,3), and return it."""
         if self._count % self._step == 0:
             self._kept.append((self._count, shrunk(frame, THUMBNAIL_HEIGHT)))
             if len(self._kept) >= 8 * COLUMNS:
@@ -56,9 +56,10 @@ class Thumbnails:
                 self._step *= 2
         self._count += 1
         self._last = frame
+        return frame
 
     def chosen(self) -> list[tuple[int, Frames]]:
-        """Up to 8 of the frames with their places, the first and the last among them."""
+        """Return up to 8 of the frames with their places, the first and the last among them."""
         if self._last is None:
             return []
         kept = [each for each in self._kept if each[0] != self._count - 1]

@@ -13,8 +13,9 @@ from typing import Any
 from vlac_queue.config import VlacConfig
 from vlac_queue.errors import ConfigError, CriticFailed
 from vlac_queue.frames import Frames
+from vlac_queue.packages import install_command
 from workers.critics.vlac.calls import Completion, is_out_of_memory
-from workers.critics.vlac.installation import INSTALL_PT, INSTALL_VLLM, check_installation
+from workers.critics.vlac.installation import check_installation
 from workers.critics.vlac.rows import Row, shown
 
 logger = logging.getLogger(__name__)
@@ -60,9 +61,9 @@ class VlacModel:
             from evo_vlac.utils import model_utils
             from swift.llm import InferRequest
         except Exception as error:  # transformers wraps ImportErrors, swift raises what it met
-            install = INSTALL_VLLM if config.engine == "vllm" else INSTALL_PT
             raise ConfigError(
-                f"evo_vlac or what it needs can't be imported ({type(error).__name__}: {error}); run: {install}"
+                f"evo_vlac or what it needs can't be imported ({type(error).__name__}: {error}); run: "
+                f"{install_command(config)}"
             ) from error
         # From ms-swift 3.8 on this name means something else; GAC_model means a request.
         if not issubclass(model_utils.TemplateInputs, InferRequest):

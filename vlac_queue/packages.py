@@ -1,13 +1,14 @@
-"""This host's packages, by their metadata: what both sides of the queue need, and what VLAC needs."""
+"""Checks of this host's packages, by their metadata: what the queue needs, and what VLAC needs."""
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-from vlac_queue.commands.doctor.finding import Finding, release
 from vlac_queue.config import VlacConfig
+from vlac_queue.finding import Finding, release
 
 #: The oldest version that fits, and the first that does not: what both sides of the queue need.
 _QUEUE_PACKAGES: dict[str, tuple[str, str]] = {
@@ -37,7 +38,8 @@ def check_queue_packages() -> Finding:
     for name, (least, below) in _QUEUE_PACKAGES.items():
         version = installed_version(name)
         found.append(f"{name} {version or 'missing'}")
-        if version is None or not _fits(version, least, below):
+        fits = version and release(least) <= release(version) and (not below or release(version) < release(below))
+        if not fits:
             needed.append(f"'{name}>={least}{',<' + below if below else ''}'")
     if needed:
         return Finding("broken", ", ".join(found), f"pip install {' '.join(needed)}")
@@ -47,9 +49,8 @@ def check_queue_packages() -> Finding:
 def check_torch(config: VlacConfig) -> Finding:
     torch, vision = installed_version("torch"), installed_version("torchvision")
     if torch is None:
-        return Finding(
-            "broken", "torch is not installed", "of one release and for your CUDA:\npip install torch torchvision"
-        )
+        remedy = "of one release and for your CUDA:\npip install torch torchvision"
+        return Finding("broken", "torch is not installed", remedy)
     found = f"torch {torch}" + (f", torchvision {vision}" if vision else "")
     if release(torch) < (2, 5):
         return Finding("warning", f"{found}: older than 2.5, the oldest that is meant", "pip install 'torch>=2.5'")
@@ -66,7 +67,9 @@ def check_transformers(config: VlacConfig) -> Finding:
     if version is None:
         return Finding("broken", "transformers is not installed", "pip install transformers==4.51.3")
     if release(version) >= (5,):
-        return Finding("broken", f"{version}; ms-swift 3 needs 4.x", "pip install transformers==4.51.3")
+        return Finding(
+            "broken", f"transformers {version}; ms-swift 3 needs 4.x", "pip install transformers==4.51.3"
+        )
     if config.engine == "pt" and version != "4.51.3":
         return Finding("warning", f"{version}; VLAC was tried with 4.51.3", "pip install transformers==4.51.3")
     return Finding("ok", version)
@@ -78,19 +81,19 @@ def check_swift(config: VlacConfig) -> Finding:
         return Finding("broken", "ms-swift is not installed", install_command(config))
     numbers = release(swift)
     if numbers >= (3, 13):
-        return Finding(
-            "broken", f"{swift} can't run evo_vlac, which needs swift.llm of 3.x", install_command(config)
-        )
+        found = f"ms-swift {swift} can't run evo_vlac, which needs swift.llm of 3.x"
+        return Finding("broken", found, install_command(config))
     if config.engine == "vllm" and numbers < (3, 12, 6):
-        return Finding("broken", f"{swift} fits no vLLM of today and loses rows that fail", _INSTALL_VLLM)
+        return Finding("broken", f"ms-swift {swift} fits no vLLM of today and loses rows that fail", _INSTALL_VLLM)
     if numbers < (3, 3):
-        return Finding("warning", f"{swift}: older than 3.3, the oldest that was tried", install_command(config))
+        found = f"ms-swift {swift}: older than 3.3, the oldest that was tried"
+        return Finding("warning", found, install_command(config))
     if numbers < (3, 4) and numpy and release(numpy) >= (2,):
-        return Finding(
-            "broken", f"{swift} needs numpy 1, and numpy {numpy} is here", "pip install 'numpy<2' 'pyarrow<22'"
-        )
+        found = f"ms-swift {swift} needs numpy 1, and numpy {numpy} is here"
+        return Finding("broken", found, "pip install 'numpy<2' 'pyarrow<22'")
     if numpy and arrow and release(numpy) < (2,) and release(arrow) >= (22,):
-        return Finding("broken", f"{swift}, but pyarrow {arrow} refuses numpy {numpy}", "pip install 'pyarrow<22'")
+        found = f"ms-swift {swift}, but pyarrow {arrow} refuses numpy {numpy}"
+        return Finding("broken", found, "pip install 'pyarrow<22'")
     return Finding("ok", f"{swift}, with numpy {numpy}")
 
 
@@ -99,32 +102,27 @@ def check_engine(config: VlacConfig) -> Finding:
     if config.engine == "vllm":
         version = installed_version("vllm")
         if version is None or release(version) < (0, 9):
-            return Finding(
-                "broken", f"vllm {version or 'is not installed'}; 0.9 or newer is needed", _INSTALL_VLLM
-            )
+            found = f"vllm {version or 'is not installed'}; 0.9 or newer is needed"
+            return Finding("broken", found, _INSTALL_VLLM)
         return Finding("ok", f"vllm {version}")
     flash = installed_version("flash_attn")
     if flash:
         return Finding("ok", f"pt, flash_attn {flash}")
     if config.attention == "flash_attn":
-        return Finding(
-            "broken",
-            "VLAC_ATTENTION=flash_attn, and flash_attn is not installed",
-            "pip install flash-attn --no-build-isolation\nor:\nexport VLAC_ATTENTION=auto",
-        )
+        remedy = "pip install flash-attn --no-build-isolation\nor:\nexport VLAC_ATTENTION=auto"
+        return Finding("broken", "VLAC_ATTENTION=flash_attn, and flash_attn is not installed", remedy)
     return Finding("ok", "pt, no flash_attn: eager attention, which is slower and takes more memory")
 
 
 def check_evo_vlac(config: VlacConfig) -> Finding:
-    folder = _module_folder("evo_vlac")
-    if folder is None:
+    spec = importlib.util.find_spec("evo_vlac")
+    places = list(spec.submodule_search_locations or []) if spec else []
+    if not places:
         return Finding("broken", "evo_vlac (VLAC's own code) is not installed", _INSTALL_EVO_VLAC)
+    folder = Path(places[0])
     if not (folder / "utils" / "model_utils.py").is_file():
-        return Finding(
-            "broken",
-            f"{folder} lacks utils/model_utils.py, which its package leaves out",
-            "install its checkout editable:\npip install --no-deps -e VLAC",
-        )
+        remedy = "install its checkout editable:\npip install --no-deps -e VLAC"
+        return Finding("broken", f"{folder} lacks utils/model_utils.py, which its package leaves out", remedy)
     needed = [name for name in _COMPANIONS if not (name == "timm" and config.engine == "vllm")]
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
@@ -144,12 +142,11 @@ def installed_version(name: str) -> str | None:
         return None
 
 
-def _module_folder(name: str) -> Path | None:
-    """The folder of a package, found without importing it."""
-    spec = importlib.util.find_spec(name)
-    places = list(spec.submodule_search_locations or []) if spec else []
-    return Path(places[0]) if places else None
-
-
-def _fits(version: str, least: str, below: str) -> bool:
-    return release(version) >= release(least) and (not below or release(version) < release(below))
+#: The checks of what VLAC needs, by name.
+VLAC_PACKAGE_CHECKS: dict[str, Callable[[VlacConfig], Finding]] = {
+    "torch": check_torch,
+    "transformers": check_transformers,
+    "ms-swift": check_swift,
+    "engine": check_engine,
+    "evo_vlac": check_evo_vlac,
+}

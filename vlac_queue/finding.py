@@ -1,4 +1,4 @@
-"""What a check found, and how it is put into words."""
+"""What a check of the installation found."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Finding:
 
 
 def release(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version: "3.12.6.dev0" is (3, 12, 6)."""
+    """Return the leading numbers of a version: "3.12.6.dev0" is (3, 12, 6)."""
     numbers = []
     for part in version.split("+")[0].split("."):
         if not part.isdigit():

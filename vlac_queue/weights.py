@@ -1,4 +1,4 @@
-"""The folder of VLAC's weights: whether all is there and complete."""
+"""Checks of the folder of VLAC's weights: whether all is there and complete."""
 
 from __future__ import annotations
 
@@ -6,28 +6,24 @@ import json
 import os
 from pathlib import Path
 
-from vlac_queue.commands.doctor.finding import Finding
 from vlac_queue.config import VlacConfig
+from vlac_queue.finding import Finding
 from vlac_queue.texts import clean, many, size
 
 
 def check_weights(config: VlacConfig) -> Finding:
     path = config.model_path
+    download = "huggingface-cli download InternRobotics/VLAC --local-dir"
     if not path:
-        return Finding(
-            "broken",
-            "VLAC_MODEL_PATH is not set",
-            "huggingface-cli download InternRobotics/VLAC --local-dir VLAC-weights\n"
-            "export VLAC_MODEL_PATH=$PWD/VLAC-weights",
-        )
+        remedy = f"{download} VLAC-weights\nexport VLAC_MODEL_PATH=$PWD/VLAC-weights"
+        return Finding("broken", "VLAC_MODEL_PATH is not set", remedy)
     folder = Path(path).expanduser()
     if not folder.is_dir():
         if path.count("/") == 1 and not path.startswith((".", "~", os.sep)):
             return Finding("skipped", f"{path} is a name on a hub: ms-swift downloads it at the worker's start")
-        return Finding(
-            "broken", f"{path} is no folder", "name the folder with VLAC's weights:\nexport VLAC_MODEL_PATH=FOLDER"
-        )
-    again = f"huggingface-cli download InternRobotics/VLAC --local-dir {path}"
+        remedy = "name the folder with VLAC's weights:\nexport VLAC_MODEL_PATH=FOLDER"
+        return Finding("broken", f"{path} is no folder", remedy)
+    again = f"{download} {path}"
     try:
         missing, damaged = _missing_files(folder), [file.name for file in _weight_files(folder) if _is_cut(file)]
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -41,7 +37,7 @@ def check_weights(config: VlacConfig) -> Finding:
 
 
 def _missing_files(folder: Path) -> list[str]:
-    """Files that the folder of a checkpoint should have and has not."""
+    """Return the files that the folder of a checkpoint should have and has not."""
     if not (folder / "config.json").is_file():
         return ["config.json"]
     needed = set()
@@ -69,7 +65,7 @@ def weight_bytes(folder: Path) -> int:
 
 
 def _is_cut(path: Path) -> bool:
-    """Whether a file of weights is empty, a Git LFS pointer, or shorter than its own header says."""
+    """Return whether a file of weights is empty, a Git LFS pointer, or shorter than its own header says."""
     with path.open("rb") as file:
         begin = file.read(8)
         if len(begin) < 8 or begin == b"version ":
