@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dashboards.snapshot import RATE_S, WINDOW_S, Look, Percentiles, Rates, Snapshot, Worker
+from dashboards.snapshot import (
+    RATE_S,
+    WINDOW_S,
+    Look,
+    Percentiles,
+    Rates,
+    Reading,
+    Snapshot,
+    Worker,
+    WorkerReading,
+)
 from vlac_queue.control import WorkerInfo
 from vlac_queue.metrics import PHASES, Histogram
-
-if TYPE_CHECKING:
-    from dashboards.reading import Reading, WorkerReading
 
 #: Seconds without a beat from which on a worker counts as lost; it beats every second.
 LOST_AFTER_S = 3.0

@@ -7,7 +7,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
 import redis
@@ -18,7 +17,18 @@ from rq.registry import FailedJobRegistry
 from rq.suspension import WORKERS_SUSPENDED
 
 from dashboards.history import History
-from dashboards.snapshot import Episode, Episodes, Failed, Look, PlainWorker, QueueState, RedisState, Training
+from dashboards.snapshot import (
+    Episode,
+    Episodes,
+    Failed,
+    Look,
+    PlainWorker,
+    QueueState,
+    Reading,
+    RedisState,
+    Training,
+    WorkerReading,
+)
 from vlac_queue.config import VlacConfig, redact_url
 from vlac_queue.connection import connect
 from vlac_queue.control import WorkerInfo
@@ -45,36 +55,6 @@ _NO_RIGHT = b"(this Redis user may not read it)"
 _RQ_WORKER = RqWorker.redis_worker_namespace_prefix
 _AUDIT = "audit/"
 _PHASE_FIELDS = tuple((phase, f"latency_{phase}".encode()) for phase in PHASES)
-
-
-@dataclass(frozen=True)
-class WorkerReading:
-    """A worker as Redis holds it.
-
-    Attributes:
-        info: what it says of itself; None where its hash has expired.
-        latency: phase -> its encoded cumulative Histogram.
-        taken: jobs that it has taken and not finished.
-    """
-
-    name: str
-    info: WorkerInfo | None
-    latency: Mapping[str, bytes] = field(default_factory=dict)
-    taken: int = 0
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What Redis holds at one moment; `History` makes a Snapshot of it and those before."""
-
-    time: float
-    redis: RedisState
-    queue: QueueState
-    episodes: Episodes
-    workers: tuple[WorkerReading, ...]
-    plain: tuple[PlainWorker, ...]
-    training: Training
-    failed: tuple[Failed, ...] = ()
 
 
 class Reader:

@@ -9,6 +9,7 @@ from functools import cache
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from vlac_queue.control import WorkerInfo
 from vlac_queue.texts import clean
 
 #: Version of the JSON documents and of recordings.
@@ -243,6 +244,36 @@ class Training:
     @property
     def mean_value(self) -> float | None:
         return self.value_sum / self.values if self.values > 0 else None
+
+
+@dataclass(frozen=True)
+class WorkerReading:
+    """A worker as Redis holds it.
+
+    Attributes:
+        info: what it says of itself; None where its hash has expired.
+        latency: phase -> its encoded cumulative Histogram.
+        taken: jobs that it has taken and not finished.
+    """
+
+    name: str
+    info: WorkerInfo | None
+    latency: Mapping[str, bytes] = field(default_factory=dict)
+    taken: int = 0
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What Redis holds at one moment; `History` makes a Snapshot of it and those before."""
+
+    time: float
+    redis: RedisState
+    queue: QueueState
+    episodes: Episodes
+    workers: tuple[WorkerReading, ...]
+    plain: tuple[PlainWorker, ...]
+    training: Training
+    failed: tuple[Failed, ...] = ()
 
 
 @dataclass(frozen=True)

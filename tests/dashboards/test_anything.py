@@ -12,9 +12,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from dashboards.history import History
 from dashboards.pages import View, page
 from dashboards.prometheus import metrics
-from dashboards.reading import Reading, WorkerReading, _failed, _training
+from dashboards.reading import _failed, _training
 from dashboards.record import document
-from dashboards.snapshot import Episodes, Look, QueueState, RedisState, Snapshot, from_json
+from dashboards.snapshot import Episodes, Look, QueueState, Reading, RedisState, Snapshot, WorkerReading, from_json
 from dashboards.verdict import judge
 from vlac_queue.control import WorkerInfo
 from vlac_queue.metrics import PHASES

@@ -7,8 +7,16 @@ from typing import Any
 import pytest
 
 from dashboards.history import REMEMBER_LOST_S, History
-from dashboards.reading import Reading, WorkerReading
-from dashboards.snapshot import WINDOW_S, Episodes, QueueState, RedisState, Snapshot, Training
+from dashboards.snapshot import (
+    WINDOW_S,
+    Episodes,
+    QueueState,
+    Reading,
+    RedisState,
+    Snapshot,
+    Training,
+    WorkerReading,
+)
 from tests.dashboards.redis_state import histogram
 from vlac_queue.control import WorkerInfo
 
