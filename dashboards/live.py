@@ -22,7 +22,6 @@ from rich.text import Text
 
 from dashboards.history import Series
 from dashboards.pages import Page, View, listed, page
-from dashboards.prometheus import MetricsServer, metrics, write_metrics
 from dashboards.reading import EPISODES_RECORDED, EPISODES_SHOWN, Reader
 from dashboards.record import Recorder, Recording, document, head
 from dashboards.screen import Screen
@@ -353,16 +352,20 @@ def _takers(
     if record:
         recorder = stack.enter_context(closing(Recorder(record, url, queue, interval_s)))
         takers.append(lambda judged: recorder.add(*judged))
-    if export:
-        takers.append(lambda judged: write_metrics(export, metrics(*judged, queue)))
-    if port is not None:
-        try:
-            server = stack.enter_context(closing(MetricsServer(bind, port)))
-        except OSError as error:
-            raise click.ClickException(
-                f"can't serve metrics at {bind}:{port} ({error.strerror}); choose another --port or --bind."
-            ) from None
-        takers.append(lambda judged: setattr(server, "text", metrics(*judged, queue)))
+    if export or port is not None:
+        from dashboards.prometheus import Exporter  # for those who use it: 40 ms
+
+        exporter = Exporter(queue)
+        takers.append(lambda judged: exporter.take(*judged))
+        if export:
+            takers.append(lambda _: exporter.write(export))
+        if port is not None:
+            try:
+                stack.enter_context(exporter.serve(bind, port))
+            except OSError as error:
+                raise click.ClickException(
+                    f"can't serve metrics at {bind}:{port} ({error.strerror}); choose another --port or --bind."
+                ) from None
     return takers
 
 

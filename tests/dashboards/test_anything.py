@@ -11,11 +11,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from dashboards.history import History
 from dashboards.pages import View, page
-from dashboards.prometheus import metrics
 from dashboards.reading import _failed, _training
 from dashboards.record import document
 from dashboards.snapshot import Episodes, Look, QueueState, Reading, RedisState, Snapshot, WorkerReading, from_json
 from dashboards.verdict import judge
+from tests.dashboards.test_prometheus import metrics
 from vlac_queue.control import WorkerInfo
 from vlac_queue.metrics import PHASES
 
@@ -68,4 +68,4 @@ def test_whatever_stands_on_redis_there_is_a_picture(
         assert all(line.plain.isprintable() for line in lines)
     said = json.dumps(document(look, verdicts), allow_nan=False)
     assert isinstance(from_json(Snapshot, json.loads(said)["snapshot"]), Snapshot)
-    assert list(text_string_to_metric_families(metrics(look, verdicts, "vlac")))
+    assert list(text_string_to_metric_families(metrics(look)))

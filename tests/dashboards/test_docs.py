@@ -7,10 +7,10 @@ import re
 
 from dashboards import pages, verdict
 from dashboards.live import main
-from dashboards.prometheus import metrics
 from dashboards.snapshot import SCHEMA, to_json
 from tests.conftest import ROOT
 from tests.dashboards.states import LOOKS, TROUBLED
+from tests.dashboards.test_prometheus import metrics
 
 _TEXT = (ROOT / "docs" / "dashboard.md").read_text(encoding="utf-8")
 _WORDS = set(re.findall(r"[\w-]+", _TEXT))
@@ -35,7 +35,7 @@ def test_every_field_of_the_document_is_listed() -> None:
 
 
 def test_every_metric_is_listed() -> None:
-    text = metrics(LOOKS["troubled"], verdict.judge(LOOKS["troubled"]), "vlac")
+    text = metrics(LOOKS["troubled"])
     told = set(re.findall(r"# TYPE (\w+)", text))
     assert len(told) > 25
     assert told - _WORDS == set()

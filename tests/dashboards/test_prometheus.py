@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import stat
-import urllib.error
 import urllib.request
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from dashboards.prometheus import MetricsServer, metrics, write_metrics
+from dashboards.prometheus import Exporter
 from dashboards.snapshot import Look
 from dashboards.verdict import judge
 from tests.dashboards.states import AT, CRITIC_BOUND, LOOKS, TROUBLED, worker
 
 
+def exporter_of(look: Look) -> Exporter:
+    exporter = Exporter("vlac")
+    exporter.take(look, judge(look))
+    return exporter
+
+
+def metrics(look: Look) -> str:
+    return generate_latest(exporter_of(look).registry).decode()
+
+
 def samples(look: Look) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     """(name, labels) -> value, as Prometheus reads the text."""
-    text = metrics(look, judge(look), "vlac")
+    text = metrics(look)
     read = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
     made = {(sample.name, tuple(sorted(sample.labels.items()))): sample.value for sample in read}
     assert len(made) == len(read) == sum(not line.startswith("#") for line in text.splitlines())
@@ -58,10 +67,12 @@ def test_names_from_redis_are_escaped() -> None:
 
 def test_the_file_is_replaced_whole(tmp_path: Path) -> None:
     path = tmp_path / "metrics.prom"
-    write_metrics(str(path), "one\n")
+    exporter = exporter_of(LOOKS["redis-away"])
+    exporter.write(str(path))
     first = path.stat().st_ino
-    write_metrics(str(path), "two\n")
-    assert path.read_text() == "two\n"
+    exporter.take(Look(AT, TROUBLED), judge(Look(AT, TROUBLED)))
+    exporter.write(str(path))
+    assert "vlac_jobs_waiting" in path.read_text()
     assert path.stat().st_ino != first
     assert list(tmp_path.iterdir()) == [path]
     assert stat.S_IMODE(path.stat().st_mode) & 0o400
@@ -69,17 +80,18 @@ def test_the_file_is_replaced_whole(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_not_there_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        write_metrics(str(tmp_path / "no" / "metrics.prom"), "one\n")
+        exporter_of(Look(AT, TROUBLED)).write(str(tmp_path / "no" / "metrics.prom"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_port_serves_the_last_text() -> None:
-    with closing(MetricsServer("127.0.0.1", 0)) as server:
-        server.text = "vlac_up 1.0\n"
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=20) as reply:
-            assert reply.read() == b"vlac_up 1.0\n"
-            assert reply.headers["Content-Type"].startswith("text/plain; version=0.0.4")
-        with pytest.raises(urllib.error.HTTPError, match="404"):
-            urllib.request.urlopen(f"http://127.0.0.1:{server.port}/else", timeout=20)
-        with pytest.raises(OSError):
-            MetricsServer("127.0.0.1", server.port)
+def test_the_port_serves_the_last_look() -> None:
+    exporter = Exporter("vlac")
+    with exporter.serve("127.0.0.1", 0) as port:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as reply:
+            assert reply.read() == b""
+        exporter.take(Look(AT, TROUBLED), judge(Look(AT, TROUBLED)))
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as reply:
+            assert b'vlac_up{queue="vlac"} 1.0' in reply.read()
+            assert reply.headers["Content-Type"].startswith("text/plain")
+        with pytest.raises(OSError), exporter.serve("127.0.0.1", port):
+            pass
