@@ -22,7 +22,7 @@ _URL = ENV_PREFIX + "REDIS_URL"
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting as this command shows it.
+    """A setting as this command shows it.
 
     Attributes:
         name: the field of `VlacConfig`, and the key of the hydra node `vlac`; None for a user or password, which
@@ -80,17 +80,12 @@ def _show(found: list[Setting]) -> None:
     table.add_column("variable\n  default", overflow="fold", min_width=26, max_width=40)
     table.add_column("meaning", overflow="fold", ratio=1)
     for setting in found:
-        lines = [setting.variable]
-        if setting.default is not None:
-            lines.append(f"  {_text(setting.default)}")
-        if setting.set_to is not None:
-            lines.append(f"  set: {setting.set_to}")
-        table.add_row(Text("\n".join(lines), "bold" if setting.set_to is not None else ""), Text(setting.meaning))
+        default = setting.default
+        if isinstance(default, bool):
+            default = str(default).lower()
+        elif isinstance(default, float):
+            default = f"{default:g}"
+        lines = [setting.variable, *([] if default is None else [f"  {default if default != '' else '(empty)'}"])]
+        lines += [] if setting.set_to is None else [f"  set: {setting.set_to}"]
+        table.add_row(Text("\n".join(lines), "" if setting.set_to is None else "bold"), Text(setting.meaning))
     Console(highlight=False).print(table)
-
-
-def _text(default: str | int | float | bool) -> str:
-    """Return the default as one would export it."""
-    if isinstance(default, bool):
-        return str(default).lower()
-    return f"{default:g}" if isinstance(default, float) else str(default) or "(empty)"

@@ -1,4 +1,4 @@
-"""`vlac-queue acl`: a `users.acl` for redis-server."""
+"""`vlac-queue acl`: print a `users.acl` for redis-server."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def acl(queue: str, redis_version: str | None, passwords: Path | None, show_pass
         version = _rules_of(redis_version) if redis_version else _of_this_host()
         chosen = users(keys)
         names = [user.name for user in chosen] + ([ADMIN] if admin else [])
-        known = {name: _from_folder(passwords, name) if passwords else _made() for name in names}
+        known = {name: _from_folder(passwords, name) if passwords else secrets.token_urlsafe(32) for name in names}
     lines = [DEFAULT_OFF, *(acl_line(user, known[user.name], VERSIONS[version]) for user in chosen)]
     if admin:
         lines.append(admin_line(known[ADMIN]))
@@ -72,50 +72,39 @@ def acl(queue: str, redis_version: str | None, passwords: Path | None, show_pass
 
 
 def _rules_of(version: str) -> str:
-    """Return the key of VERSIONS for a server's version, such as "7.4" or "8"."""
+    """Return the key of VERSIONS for a server's version, such as "7.4" or "8": the newest that is not above it."""
     if not re.fullmatch(r"\d+(\.\d+)*", version):
-        raise ConfigError(f"--redis-version {version!r} is no version; give its number, such as 7.4 or 8.")
-    name = _nearest(tuple(map(int, f"{version}.0".split("."))))
+        raise ConfigError(f"{version!r} is no version of Redis; give its number, such as 7.4 or 8.")
+    numbers = tuple(map(int, f"{version}.0".split(".")))
+    name = next((name for name, least in reversed(VERSIONS.items()) if least <= numbers), None)
     if name is None:
-        raise ConfigError(f"--redis-version {version}: Redis 6.2 or newer is needed.")
+        raise ConfigError(f"Redis 6.2 or newer is needed, not {version}; update redis-server.")
     return name
 
 
-def _nearest(version: tuple[int, ...]) -> str | None:
-    """Return the key of the newest of VERSIONS that is not above `version`."""
-    return next((name for name, least in reversed(VERSIONS.items()) if least <= version), None)
-
-
 def _of_this_host() -> str:
-    """The key of VERSIONS for the redis-server that would be started here; says which it is."""
+    """Return the key of VERSIONS for the redis-server that would be started here, and say which it is."""
     try:
         executable = find_redis_server()
-        found = server_version(executable)
+        version = ".".join(map(str, server_version(executable)))
     except RedisUnavailable as error:
         raise ConfigError(f"which Redis reads the file? Say --redis-version, such as 7.2 ({error}).") from None
-    told = ".".join(map(str, found))
-    known = _nearest(found)
-    if known is None:
-        raise ConfigError(f"Redis 6.2 or newer is needed, and {executable} is {told}; update it.")
+    known = _rules_of(version)
     click.echo(
-        f"for Redis {known}, since {executable} is {told}; for another server give --redis-version", err=True
+        f"for Redis {known}, since {executable} is {version}; for another server give --redis-version", err=True
     )
     return known
 
 
-def _made() -> str:
-    return secrets.token_urlsafe(32)
-
-
 def _from_folder(folder: Path, name: str) -> str:
-    """The password in the file FOLDER/NAME, which is made if it is not there."""
+    """Return the password in the file FOLDER/NAME, which is made if it is not there."""
     path = folder / name
     if path.exists():
         password = read_password(path)
         if len(password) < _LEAST_CHARS:
             raise ConfigError(f"the password in {path} is shorter than {_LEAST_CHARS} characters; delete it.")
         return password
-    password = _made()
+    password = secrets.token_urlsafe(32)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import atexit
+import json
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import redis
 from rich.console import Console
+from rich.progress import Progress
 
 from vlac_queue.client import CriticClient
 from vlac_queue.commands.demo import play, report
@@ -64,19 +68,20 @@ def demo(out: Path, json_file: Path | None, png: bool, live: str | None, count: 
         console = Console()
         for table in report.tables(reports, console.width):
             console.print(table)
-        console.print(report.legend(), style="dim")
+        console.print(report.LEGEND, style="dim")
         console.print(report.summary(reports, asked, time.monotonic() - started))
         if png:
             with doing("drawing the picture"):
                 report.write_picture(reports, out / "episodes.png")
             console.print(f"Picture: {out / 'episodes.png'}")
         if json_file:
-            report.write_json(reports, json_file, asked, time.monotonic() - started)
+            figures = report.figures(reports, asked, time.monotonic() - started)
+            json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
             console.print(f"Figures: {json_file}")
 
 
 def _run(live: str | None, count: int, logs: Path) -> tuple[list[Report], int]:
-    """Starts everything, plays, and ends everything; the reports, and the answers during evaluation."""
+    """Start everything, play, and end everything; return the reports, and the answers during evaluation."""
     stack = ExitStack()
     # Ctrl-C may come even between two of the things that the stack ends.
     atexit.register(stack.close)
@@ -89,31 +94,35 @@ def _run(live: str | None, count: int, logs: Path) -> tuple[list[Report], int]:
             client = stack.enter_context(CriticClient(config))
             runs = play.live_runs(live) if live else play.recorded_runs(load_rollouts())
             wait_until_ready(processes, client, logs)
-        played = _play(client, server, runs, live is not None)
+        evaluated = runs[-2:] if live else [runs[index] for index in (0, 3, 6, 11)]
+        with progress_bar("chunks") as bar:
+            if bar.disable:
+                click.echo(
+                    f"playing {len(runs)} episodes as training, {len(evaluated)} as evaluation ...", err=True
+                )
+            reports = _play(bar, "training", runs, 8, partial(play.train, client))
+            before = _answers_written(server)
+            reports += _play(bar, "evaluation", evaluated, 4, play.evaluate)
+            answers = _answers_written(server) - before
         with doing("ending Redis and workers"):
             stack.close()
-    return played
+    return reports, answers
 
 
-def _play(client: CriticClient, server: RedisServer, runs: list[play.Run], live: bool) -> tuple[list[Report], int]:
-    """Training 8 at a time, then evaluation 4 at a time; and the answers that Redis saw during the latter."""
-    evaluated = runs[-2:] if live else [runs[index] for index in (0, 3, 6, 11)]
-    with progress_bar("chunks") as progress:
-        if progress.disable:
-            click.echo(f"playing {len(runs)} episodes as training, {len(evaluated)} as evaluation ...", err=True)
-        training = progress.add_task("training", total=sum(run.max_step for run in runs))
-        reports: list[Report] = []
-        for start in range(0, len(runs), 8):
-            reports += play.train(client, runs[start : start + 8], lambda count: progress.advance(training, count))
-        progress.update(training, completed=progress.tasks[training].total)
-        evaluation = progress.add_task("evaluation", total=sum(run.max_step for run in evaluated))
-        before = _answers_written(server)
-        for start in range(0, len(evaluated), 4):
-            reports += play.evaluate(
-                evaluated[start : start + 4], lambda count: progress.advance(evaluation, count)
-            )
-        progress.update(evaluation, completed=progress.tasks[evaluation].total)
-        return reports, _answers_written(server) - before
+def _play(
+    bar: Progress,
+    what: str,
+    runs: list[play.Run],
+    together: int,
+    play_some: Callable[[list[play.Run], play.Progress], list[Report]],
+) -> list[Report]:
+    """Play the runs, so many together, while the bar goes on."""
+    task = bar.add_task(what, total=sum(run.max_step for run in runs))
+    reports: list[Report] = []
+    for start in range(0, len(runs), together):
+        reports += play_some(runs[start : start + together], lambda count: bar.advance(task, count))
+    bar.update(task, completed=bar.tasks[task].total)
+    return reports
 
 
 def _answers_written(server: RedisServer) -> int:

@@ -61,19 +61,15 @@ def record(take: Take) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     Raises ClickException if the take turns out other than its kind promises.
     """
     policy: Policy = "expert" if take.kind == "reference" else take.kind
+    chunks = HORIZON // CHUNK_STEPS if policy == "expert" else FAILURE_CHUNKS
     with MetaWorldEpisode(take.env, seed=take.seed, policy=policy, stall_after=take.stall_after) as episode:
-        frames = [episode.reset()]
-        flags = [False]  # no task starts at its goal
-        counting_down = policy != "expert"  # an expert's end is known only once it has succeeded
-        chunks_left = FAILURE_CHUNKS if counting_down else HORIZON // CHUNK_STEPS
-        while chunks_left:
+        frames, flags = [episode.reset()], [False]  # no task starts at its goal
+        while len(flags) <= chunks:
             frame, success = episode.step_chunk()
+            if policy == "expert" and success and not any(flags):
+                chunks = len(flags) + take.chunks_after_success
             frames.append(frame)
             flags.append(success)
-            chunks_left -= 1
-            if success and not counting_down:
-                counting_down = True
-                chunks_left = take.chunks_after_success
     promised = 0 if take.kind in ("random", "stalled") else 1 + take.chunks_after_success
     # Success must come last and stay: a flag that comes and goes makes a poor yardstick for a critic.
     if sum(flags) != promised or not all(flags[len(flags) - promised :]):

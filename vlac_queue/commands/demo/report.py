@@ -1,10 +1,8 @@
-"""What the demo shows: two tables, a JSON file and a picture."""
+"""Show how the demo went: two tables, figures and a picture."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,7 @@ _DPI = 150
 
 
 def tables(reports: Sequence[Report], width: int) -> list[Table]:
-    """Training and evaluation, one row for each episode, for a terminal of `width` columns, 80 or more."""
+    """Return training and evaluation, one row for each episode, for a terminal of `width` columns, 80 or more."""
     rows = [_row(report) for report in reports]
     # In a narrow terminal the task's text is cut, never a figure.
     others = sum(max(len(row[place]) for row in [_HEADER, *rows]) + 1 for place in range(1, len(_HEADER)))
@@ -61,28 +59,41 @@ def _row(report: Report) -> list[str]:
     ]
 
 
-def legend() -> str:
-    """What the columns are."""
-    return (
-        "ended: chunk at which the episode ended; env.: chunk at which the environment itself says done; asked: "
-        "critic queries; ms: mean time from asking to the answer."
-    )
+#: What the columns are.
+LEGEND = (
+    "ended: chunk at which the episode ended; env.: chunk at which the environment itself says done; asked: "
+    "critic queries; ms: mean time from asking to the answer."
+)
 
 
-def summary(reports: Sequence[Report], answers: int, seconds: float) -> str:
-    """The run in a paragraph.
+def figures(reports: Sequence[Report], answers: int, seconds: float) -> dict[str, Any]:
+    """Return the figures of a demo, for JSON.
 
     Args:
         answers: those that Redis counted during evaluation.
         seconds: what it all took.
     """
-    trained = [each for each in reports if each.mode == "train"]
-    right = sum(_agrees(each) for each in trained)
-    sent, raw = sum(each.sent_bytes for each in trained), sum(each.raw_bytes for each in trained)
+    trained = [report for report in reports if report.mode == "train"]
+    episodes = [{name: value for name, value in vars(report).items() if name != "frames"} for report in reports]
+    return {
+        "seconds": seconds,
+        "answers_during_evaluation": answers,
+        "agreed_within_one_chunk": sum(map(_agrees, trained)),
+        "sent_bytes": sum(report.sent_bytes for report in trained),
+        "raw_bytes": sum(report.raw_bytes for report in trained),
+        "episodes": episodes,
+    }
+
+
+def summary(reports: Sequence[Report], answers: int, seconds: float) -> str:
+    """Return the demo in a paragraph; the arguments are those of `figures`."""
+    found = figures(reports, answers, seconds)
+    trained = sum(report.mode == "train" for report in reports)
     return (
-        f"In {right} of {len(trained)} training episodes the critic agreed with the environment: done within one "
-        f"chunk of its done, or never where it was never done. Frames crossed the wire in 1/{raw / sent:.1f} of "
-        f"their size. Critic answers during evaluation, as Redis counts them: {answers}. {seconds:.1f} s."
+        f"In {found['agreed_within_one_chunk']} of {trained} training episodes the critic agreed with the "
+        "environment: done within one chunk of its done, or never where it was never done. Frames crossed the "
+        f"wire in 1/{found['raw_bytes'] / found['sent_bytes']:.1f} of their size. Critic answers during "
+        f"evaluation, as Redis counts them: {answers}. {seconds:.1f} s."
     )
 
 
@@ -92,28 +103,9 @@ def _agrees(report: Report) -> bool:
     return abs(report.finish_step - report.environment_done) <= 1
 
 
-def write_json(reports: Sequence[Report], path: Path, answers: int, seconds: float) -> None:
-    """The table's figures as JSON; `answers` and `seconds` as in `summary`."""
-    trained = [each for each in reports if each.mode == "train"]
-    rows = []
-    for report in reports:
-        row = asdict(report)
-        del row["frames"]
-        rows.append(row)
-    figures = {
-        "seconds": seconds,
-        "answers_during_evaluation": answers,
-        "agreed_within_one_chunk": sum(_agrees(each) for each in trained),
-        "sent_bytes": sum(each.sent_bytes for each in trained),
-        "raw_bytes": sum(each.raw_bytes for each in trained),
-        "episodes": rows,
-    }
-    path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-
-
 def write_picture(reports: Sequence[Report], path: Path) -> None:
-    """Frames and value curve of a few episodes, their ends marked, as PNG: of each task one that was found done
-    and one that was not, and of evaluation likewise.
+    """Draw frames and value curve of a few episodes, their ends marked, as PNG: of each task one that was found
+    done and one that was not, and of evaluation likewise.
 
     Raises:
         ImportError: matplotlib is missing; the message says how to get it.
@@ -133,7 +125,7 @@ def write_picture(reports: Sequence[Report], path: Path) -> None:
 
 
 def _chosen(reports: Sequence[Report]) -> list[Report]:
-    """The last of each kind: mode, what ended it, and in training the task."""
+    """Return the last of each kind: mode, what ended it, and in training the task."""
     last: dict[tuple[str, str, str], int] = {}
     for place, each in enumerate(reports):
         last[each.mode, each.task if each.mode == "train" else "", each.ended_by] = place

@@ -1,4 +1,4 @@
-"""All checks: which there are, when each is made, and the settings that they go by."""
+"""Make all checks: which there are, when each is made, and the settings that they go by."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def examine(
     host: Host = "auto",
     environ: Mapping[str, str] = os.environ,
 ) -> list[Finding]:
-    """Makes all checks.
+    """Make all checks.
 
     Args:
         redis_url, queue, critic: instead of those of the environment. Where neither gives a critic, it is the one
@@ -101,8 +101,9 @@ def examine(
 
 
 def _examine_redis(config: VlacConfig, host: Host, *, critic_given: bool) -> tuple[list[Finding], VlacConfig]:
-    """The findings, and the settings: with the critic that workers run where none is given."""
+    """Return the findings, and the settings: with the critic that workers run where none is given."""
     queue_checks = _queue_checks(host)
+    names = [*SERVER_CHECKS, *queue_checks]
     try:
         connection = connect(
             config.redis_url,
@@ -113,12 +114,12 @@ def _examine_redis(config: VlacConfig, host: Host, *, critic_given: bool) -> tup
     except ConfigError as error:
         remedy = "correct it: export VLAC_REDIS_URL=redis://HOST:6379/0"
         unusable = Finding("broken", clean(error, 1000), remedy, check="Redis")
-        return [unusable, *_not_made([*SERVER_CHECKS, *queue_checks], "the URL can't be used")], config
+        return [unusable, *_not_made(names, "the URL can't be used")], config
     with connection:
         reached = check_reachable(connection, config, {"rollout": ROLLOUT, "gpu": WORKER}.get(host, ""))
         findings = [replace(reached, check="Redis")]
         if reached.state == "broken":
-            return findings + _not_made([*SERVER_CHECKS, *queue_checks], "Redis can't be used"), config
+            return findings + _not_made(names, "Redis can't be used"), config
         try:
             findings += _made(SERVER_CHECKS, read_server(connection), config)
             queue = read_queue(connection, Keys(config.queue))
@@ -128,23 +129,22 @@ def _examine_redis(config: VlacConfig, host: Host, *, critic_given: bool) -> tup
             findings += _made(queue_checks, queue, config)
         except redis.exceptions.RedisError as error:
             made = {finding.check for finding in findings}
-            left = [name for name in [*SERVER_CHECKS, *queue_checks] if name not in made]
-            not_read = _not_read(error, config, user_of(connection))
-            findings += [not_read, *_not_made(left, "Redis could not be read")]
+            left = [name for name in names if name not in made]
+            findings.append(_not_read(error, config, user_of(connection)))
+            findings += _not_made(left, "Redis could not be read")
     return findings, config
 
 
 def _not_read(error: redis.exceptions.RedisError, config: VlacConfig, user: str) -> Finding:
-    """What the doctor reads in Redis, rollouts and workers read as well."""
     if isinstance(error, redis.exceptions.NoPermissionError):
-        found = f"Redis' user {user} may not see who works, as each part of this project must: {clean(error)}"
+        # What the doctor reads in Redis, rollouts and workers read as well.
+        found = f"Redis' user {user} may not see who works, as each part of this project must"
         remedy = f"use a user that `vlac-queue acl --queue {config.queue}` makes, here vlac-dashboard"
-        return Finding("broken", found, remedy, check="reading")
-    if isinstance(error, redis.exceptions.ResponseError):
-        remedy = "look at what writes to these keys besides vlac-queue"
-        return Finding("broken", f"Redis refused: {clean(error)}", remedy, check="reading")
-    remedy = "look at redis-server's log, and at the network between"
-    return Finding("broken", f"Redis went away meanwhile: {clean(error)}", remedy, check="reading")
+    elif isinstance(error, redis.exceptions.ResponseError):
+        found, remedy = "Redis refused", "look at what writes to these keys besides vlac-queue"
+    else:
+        found, remedy = "Redis went away meanwhile", "look at redis-server's log, and at the network between"
+    return Finding("broken", f"{found}: {clean(error)}", remedy, check="reading")
 
 
 def _made(checks: Mapping[str, Callable[..., Finding]], *subjects: Any) -> list[Finding]:
@@ -158,7 +158,7 @@ def _not_made(names: Sequence[str], reason: str) -> list[Finding]:
 def read_settings(
     redis_url: str | None, queue: str | None, critic: str | None, environ: Mapping[str, str]
 ) -> tuple[VlacConfig | None, Finding]:
-    """The settings of the environment, or None where they are wrong; and what is to be said of them."""
+    """Return the settings of the environment, or None where they are wrong; and what is to be said of them."""
     ours, rqs = environ.get("VLAC_REDIS_URL"), environ.get("RQ_REDIS_URL")
     try:
         config = VlacConfig.from_env(
@@ -169,11 +169,8 @@ def read_settings(
     chosen = "" if critic or environ.get("VLAC_CRITIC") else " unless workers run another"
     found = f"queue {config.queue} at {redact_url(config.redis_url)}, critic {config.critic}{chosen}"
     if redis_url is None and ours and rqs and ours != rqs:
-        return config, Finding(
-            "warning",
-            f"{found}; but `rq worker` goes to {redact_url(rqs)}, since RQ_REDIS_URL and VLAC_REDIS_URL differ",
-            "unset RQ_REDIS_URL, or export the same URL in both",
-        )
+        found = f"{found}; but `rq worker` goes to {redact_url(rqs)}, since RQ_REDIS_URL and VLAC_REDIS_URL differ"
+        return config, Finding("warning", found, "unset RQ_REDIS_URL, or export the same URL in both")
     return config, Finding("ok", found)
 
 
@@ -181,7 +178,6 @@ def check_reference(config: VlacConfig) -> Finding:
     try:
         frames = load_frames(Path(config.reference or ""))
     except FrameError as error:
-        return Finding(
-            "broken", clean(error), "name a file with the frames of a successful run:\nexport VLAC_REFERENCE=FILE"
-        )
+        remedy = "name a file with the frames of a successful run:\nexport VLAC_REFERENCE=FILE"
+        return Finding("broken", clean(error), remedy)
     return Finding("ok", f"{many(len(frames), 'frame')} of {frames.shape[2]}x{frames.shape[1]}")

@@ -1,27 +1,22 @@
-"""This host's GPU, as torch sees it in a process of its own."""
+"""Check this host's GPU, as torch sees it."""
 
 from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
+from vlac_queue.commands.doctor.probe import probe
 from vlac_queue.config import VlacConfig
 from vlac_queue.finding import Finding
 from vlac_queue.packages import install_command, installed_version
 from vlac_queue.texts import clean, many, size
 from vlac_queue.weights import weight_bytes
 
-#: Seconds that torch may take to be imported and to look at a GPU; from a cold disk it is slow.
-_PROBE_S = 90.0
 #: Bytes that VLAC's weights take, where their files can't be looked at.
 _VLAC_BYTES = 5 << 30
 
-# Asks torch about one GPU. In a process of its own: an import that crashes takes nothing along, and the
-# memory that CUDA takes for itself is given back at once.
+# Asks torch about one GPU.
 _PROBE = """
 import json, sys, torch
 index = int(sys.argv[1])
@@ -42,8 +37,8 @@ def check_gpu(config: VlacConfig) -> Finding:
         return Finding("skipped", "torch, which would tell, is not installed")
     index = int(device.partition(":")[2] or 0)
     try:
-        gpu = _probe_gpu(index)
-    except (OSError, RuntimeError, ValueError, LookupError, subprocess.TimeoutExpired) as error:
+        gpu = json.loads(probe(_PROBE, str(index)).strip().splitlines()[-1])
+    except (OSError, RuntimeError, ValueError, LookupError) as error:
         return Finding("broken", f"torch can't look at the GPU: {clean(error)}", install_command(config))
     if "total" not in gpu:
         return _no_gpu(gpu["build"], int(gpu["count"]), device)
@@ -54,16 +49,16 @@ def _no_gpu(build: str | None, count: int, device: str) -> Finding:
     if count:
         seen = f"torch sees {many(count, 'GPU')}, and VLAC_DEVICE={device}"
         return Finding("broken", seen, "look at CUDA_VISIBLE_DEVICES, or:\nexport VLAC_DEVICE=auto")
-    return Finding(
-        "broken",
-        f"torch (a build {f'for CUDA {build}' if build else 'without CUDA'}) sees no GPU",
+    remedy = (
         "look at nvidia-smi and CUDA_VISIBLE_DEVICES; pip install torch in a build for your CUDA;\n"
-        "or, slow:\nexport VLAC_DEVICE=cpu",
+        "or, slow:\nexport VLAC_DEVICE=cpu"
     )
+    built = f"for CUDA {build}" if build else "without CUDA"
+    return Finding("broken", f"torch (a build {built}) sees no GPU", remedy)
 
 
 def judge_gpu(config: VlacConfig, name: str, free: int, total: int) -> Finding:
-    """Whether a GPU's memory (bytes) does for the weights and `gpu_memory_fraction`."""
+    """Judge whether a GPU's memory (bytes) does for the weights and `gpu_memory_fraction`."""
     folder = Path(config.model_path).expanduser()
     weights = weight_bytes(folder) if config.model_path and folder.is_dir() else _VLAC_BYTES
     allowed = int(total * config.gpu_memory_fraction)
@@ -73,30 +68,9 @@ def judge_gpu(config: VlacConfig, name: str, free: int, total: int) -> Finding:
         fraction = math.ceil(weights * 4 / 3 / total * 20) / 20
         if fraction > 1:
             return Finding("broken", f"{found}; its weights take {size(weights)}", "use a GPU with more memory")
-        return Finding(
-            "broken",
-            f"{found}, its weights take {size(weights)}",
-            f"export VLAC_GPU_MEMORY_FRACTION={fraction:g}",
-        )
+        remedy = f"export VLAC_GPU_MEMORY_FRACTION={fraction:g}"
+        return Finding("broken", f"{found}, its weights take {size(weights)}", remedy)
     if free < allowed:
-        return Finding(
-            "warning",
-            f"{found}; others hold the rest (a running critic worker counts)",
-            "look at nvidia-smi; end what is not needed, or use another GPU:\nexport CUDA_VISIBLE_DEVICES=N",
-        )
+        remedy = "look at nvidia-smi; end what is not needed, or use another GPU:\nexport CUDA_VISIBLE_DEVICES=N"
+        return Finding("warning", f"{found}; others hold the rest (a running critic worker counts)", remedy)
     return Finding("ok", found)
-
-
-def _probe_gpu(index: int) -> dict[str, Any]:
-    """What torch sees.
-
-    Raises:
-        RuntimeError: torch can't be imported, or fails; the last line that it printed.
-        subprocess.TimeoutExpired: it takes too long.
-    """
-    command = [sys.executable, "-c", _PROBE, str(index)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_S, check=False)
-    if done.returncode:
-        raise RuntimeError((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found

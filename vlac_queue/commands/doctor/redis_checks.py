@@ -1,4 +1,4 @@
-"""Redis: whether it can be reached, what it says of itself, and whether that suits."""
+"""Checks of Redis: whether it can be reached, what it says of itself, and whether that suits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from vlac_queue.texts import as_int, clean, size
 _PINGS = 5
 #: Seconds of a round trip from which on it is worth a warning: each step of a rollout takes a few.
 _SLOW_S = 0.01
-#: What CONFIG GET is asked for: one at a time, as Redis 6 wants it, and never the password.
+#: What makes a connection that of a user.
+_CREDENTIALS = ("username", "password")
+#: What CONFIG GET is asked for; never the password.
 _SETTINGS = ("maxmemory", "maxmemory-policy", "save", "appendonly", "bind", "protected-mode")
 
 
@@ -50,13 +52,13 @@ class Server:
     seen_from: str = ""
 
     def setting(self, name: str) -> str | None:
-        """A setting by its name in CONFIG GET, else in INFO; None where neither tells."""
+        """Return a setting by its name in CONFIG GET, else in INFO; None where neither tells."""
         told = (self.settings or {}).get(name, self.info.get(name.replace("-", "_")))
         return None if told is None else str(told)
 
 
 def check_reachable(connection: redis.Redis, config: VlacConfig, user: str = "") -> Finding:
-    """Whether Redis answers; `user` is the one of `vlac-queue acl` for this host, or ""."""
+    """Check whether Redis answers; `user` is the one of `vlac-queue acl` for this host, or ""."""
     where = redact_url(config.redis_url)
     try:
         connection.ping()
@@ -67,36 +69,33 @@ def check_reachable(connection: redis.Redis, config: VlacConfig, user: str = "")
 
 
 def read_server(connection: redis.Redis) -> Server:
-    """What the server says of itself; what it refuses to say is noted.
+    """Return what the server says of itself; what it refuses to say is noted.
 
     Raises:
         redis.RedisError: it can't be reached any more.
     """
-    info: Any = {}
-    client: Any = {}
-    settings: Any = {}
-    info_refused = settings_refused = ""
-    try:
-        info = connection.info()
-    except redis.exceptions.ResponseError as error:
-        info_refused = clean(error)
+    info, info_refused = _told(connection.info)
     # Redis before 6.2 does not know it, and managed ones may refuse it: check_password does without.
-    with contextlib.suppress(redis.exceptions.ResponseError):
-        client = connection.client_info()
-    try:
-        for name in _SETTINGS:
-            settings |= connection.config_get(name)
-    except redis.exceptions.ResponseError as error:
-        settings_refused = clean(error)
+    client, _ = _told(connection.client_info)
+    # One at a time, as Redis 6 wants it.
+    told = [_told(connection.config_get, name) for name in _SETTINGS]
     return Server(
         info=info,
         info_refused=info_refused,
-        settings=settings,
-        settings_refused=settings_refused,
+        settings={name: value for settings, _ in told for name, value in settings.items()},
+        settings_refused=told[-1][1],
         round_trip_s=statistics.median(_ping_s(connection) for _ in range(_PINGS)),
         open=_answers_anybody(connection),
         seen_from=str(client.get("addr", "")),
     )
+
+
+def _told(ask: Callable[..., Any], *arguments: str) -> tuple[dict[str, Any], str]:
+    """Return what the server says, and "", or nothing, and why it refuses."""
+    try:
+        return ask(*arguments), ""
+    except redis.exceptions.ResponseError as error:
+        return {}, clean(error)
 
 
 def _ping_s(connection: redis.Redis) -> float:
@@ -105,25 +104,16 @@ def _ping_s(connection: redis.Redis) -> float:
     return time.perf_counter() - started
 
 
-def _has_password(connection: redis.Redis) -> bool:
-    return bool(connection.connection_pool.connection_kwargs.get("password"))
-
-
 def _answers_anybody(connection: redis.Redis) -> bool:
-    """Whether the server answers without the URL's user and password."""
-    if not _has_password(connection):
-        return True
+    """Return whether the server answers without the URL's user and password."""
     pool = connection.connection_pool
-    kwargs = {
-        name: value for name, value in pool.connection_kwargs.items() if name not in ("username", "password")
-    }
-    anonymous = redis.Redis(connection_pool=redis.ConnectionPool(connection_class=pool.connection_class, **kwargs))
-    try:
-        return bool(anonymous.ping())
-    except redis.exceptions.RedisError:
-        return False
-    finally:
-        anonymous.connection_pool.disconnect()
+    if not pool.connection_kwargs.get("password"):
+        return True
+    kwargs = {name: value for name, value in pool.connection_kwargs.items() if name not in _CREDENTIALS}
+    stranger = redis.ConnectionPool(connection_class=pool.connection_class, **kwargs)
+    with contextlib.closing(stranger), contextlib.suppress(redis.exceptions.RedisError):
+        return bool(redis.Redis(connection_pool=stranger).ping())
+    return False
 
 
 def check_version(server: Server, config: VlacConfig) -> Finding:
@@ -134,9 +124,8 @@ def check_version(server: Server, config: VlacConfig) -> Finding:
     if release(str(version)) < (6, 2):
         return Finding("broken", f"{found}; 6.2 or newer is needed", "update it:\napt-get install redis-server")
     if str(server.info.get("cluster_enabled", "0")) == "1":
-        return Finding(
-            "broken", f"{found} in cluster mode, whose keys lie apart", "start one without cluster-enabled"
-        )
+        found = f"{found} in cluster mode, whose keys lie apart"
+        return Finding("broken", found, "start one without cluster-enabled")
     if server.info.get("role", "master") != "master":
         return Finding("broken", f"{found}, a replica: it can't be written to", "use the URL of its master")
     return Finding("ok", found)
@@ -146,11 +135,8 @@ def check_round_trip(server: Server, config: VlacConfig) -> Finding:
     found = f"{server.round_trip_s * 1000:.1f} ms"
     if server.round_trip_s < _SLOW_S:
         return Finding("ok", found)
-    return Finding(
-        "warning",
-        f"{found}; each step of a rollout takes a few of them",
-        "run redis-server on the training host or in its network",
-    )
+    remedy = "run redis-server on the training host or in its network"
+    return Finding("warning", f"{found}; each step of a rollout takes a few of them", remedy)
 
 
 def check_memory(server: Server, config: VlacConfig) -> Finding:
@@ -164,22 +150,17 @@ def check_memory(server: Server, config: VlacConfig) -> Finding:
         found = f"no maxmemory{source}; open episodes may take {size(frames)} (max_pending_bytes)"
         if not machine or frames <= machine:
             return Finding("ok", found)
-        return Finding(
-            "warning",
-            f"{found}, and the machine has {size(machine)}",
-            f"export VLAC_MAX_PENDING_BYTES={machine // 2}",
-        )
+        remedy = f"export VLAC_MAX_PENDING_BYTES={machine // 2}"
+        return Finding("warning", f"{found}, and the machine has {size(machine)}", remedy)
     used = as_int(server.info.get("used_memory"))
     found = f"{size(used)} of maxmemory {size(as_int(limit))} used{source}"
-    enough = math.ceil(frames * 1.25 / (1 << 20))
-    mend = f"{_redis_cli(config)} CONFIG SET maxmemory {enough}mb"
     if as_int(limit) < frames:
-        lower = f"export VLAC_MAX_PENDING_BYTES={as_int(limit) * 4 // 5}"
-        return Finding(
-            "warning",
-            f"{found}; less than max_pending_bytes, {size(frames)}",
-            f"{mend}\nor for rollouts:\n{lower}",
+        enough = math.ceil(frames * 1.25 / (1 << 20))
+        remedy = (
+            f"{_redis_cli(config)} CONFIG SET maxmemory {enough}mb\nor for rollouts:\n"
+            f"export VLAC_MAX_PENDING_BYTES={as_int(limit) * 4 // 5}"
         )
+        return Finding("warning", f"{found}; less than max_pending_bytes, {size(frames)}", remedy)
     if used > 0.9 * as_int(limit):
         return Finding("warning", f"{found}: nearly full", "close episodes after use, or raise maxmemory")
     return Finding("ok", found)
@@ -188,33 +169,29 @@ def check_memory(server: Server, config: VlacConfig) -> Finding:
 def check_eviction(server: Server, config: VlacConfig) -> Finding:
     limit, policy = server.setting("maxmemory"), server.setting("maxmemory-policy")
     if limit is None or policy is None:
-        return Finding(
-            "skipped", f"maxmemory-policy is not told: {server.settings_refused or server.info_refused}"
-        )
+        refused = server.settings_refused or server.info_refused
+        return Finding("skipped", f"maxmemory-policy is not told: {refused}")
     if policy == "noeviction" or as_int(limit) == 0:
         return Finding("ok", clean(policy) + ("" if policy == "noeviction" else ", and no maxmemory to act on"))
-    return Finding(
-        "broken",
-        f"{clean(policy)}: when full, Redis throws away frames of open episodes",
-        f"{_redis_cli(config)} CONFIG SET maxmemory-policy noeviction",
-    )
+    remedy = f"{_redis_cli(config)} CONFIG SET maxmemory-policy noeviction"
+    return Finding("broken", f"{clean(policy)}: when full, Redis throws away frames of open episodes", remedy)
 
 
 def check_persistence(server: Server, config: VlacConfig) -> Finding:
     save, appends = server.setting("save"), server.setting("appendonly")
     if save is None and appends is None:
-        appends = "yes" if str(server.info.get("aof_enabled", "0")) == "1" else None
-        if appends is None:
+        if str(server.info.get("aof_enabled", "0")) != "1":
             return Finding("skipped", f"CONFIG GET is refused: {server.settings_refused}")
-    kinds = [text for text, on in (("snapshots (save)", save), ("appendonly", appends == "yes")) if on]
-    if not kinds:
+        appends = "yes"
+    switches = {"snapshots (save)": "save ''"} if save else {}
+    switches |= {"appendonly": "appendonly no"} if appends == "yes" else {}
+    if not switches:
         return Finding("ok", "off")
-    cli = _redis_cli(config)
-    switches = [text for text, on in (("save ''", save), ("appendonly no", appends == "yes")) if on]
-    remedy = "\n".join(f"{cli} CONFIG SET {switch}" for switch in switches)
+    remedy = "\n".join(f"{_redis_cli(config)} CONFIG SET {switch}" for switch in switches.values())
     if save and server.info.get("rdb_last_bgsave_status", "ok") != "ok":
         return Finding("broken", "the last snapshot failed: Redis refuses writes until one succeeds", remedy)
-    return Finding("warning", f"on: {', '.join(kinds)}; it costs time and disk, and frames do not need it", remedy)
+    found = f"on: {', '.join(switches)}; it costs time and disk, and frames do not need it"
+    return Finding("warning", found, remedy)
 
 
 def check_password(server: Server, config: VlacConfig) -> Finding:
@@ -229,16 +206,14 @@ def check_password(server: Server, config: VlacConfig) -> Finding:
         return exposed
     bind, protected = server.setting("bind"), server.setting("protected-mode")
     if bind is None or protected is None:
-        return Finding(
-            "skipped", f"no password; whether others can reach it is refused: {server.settings_refused}"
-        )
+        found = f"no password; whether others can reach it is refused: {server.settings_refused}"
+        return Finding("skipped", found)
     addresses = [address.lstrip("-") for address in bind.split()]
     if addresses and all(_is_local(address) for address in addresses):
         return Finding("ok", f"no password, and only this host can reach it (bind {bind})")
     # Before Redis 7 a bind address of one's own switched the protection off.
-    listens_to_all = not addresses or "*" in addresses
     recent = release(str(server.info.get("redis_version", ""))) >= (7,)
-    if protected == "yes" and (recent or listens_to_all):
+    if protected == "yes" and (recent or not addresses or "*" in addresses):
         return Finding("ok", "no password, and protected mode keeps other hosts out")
     return exposed
 
@@ -255,7 +230,7 @@ SERVER_CHECKS: dict[str, Callable[[Server, VlacConfig], Finding]] = {
 
 
 def _is_local(address: str) -> bool:
-    """Whether an address, with or without a port, is a loopback address or a Unix socket."""
+    """Return whether an address, with or without a port, is a loopback address or a Unix socket."""
     if address.startswith("/") or address == "localhost":
         return True
     for text in (address, address.rpartition(":")[0].strip("[]")):
@@ -267,7 +242,7 @@ def _is_local(address: str) -> bool:
 
 
 def _redis_cli(config: VlacConfig) -> str:
-    """The beginning of a redis-cli command for that server; it asks for the password itself."""
+    """Return the beginning of a redis-cli command for that server; it asks for the password itself."""
     url = urlsplit(config.redis_url)
     if url.scheme.endswith("+sentinel"):
         command = "redis-cli -h <the master's address>"
