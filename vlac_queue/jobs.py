@@ -29,7 +29,7 @@ from vlac_queue.texts import many
 _MOST_AHEAD = 64
 
 #: Seconds that a failed job stays for `rq info` to show.
-_FAILURE_TTL_S = 3600
+FAILURE_TTL_S = 3600
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class JobMaker:
             # of their own.
             timeout=-1,
             result_ttl=0,
-            failure_ttl=_FAILURE_TTL_S,
+            failure_ttl=FAILURE_TTL_S,
             retry=Retry(max=config.retries) if config.retries else None,
         )
         self._common = {
