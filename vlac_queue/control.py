@@ -86,6 +86,10 @@ class WorkerInfo:
         values = {field: read(said[key]) for key, field, read in _FIELDS if key in said}
         return cls(clean(name), **values)  # type: ignore[arg-type]
 
+    def to_hash(self) -> dict[str, str | int | float]:
+        """Return the fields of the hash; the name stands in its key."""
+        return {field: value for field, value in vars(self).items() if field != "name"}
+
 
 # As `python -m rq.cli`, which would look for modules in the working folder first: a package `workers` there would
 # hide ours. RQ itself adds that folder last, so a critic that lies in it is still found.

@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from vlac_queue.connection import RedisClock
-from vlac_queue.errors import ProtocolError
-from vlac_queue.messages import MAX_TRACEBACK_CHARS, Answer, CriticIdentity, Failure
+import redis
+from msgspec import structs
+from rq.exceptions import StopRequested
+
+from vlac_queue.errors import CriticFailed, ProtocolError
+from vlac_queue.messages import MAX_TRACEBACK_CHARS, Failure
 from vlac_queue.texts import clean
-from workers.batcher import Batcher
 from workers.critics import Critic, CriticQuery
-from workers.preparing import Prepared
-from workers.verdicts import checked_verdict
+from workers.flow import Answered, JobQuery, Prepared, Reply
+from workers.log import LOG
+from workers.replies import Replies
+from workers.shared import Shared
+from workers.store import WorkerStore
+from workers.verdicts import checked_answer
 from workers.watchdog import Watchdog
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Answered:
-    """Answers to queries that the critic got together.
-
-    Attributes:
-        answers: each query with its answer; None where nobody waits for one.
-        began, ended: when the critic took them and had answered, seconds on Redis' clock.
-    """
-
-    answers: Sequence[tuple[Prepared, Answer | None]]
-    began: float
-    ended: float
-
 
 #: Seconds after which a query that waited is looked at again before the critic is: its episode may be closed.
 _STALE_S = 1.0
@@ -46,68 +35,36 @@ _OVERDUE_S = 1.0
 _MAX_WORDS = 2000
 
 
-@dataclass
-class WorkerStats:
-    """Totals since the worker started; published with every beat."""
-
-    loads: int = 0
-    jobs: int = 0
-    rejected_jobs: int = 0
-    queries: int = 0
-    failures: int = 0
-    batches: int = 0
-    #: Seconds that the critic worked.
-    busy_s: float = 0.0
-
-
 class Asker:
     """Asks a critic, batch after batch, in one thread of its own.
 
     Args:
-        critic: loaded; nobody else calls it meanwhile.
-        batcher: gives the batches; closing it ends `run` after the batch at hand.
-        clock: tells whether a query's deadline has passed.
-        idle_offload_s: seconds without work until the critic is put to sleep; 0: never.
-        deliver: takes each batch's answers.
-        identity: who the critic is; told with each answer.
-        still_open: those of some queries that still wait for an answer.
-        watchdog: told when the critic begins and ends to work.
-        stats: counts batches and the time they take.
-        log: tells what the user should know.
+        shared: holds the batcher, which gives the batches; closing it ends `run` after the batch at hand.
+        critic: nobody else calls it.
+        store: tells which queries still wait for an answer.
+        replies: takes each batch's answers.
     """
 
-    def __init__(
-        self,
-        critic: Critic,
-        batcher: Batcher[Prepared],
-        clock: RedisClock,
-        *,
-        idle_offload_s: float,
-        deliver: Callable[[Answered], None],
-        identity: Callable[[], CriticIdentity],
-        still_open: Callable[[Sequence[Prepared]], set[str]],
-        watchdog: Watchdog,
-        stats: WorkerStats,
-        log: logging.Logger,
-    ) -> None:
-        self._critic = critic
-        self._batcher = batcher
-        self._clock = clock
-        self._idle_s = idle_offload_s or None
-        self._deliver = deliver
-        self._identity = identity
-        self._still_open = still_open
-        self._watchdog = watchdog
-        self._stats = stats
-        self._log = log
+    def __init__(self, shared: Shared, critic: Critic, store: WorkerStore, replies: Replies) -> None:
+        self.critic = critic
+        #: Told when the critic begins and ends to work.
+        self.watchdog = Watchdog(shared.config.timeout_s, shared.config.batch_limit_s)
+        #: The last order that was followed.
+        self.followed = ""
+        #: Whether the critic is being loaded; and whether it has given its accelerator memory back.
+        self.loading = self.asleep = False
+        self._shared = shared
+        self._store = store
+        self._replies = replies
+        self._batcher = shared.batcher
+        self._clock = shared.clock
+        self._stats = shared.stats
+        # Seconds without work until the critic is put to sleep; None: never.
+        self._idle_s = shared.config.idle_offload_s or None
         self._order = ""
         self._ordered_at = 0.0
         self._answering = False
         self._has_followed = threading.Event()
-        #: The last order that was followed.
-        self.followed = ""
-        #: Whether the critic has given its accelerator memory back.
-        self.asleep = False
 
     def order(self, order: str, wait_s: float) -> bool:
         """Have the critic sleep ("sleep ID") or wake ("wake ID"), once for each ID.
@@ -136,16 +93,44 @@ class Asker:
             self.asleep, self.followed = True, self._order
         return self.asleep and self.followed == self._order
 
+    def load(self, waiting: Sequence[JobQuery]) -> None:
+        """Load the critic, before the thread begins.
+
+        Args:
+            waiting: the queries of the job that this worker lives in; where loading fails, they do.
+
+        Raises:
+            CriticFailed: it can't be loaded.
+        """
+        name, critic = self._shared.name, self._shared.config.critic
+        started = time.monotonic()
+        LOG.info("Worker %s: loading critic %s", name, critic)
+        self.loading = True
+        try:
+            self.critic.load()
+            prompt = clean(getattr(self.critic, "prompt_hash", ""))
+        except StopRequested:
+            raise
+        except Exception as error:
+            failure = Failure(f"the critic could not be loaded: {error}", traceback.format_exc())
+            self._replies.fail_now(waiting, failure)
+            raise CriticFailed(f"the critic {critic!r} could not be loaded: {error}") from error
+        finally:
+            self.loading = False
+        self._stats.loads += 1
+        self._stats.critic = structs.replace(self._stats.critic, prompt=prompt)
+        LOG.info("Worker %s: critic %s loaded in %.1f s", name, critic, time.monotonic() - started)
+
     def run(self) -> None:
-        """Works until the batcher is closed, and closes the critic."""
+        """Work until the batcher is closed, and close the critic."""
         try:
             self._work()
         finally:
-            self._critic.close()
+            self.critic.close()
 
     def _work(self) -> None:
         # A critic may use idle time (see `Critic`); how much there is to do is known after it was asked.
-        work_ahead = getattr(self._critic, "work_ahead", lambda: False)
+        work_ahead = getattr(self.critic, "work_ahead", lambda: False)
         more_ahead = False
         self.asleep = False
         while not self._batcher.closed:
@@ -156,10 +141,10 @@ class Asker:
                 began, busy_s = self._clock.now(), self._stats.busy_s
                 left_s = max(each.query.deadline for each in batch) - began
                 self._answering = True
-                answers = self._timed(partial(self._answers, batch), left_s)
+                replies = self._timed(partial(self._answers, batch), left_s)
                 self._batcher.pace.serve(sum(each.images for each in batch), self._stats.busy_s - busy_s)
                 self._stats.batches += 1
-                self._deliver(Answered(answers, began, self._clock.now()))
+                self._replies.deliver(Answered(replies, began, self._clock.now()))
                 self.asleep = self._answering = False
                 more_ahead = True
             elif self._batcher.closed:
@@ -169,64 +154,70 @@ class Asker:
             elif more_ahead:
                 more_ahead = self._timed(work_ahead)
             elif self._idle_s:
-                self._log.info("idle for %.0f s", self._idle_s)
+                LOG.info("idle for %.0f s", self._idle_s)
                 self._sleep()
 
-    def _answers(self, batch: Sequence[Prepared]) -> list[tuple[Prepared, Answer | None]]:
+    def _answers(self, batch: Sequence[Prepared]) -> list[Reply]:
         wanted = self._wanted(batch)
         ids = {each.query.id for each in wanted}
-        unwanted = [each for each in batch if each.query.id not in ids]
-        return [*((each, None) for each in unwanted), *zip(wanted, self.ask(wanted), strict=True)]
+        return [*(Reply(each) for each in batch if each.query.id not in ids), *self.ask(wanted)]
 
     def _wanted(self, batch: Sequence[Prepared]) -> list[Prepared]:
-        """Those that somebody still waits for: their deadline has not passed, their episode is not closed."""
+        """Return those that somebody waits for: their deadline has not passed, their episode is not closed."""
         now, waited_since = self._clock.now(), time.monotonic() - _STALE_S
         timely = [each for each in batch if each.query.deadline >= now]
         stale = [each for each in timely if each.prepared_at < waited_since]
         if not stale:
             return timely
-        still_open = self._still_open(stale)
+        try:
+            still_open = self._store.still_open([each.query for each in stale])
+        except redis.RedisError:  # nobody knows: all are answered
+            return timely
         return [each for each in timely if each.prepared_at >= waited_since or each.query.id in still_open]
 
-    def ask(self, batch: Sequence[Prepared]) -> list[Answer]:
-        """One answer for each query; where the critic fails on a batch, each query is asked on its own."""
+    def ask(self, batch: Sequence[Prepared]) -> list[Reply]:
+        """Return one answer for each query; where the critic fails on a batch, each query is asked on its own."""
         if not batch:
             return []
         queries = [each.ask for each in batch if isinstance(each.ask, CriticQuery)]
         try:
-            answers = list(self._critic.answer(queries))
+            answers = list(self.critic.answer(queries))
             if len(answers) != len(queries):
                 raise ProtocolError(f"the critic gave {len(answers)} answers to {len(queries)} queries.")
         except Exception as error:
             if len(batch) == 1:
-                return [_failure(error)]
-            self._log.warning(
+                return [self._failed(batch[0], _failure(error))]
+            LOG.warning(
                 "the critic failed on a batch of %d (%s: %s); asking one by one",
                 len(batch), type(error).__name__, _words(error),
             )  # fmt: skip
-            return [answer for each in batch for answer in self.ask([each])]
+            return [reply for each in batch for reply in self.ask([each])]
         return [self._checked(each, answer) for each, answer in zip(batch, answers, strict=True)]
 
-    def _checked(self, prepared: Prepared, answer: object) -> Answer:
-        """The critic's answer in plain numbers, if it is one to this query; else a failure of this query alone."""
+    def _checked(self, prepared: Prepared, answer: object) -> Reply:
+        """Return the critic's answer, if it is one to this query; else a failure of this query alone."""
         if isinstance(answer, Exception):
-            return _failure(answer)
+            return self._failed(prepared, _failure(answer))
         try:
-            return checked_verdict(answer, prepared.query, self._identity())
+            return Reply(prepared, checked_answer(answer, prepared.query, self._stats.critic))
         except Exception as error:  # a critic's objects may raise whatever they like where they are looked at
-            name, words = type(self._critic).__qualname__, _words(error)
+            name, words = type(self.critic).__qualname__, _words(error)
             if not isinstance(error, ProtocolError):
                 words = f"{type(error).__name__}: {words}"
-            return Failure(f"{name} gave a wrong answer to a {prepared.query.kind} query: {words}; correct it.")
+            failure = Failure(f"{name} gave a wrong answer to a {prepared.query.kind} query: {words}; correct it.")
+            return self._failed(prepared, failure)
+
+    def _failed(self, prepared: Prepared, failure: Failure) -> Reply:
+        return Reply.failed(prepared, failure, self._stats.critic)
 
     def _timed(self, work: Callable[[], Result], left_s: float = 0.0) -> Result:
-        """Does `work`, for queries that are waited for that much longer."""
+        """Do `work`, for queries that are waited for that much longer."""
         started = time.monotonic()
-        self._watchdog.begin(left_s)
+        self.watchdog.begin(left_s)
         try:
             return work()
         finally:
-            self._watchdog.end()
+            self.watchdog.end()
             self._stats.busy_s += time.monotonic() - started
 
     def _follow(self, order: str) -> None:
@@ -236,21 +227,21 @@ class Asker:
         elif verb == "wake":
             self._wake()
         else:
-            self._log.warning("no such order: %r", order)
+            LOG.warning("no such order: %r", order)
         self.followed = order
         self._has_followed.set()
 
     def _sleep(self) -> None:
         if not self.asleep:
-            self._log.info("the critic gives its accelerator memory back until the next query")
-            self._critic.offload()
+            LOG.info("the critic gives its accelerator memory back until the next query")
+            self.critic.offload()
             self.asleep = True
 
     def _wake(self) -> None:
         if self.asleep:
-            self._critic.wake()
+            self.critic.wake()
             self.asleep = False
-            self._log.info("the critic is back on the accelerator")
+            LOG.info("the critic is back on the accelerator")
 
 
 def _failure(error: BaseException) -> Failure:

@@ -16,6 +16,9 @@ from vlac_queue.errors import VlacQueueError
 from vlac_queue.faults import as_ours
 from vlac_queue.texts import clean
 
+#: RQ's, so that a worker's lines look alike.
+LOG = logging.getLogger("rq.worker")
+
 #: Colours, which RQ itself writes.
 _COLOUR = re.compile(r"\x1b\[[\d;]{0,8}m")
 #: Most characters of a record.
@@ -44,8 +47,7 @@ class Sentences(logging.Filter):
         error = record.exc_info[1] if record.exc_info else record.msg
         if not isinstance(error, VlacQueueError | redis.RedisError):
             return True
-        log = logging.getLogger("rq.worker")
-        log.error("%s", _sentence(error), exc_info=error if log.isEnabledFor(logging.DEBUG) else None)
+        LOG.error("%s", _sentence(error), exc_info=error if LOG.isEnabledFor(logging.DEBUG) else None)
         return False
 
 
@@ -63,6 +65,11 @@ def make_logs_safe() -> None:
         logging.getLogger(name).addFilter(_SAFE)
     # The command that runs a worker logs with no logger of its own what ends it.
     logging.getLogger().addFilter(_SENTENCES)
+
+
+def shown(data: bytes) -> str:
+    """Return bytes from Redis, fit for a log."""
+    return repr(data[:100])
 
 
 def _printable(text: str, *, keep: str) -> str:

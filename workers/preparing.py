@@ -7,7 +7,6 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 from redis.exceptions import RedisError
 
@@ -20,42 +19,12 @@ from vlac_queue.store import EpisodeMeta
 from workers import memory
 from workers.critics import CriticQuery
 from workers.decoded import History
+from workers.flow import JobQuery, Prepared
 from workers.kept import Kept
 from workers.store import NOTHING_AHEAD, EpisodeRead, ReadAhead, Wanted, WorkerStore
 
 #: Most pixel bytes that one query may need: 10,000 frames of 256x256, say.
 MAX_QUERY_BYTES = 2 << 30
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A query on its way to the critic.
-
-    Attributes:
-        job: id of the RQ job that asked.
-        query: the query.
-        ask: the query with its frames, or the failure met on the way to them; None where nobody waits for
-            the answer any more (answered already, closed).
-        ttl_s: seconds for which the answer is kept.
-        decoding_s: seconds that reading and decoding took, for all that was prepared with it.
-        prepared_at: when that was, seconds on time.monotonic.
-    """
-
-    job: str
-    query: Query
-    ask: CriticQuery | Failure | None
-    ttl_s: int | None = None
-    decoding_s: float = 0.0
-    prepared_at: float = field(default_factory=time.monotonic)
-
-    @property
-    def nbytes(self) -> int:
-        return self.ask.frames.nbytes if isinstance(self.ask, CriticQuery) else 0
-
-    @property
-    def images(self) -> int:
-        """About how much work it is: one frame for a done query, all that are compared for a value query."""
-        return len(self.ask.frames) if isinstance(self.ask, CriticQuery) else 0
 
 
 class _FramesLost(Exception):
@@ -77,7 +46,7 @@ class Intake:
         self._kept = Kept(history_bytes)
 
     def prepare(
-        self, queries: Sequence[tuple[str, Query]], ahead: Mapping[str, ReadAhead] = NOTHING_AHEAD
+        self, queries: Sequence[JobQuery], ahead: Mapping[str, ReadAhead] = NOTHING_AHEAD
     ) -> list[Prepared]:
         """Read and decode the frames of queries.
 
@@ -86,7 +55,7 @@ class Intake:
         dropped: its client notices, pushes them again and asks again.
 
         Args:
-            queries: (job id, query).
+            queries: what jobs ask.
             ahead: query id -> what came along with its job; used where that is all that is wanted.
         """
         try:
@@ -98,11 +67,11 @@ class Intake:
                 return [Prepared(*queries[0], _failure(error))]
             return [prepared for each in queries for prepared in self.prepare([each], ahead)]
 
-    def _prepare(self, queries: Sequence[tuple[str, Query]], ahead: Mapping[str, ReadAhead]) -> list[Prepared]:
+    def _prepare(self, queries: Sequence[JobQuery], ahead: Mapping[str, ReadAhead]) -> list[Prepared]:
         started = time.monotonic()
-        runs: dict[tuple[str, str], list[tuple[str, Query]]] = defaultdict(list)
-        for job, query in queries:
-            runs[query.episode, query.token].append((job, query))
+        runs: dict[tuple[str, str], list[JobQuery]] = defaultdict(list)
+        for asked_by in queries:
+            runs[asked_by.query.episode, asked_by.query.token].append(asked_by)
         histories = {token: self._kept.history(token) for _, token in runs}
         wanted = [
             Wanted(episode, *self._span(histories[token], asked), tuple(query.id for _, query in asked))
@@ -114,7 +83,7 @@ class Intake:
         asks: dict[tuple[str, str], tuple[CriticQuery | Failure | None, int | None]] = {}
         for asked, want, read in zip(runs.values(), wanted, reads, strict=True):
             ttl_s = read.meta.ttl_s if isinstance(read.meta, EpisodeMeta) else None
-            for job, query in sorted(asked, key=lambda each: each[1].batch):
+            for job, query in sorted(asked, key=lambda each: each.query.batch):
                 asks[job, query.id] = self._ask(query, read, want, histories), ttl_s
         for token, history in histories.items():
             if history is not None:
@@ -186,7 +155,7 @@ class Intake:
             return False
         return history.whole or (self._one_frame(query) and query.batch >= history.batches - 1)
 
-    def _span(self, kept: History | None, asked: Sequence[tuple[str, Query]]) -> tuple[int, int]:
+    def _span(self, kept: History | None, asked: Sequence[JobQuery]) -> tuple[int, int]:
         """Indices of the first and last batch to read: what follows the frames kept, or all."""
         useful = all(self._useful(kept, query) for _, query in asked)
         return (kept.batches if kept and useful else 0), max(query.batch for _, query in asked)

@@ -24,6 +24,23 @@ class Scheduler(RQScheduler):
         self._worker = worker
         self._worker_pid = os.getpid()
 
+    def begin(self, burst: bool) -> None:
+        """Have due jobs enqueued: by a process of its own, or now if the worker ends with its work (`burst`)."""
+        if not self.acquire_locks():
+            return
+        if not burst:
+            self.start()
+            return
+        try:
+            self.enqueue_scheduled_jobs()
+        finally:
+            self.release_locks()
+
+    def revive(self) -> None:
+        """Have a process run again that has died."""
+        if not self._process or not self._process.is_alive():
+            self.acquire_locks(auto_start=True)
+
     def kill(self) -> None:
         """End the process, whatever it waits for."""
         if self._process:

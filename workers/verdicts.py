@@ -1,4 +1,4 @@
-"""Checks what a critic answers, where it does: what leaves a worker is of the protocol."""
+"""Checks and encodes what a critic answers, where it does: what leaves a worker is of the protocol."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from vlac_queue.errors import ProtocolError
 from vlac_queue.messages import UNNAMED, CriticIdentity, DoneVerdict, Query, ValueVerdict, encode_answer
 
 
-def checked_verdict(answer: object, query: Query, critic: CriticIdentity = UNNAMED) -> DoneVerdict | ValueVerdict:
-    """Return a critic's answer with Python's own numbers in place of numpy's.
+def checked_answer(answer: object, query: Query, critic: CriticIdentity = UNNAMED) -> str:
+    """Return a critic's answer encoded, with Python's own numbers in place of numpy's.
 
     Args:
         critic: who answers; its name travels along, and so counts for the length.
@@ -22,8 +22,7 @@ def checked_verdict(answer: object, query: Query, critic: CriticIdentity = UNNAM
         ProtocolError: it is no answer to this query: of another kind, or a field of a wrong type or out of range.
     """
     verdict = _done(answer, query) if query.kind == "done" else _value(answer)
-    encode_answer(query.id, verdict, critic)
-    return verdict
+    return encode_answer(query.id, verdict, critic)
 
 
 def _done(answer: object, query: Query) -> DoneVerdict:

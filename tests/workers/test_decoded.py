@@ -16,6 +16,7 @@ from vlac_queue.keys import Keys
 from vlac_queue.messages import Query
 from workers.critics import CriticQuery
 from workers.decoded import History
+from workers.flow import JobQuery
 from workers.preparing import Intake
 from workers.store import WorkerStore
 
@@ -124,7 +125,7 @@ class Reading(WorkerStore):
         return reads
 
 
-def open_queries(client: CriticClient, kind, episodes, *, about: int | None = None) -> list[tuple[str, Query]]:
+def open_queries(client: CriticClient, kind, episodes, *, about: int | None = None) -> list[JobQuery]:
     """A query about each episode that waits for its answer, with a job's id, though no worker is there."""
     queries = []
     for episode in episodes:
@@ -141,7 +142,7 @@ def open_queries(client: CriticClient, kind, episodes, *, about: int | None = No
             deadline=time.time() + 60,
         )
         client._connection.hset(Keys("vlac").episode(episode.id).queries, query.id, kind)
-        queries.append(("job", query))
+        queries.append(JobQuery("job", query))
     return queries
 
 

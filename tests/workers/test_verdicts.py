@@ -17,7 +17,7 @@ from vlac_queue.messages import (
     decode_answer,
     encode_answer,
 )
-from workers.verdicts import checked_verdict
+from workers.verdicts import checked_answer
 
 
 def query(kind: Any) -> Query:
@@ -36,9 +36,9 @@ def query(kind: Any) -> Query:
     ],
 )
 def test_numbers_of_numpy_are_made_plain(kind: Any, answer: Any, plain: Any) -> None:
-    checked = checked_verdict(answer, query(kind))
-    assert checked == plain and type(checked) is type(plain)
-    assert decode_answer(encode_answer("token-1", checked))[1] == plain
+    text = checked_answer(answer, query(kind))
+    assert text == encode_answer("token-1", plain)
+    assert decode_answer(text)[1] == plain
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_numbers_of_numpy_are_made_plain(kind: Any, answer: Any, plain: Any) -> 
 )
 def test_what_is_no_answer_is_refused_with_the_reason(kind: Any, answer: Any, message: str) -> None:
     with pytest.raises(ProtocolError, match=message):
-        checked_verdict(answer, query(kind))
+        checked_answer(answer, query(kind))
 
 
 def test_the_name_of_the_critic_counts_for_the_length() -> None:
@@ -80,8 +80,6 @@ def test_the_name_of_the_critic_counts_for_the_length() -> None:
     room = MAX_ANSWER_BYTES - len(encode_answer("token-1", plain))
     digits = 0.12345678901234567  # 16 characters more than 0.0
     long = ValueVerdict((digits,) * (room // 16) + (0.0,) * (500_000 - room // 16), plain.critics)
-    checked_verdict(long, query("value"))
+    checked_answer(long, query("value"))
     with pytest.raises(ProtocolError, match="ask about fewer frames"):
-        checked_verdict(
-            long, query("value"), CriticIdentity("vlac", "/models/InternRobotics/VLAC", "0123456789ab")
-        )
+        checked_answer(long, query("value"), CriticIdentity("vlac", "/models/InternRobotics/VLAC", "0123456789ab"))

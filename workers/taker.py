@@ -1,0 +1,210 @@
+"""The main thread: takes jobs, reads and decodes their frames, and hands queries to the critic's thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import redis
+from rq.exceptions import StopRequested
+
+from vlac_queue.keys import CLIENT_TTL_S
+from vlac_queue.messages import Failure
+from workers.asker import Asker
+from workers.claims import Claims
+from workers.critics import CriticQuery
+from workers.flow import Answered, JobQuery, Prepared, Reply, TakenJob
+from workers.heart import BEAT_S, Heart
+from workers.preparing import Intake
+from workers.replies import Replies
+from workers.shared import Shared
+from workers.store import NOTHING_AHEAD, ReadAhead, WorkerStore
+
+#: Seconds that taking a job waits on Redis at a time; a stop is noticed in between.
+_TAKE_S = 1.0
+#: Seconds between two looks for jobs while queries are open here. Where there are others, a busy worker does not
+#: wait on the queue itself, so that a new job goes to an idle worker that does.
+_LOOK_S = 0.004
+#: Seconds without work after which frames are decoded ahead, and for how long until the next look for jobs.
+_QUIET_S, _WORK_AHEAD_S = 0.01, 0.003
+#: Seconds to wait after a failed connection.
+_REDIS_PAUSE_S = 0.5
+
+
+class Taker:
+    """Takes jobs.
+
+    Args:
+        shared: what the worker's threads share.
+        store: the episodes.
+        claims: the worker's.
+        replies: takes the answers that need no critic.
+        asker: asks the critic.
+        heart: knows who else works.
+    """
+
+    def __init__(
+        self, shared: Shared, store: WorkerStore, claims: Claims, replies: Replies, asker: Asker, heart: Heart
+    ) -> None:
+        self._shared = shared
+        self._store = store
+        self._claims = claims
+        self._replies = replies
+        self._asker = asker
+        self._heart = heart
+        self._jobs = shared.jobs
+        self._batcher = shared.batcher
+        self._intake = Intake(
+            store,
+            done_history=getattr(asker.critic, "done_history", False),
+            history_bytes=shared.config.history_bytes,
+        )
+        self._trouble = shared.trouble("taking jobs")
+        # Jobs that were taken and whose frames could not be read yet.
+        self._unread: list[TakenJob] = []
+        # Whether there was no work at the last look, and is something to decode ahead.
+        self._quiet = False
+        # Queries in a job, of late.
+        self._queries_per_job = 1.0
+        #: When there was work last, seconds on time.monotonic.
+        self.idle_since = time.monotonic()
+
+    def lie_in(self) -> None:
+        """Return once the critic is not to sleep, or jobs wait that nobody else takes.
+
+        Raises:
+            StopRequested: the worker is to stop.
+        """
+        waits = False
+        while self._asker.lies_in() and self._shared.fatal is None:
+            try:
+                waited, waits = waits, self._heart.alone_waits or self._waiting() > 0
+            except redis.RedisError:  # the beats tell
+                waits = False
+            if waited and waits:
+                return
+            time.sleep(BEAT_S)
+            if self._shared.stopping.is_set():
+                raise StopRequested
+
+    def adopt(self, queries: Sequence[JobQuery]) -> None:
+        """Begin with the queries of the job that this worker lives in."""
+        self._claims.add({job for job, _ in queries})
+        self._prepare(queries)
+
+    def turn(self, *, burst: bool) -> bool:
+        """Take the next jobs, if there is room for some.
+
+        Args:
+            burst: whether not to wait for any.
+
+        Returns:
+            Whether there is work, or trouble with Redis: the jobs at hand are kept then, and read in the next
+            turn.
+        """
+        try:
+            if self._heart.alone_waits and not self._heart.suspended:
+                # What else is open here must not be harmed.
+                self._jobs.none.wait(_LOOK_S) if self._jobs else self._serve_alone()
+                works = True
+            else:
+                works = self._serve_together(burst)
+        except redis.RedisError as error:
+            self._trouble.met(error)
+            time.sleep(_REDIS_PAUSE_S)
+            return True
+        self._trouble.over()
+        if works:
+            self.idle_since = time.monotonic()
+        return works
+
+    def _serve_together(self, burst: bool) -> bool:
+        room = self._batcher.wait_for_room(_TAKE_S)
+        if self._heart.suspended:
+            time.sleep(BEAT_S)
+        elif not self._unread and room:
+            self._unread = self._take(room, burst)
+        taken = self._unread
+        self._jobs.at_hand = frozenset(job.id for job in taken)
+        if jobs := [queries for job in taken if (queries := self._claims.queries(job))]:
+            queries = [each for of_job in jobs for each in of_job]
+            self._queries_per_job = max(1.0, (self._queries_per_job + len(queries) / len(jobs)) / 2)
+            self._prepare(queries, {query: read for job in taken for query, read in job.ahead.items()})
+        self._unread, self._jobs.at_hand = [], frozenset()
+        return bool(taken or self._jobs)
+
+    def _take(self, room: int, burst: bool) -> list[TakenJob]:
+        """Return the next jobs, for about `room` queries; wait for them only while no query is open here."""
+        busy, others = bool(self._jobs), self._heart.others
+        if busy and others and self._waiting():
+            # An idle worker may be just between two waits on the queue: it goes first.
+            self._jobs.none.wait(_LOOK_S)
+        # Room is for queries, and a job may hold many: what is too much here is for others.
+        jobs_wanted = max(1, round(room / self._queries_per_job))
+        leaves_it_to_others = busy and others > 0
+        works_ahead = not busy and not burst and self._intake.behind()
+        block_s = 0 if burst or leaves_it_to_others else _TAKE_S
+        if works_ahead:
+            block_s = 0 if self._quiet else _QUIET_S
+        taken = self._claims.take(jobs_wanted, block_s=block_s, others=others)
+        if not taken and busy:
+            self._jobs.none.wait(_LOOK_S)
+        if not taken and works_ahead:
+            self._intake.work_ahead(_WORK_AHEAD_S)
+        self._quiet = works_ahead and not taken
+        return taken
+
+    def _waiting(self) -> int:
+        return int(self._shared.connection.llen(self._shared.keys.rq_queue))
+
+    def _prepare(self, queries: Sequence[JobQuery], ahead: Mapping[str, ReadAhead] = NOTHING_AHEAD) -> None:
+        """Read the frames of queries and hand them to the critic's thread."""
+        dropped = self._left_behind(queries)
+        prepared = self._intake.prepare([each for each in queries if each.query.id not in dropped], ahead)
+        prepared += [Prepared(*each, None) for each in queries if each.query.id in dropped]
+        self._jobs.add(each.job for each in prepared)
+        ready = [(each, each.nbytes) for each in prepared if isinstance(each.ask, CriticQuery)]
+        settled = [each for each in prepared if not isinstance(each.ask, CriticQuery)]
+        if ready:
+            self._batcher.put(ready)
+        if settled:
+            now = self._shared.clock.now()
+            self._replies.deliver(Answered([self._settled(each) for each in settled], now, now))
+
+    def _settled(self, prepared: Prepared) -> Reply:
+        if isinstance(prepared.ask, Failure):
+            return Reply.failed(prepared, prepared.ask, self._shared.stats.critic)
+        return Reply(prepared)
+
+    def _left_behind(self, queries: Sequence[JobQuery]) -> set[str]:
+        """Return ids of queries that waited for longer than their client, which is gone."""
+        since = self._shared.clock.now() - CLIENT_TTL_S
+        waited = [query for _, query in queries if query.asked < since]
+        return {query.id for query in waited} - (self._store.still_open(waited) if waited else set())
+
+    def _serve_alone(self) -> None:
+        """Try a job that was there when workers died: one query at a time, and nothing else at hand."""
+        taken = self._claims.take_alone()
+        self._heart.alone_waits = bool(taken)
+        for job in taken:
+            if not (queries := self._claims.queries(job)):
+                continue
+            if job.spent:
+                self._replies.bury(job, queries)
+            elif self._try_alone(job.id, queries):
+                self._claims.finish_now(job.id)
+
+    def _try_alone(self, job_id: str, queries: Sequence[JobQuery]) -> bool:
+        """Answer a job's queries one after another; return whether all were tried."""
+        self._jobs.add([job_id])  # until all were tried
+        try:
+            for each in queries:
+                self._claims.trying(job_id, each.query.id)
+                self._prepare([each])
+                while self._jobs.left(job_id) > 1:
+                    if self._shared.ends:
+                        return False
+                    time.sleep(_LOOK_S)
+            return True
+        finally:
+            self._jobs.drop([job_id])
