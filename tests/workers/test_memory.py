@@ -16,8 +16,8 @@ import redis
 from tests.conftest import Workers, until
 from tests.vlac_queue.test_frames import make_frames
 from tests.workers.critics import NAME, frame
-from tests.workers.test_history import ask as asked
-from tests.workers.test_history import open_queries
+from tests.workers.test_decoded import ask as asked
+from tests.workers.test_decoded import open_queries
 from tests.workers.test_worker import ask, hold
 from vlac_queue import CriticClient, CriticFailed
 from vlac_queue.keys import Keys
