@@ -22,22 +22,13 @@ _URL = ENV_PREFIX + "REDIS_URL"
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting as this command shows it.
+    """A setting as this command shows it."""
 
-    Attributes:
-        name: the field of `VlacConfig`, and the key of the hydra node `vlac`; None for a user or password, which
-            only the environment gives.
-        variable: its environment variable.
-        default: its default on this machine; None where there is none.
-        set_to: what the environment holds, passwords hidden; None where it holds nothing.
-        meaning: what it is for, with its unit or choices.
-    """
-
-    name: str | None
+    name: str | None  # of the field of `VlacConfig`; None for a user or password, which only the environment gives
     variable: str
-    default: str | int | float | bool | None
-    set_to: str | None
-    meaning: str
+    default: str | int | float | bool | None  # on this machine; None where there is none
+    set_to: str | None  # what the environment holds, passwords hidden
+    meaning: str  # with its unit or choices
 
 
 def all_settings(environ: Mapping[str, str] = os.environ) -> list[Setting]:

@@ -83,20 +83,14 @@ def rescore(
 
 @dataclass
 class _Found:
-    """What came of asking again.
-
-    Attributes:
-        tasks: the comparison of each task.
-        then, now: the critics that answered, each once.
-        refused, failures, notes: what is to be said of frames, queries and the log; each note once.
-    """
+    """What came of asking again."""
 
     tasks: dict[str, Comparison] = field(default_factory=dict)
-    then: dict[CriticIdentity, None] = field(default_factory=dict)
+    then: dict[CriticIdentity, None] = field(default_factory=dict)  # who answered, each once
     now: dict[CriticIdentity, None] = field(default_factory=dict)
-    refused: list[str] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-    notes: dict[str, None] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)  # what is to be said of frames
+    failures: list[str] = field(default_factory=list)  # of queries
+    notes: dict[str, None] = field(default_factory=dict)  # of the log, each once
 
     @property
     def total(self) -> Comparison:
