@@ -118,7 +118,7 @@ def evenly(count: int, most: int, also: Iterable[int] = ()) -> list[int]:
 
 
 def shrunk(frame: Frames, height: int) -> Frames:
-    """A frame, uint8 (H,W,3), at about `height` pixels as means over squares: uint8 (h,w,3); never enlarged."""
+    """Return a frame, uint8 (H,W,3), at about `height` pixels, as means over squares: uint8 (h,w,3)."""
     side = max(1, min(frame.shape[0] // height, frame.shape[1]))
     rows, columns = frame.shape[0] // side, frame.shape[1] // side
     squares = frame[: rows * side, : columns * side].reshape(rows, side, columns, side, 3)

@@ -51,7 +51,7 @@ def all_settings(environ: Mapping[str, str] = os.environ) -> list[Setting]:
 @click.command(short_help="Show every setting, and what is set.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def settings(as_json: bool) -> None:
-    """Shows every setting: its environment variable, its default, what is set, and what it means.
+    """Show every setting: its environment variable, its default, what is set, and what it means.
 
     In Python a setting is a field of VlacConfig, in hydra a key of the node `vlac`: the variable's name without
     VLAC_, in small letters. Exit code 1 if the environment holds a setting that is wrong.

@@ -9,6 +9,8 @@ from pathlib import Path
 from vlac_queue.errors import ProtocolError
 from vlac_queue.frames import Base, Frames, decode_many
 from vlac_queue.messages import Answer, CriticIdentity, DoneVerdict, Failure, Kind, ValueVerdict
+from vlac_queue.plot import cut
+from vlac_queue.texts import MAX_TEXT
 
 #: Most ids that an error lists.
 _TOLD = 10
@@ -75,9 +77,13 @@ class EpisodeRecord:
         return list(dict.fromkeys(each.critic for each in self.asked if each.critic is not None))
 
 
-def described(critic: CriticIdentity) -> str:
-    """Return a critic in words: its name, its model, and the hash of its prompts."""
-    return " ".join(filter(None, (critic.name, critic.model, critic.prompt and f"(prompts {critic.prompt})")))
+def described(critics: Iterable[CriticIdentity], most: int = MAX_TEXT) -> str:
+    """Return critics in words: name, model (its first `most` characters), and the hash of the prompts."""
+    said = (
+        (critic.name, cut(critic.model, most), critic.prompt and f"(prompts {critic.prompt})")
+        for critic in critics
+    )
+    return ", ".join(" ".join(filter(None, parts)) for parts in said)
 
 
 def one_of(ids: Iterable[str], start: str) -> str | None:

@@ -101,12 +101,10 @@ def make_score(
     Args:
         verdicts: one for each frame that was asked about, ascending by frame.
         value: the value list; None where no two frames can be compared, or none was asked.
-        source, task, stride, done_threshold: as in `Score`.
         value_stride: distance between the frames of the value list, counted in frames sent.
         last: index of the value list's last frame among those sent; None: the frame of the last verdict.
     """
-    if last is None:
-        last = verdicts[-1].frame
+    last = verdicts[-1].frame if last is None else last
     values, critics = (value.values, value.critics) if value else ((), ())
     voc, voc_undefined = value_order_correlation(values) if value else (None, NO_PAIR)
     rate, rate_undefined = negative_rate(critics)

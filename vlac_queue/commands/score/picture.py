@@ -65,9 +65,8 @@ class Thumbnails:
         kept = dict(self._kept) | {self._count - 1: shrunk(self._last, THUMBNAIL_HEIGHT)}
         places = np.array(list(kept))
         wanted = np.linspace(0, places[-1], min(COLUMNS, len(kept)))
-        return [
-            (place, kept[place]) for place in sorted({int(places[abs(places - want).argmin()]) for want in wanted})
-        ]
+        nearest = {int(places[abs(places - want).argmin()]) for want in wanted}
+        return [(place, kept[place]) for place in sorted(nearest)]
 
 
 def write_picture(score: Score, thumbnails: Thumbnails, path: Path) -> None:
