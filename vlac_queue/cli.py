@@ -56,7 +56,7 @@ def _in_a_checkout(arguments: tuple[str, ...]) -> None:
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="vlac-queue")
 def main() -> None:
-    """Serves the VLAC critic to robot reinforcement learning through Redis and RQ."""
+    """Serve the VLAC critic to robot reinforcement learning through Redis and RQ."""
     replace_what_can_not_be_shown()
 
 

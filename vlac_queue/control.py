@@ -82,7 +82,7 @@ class WorkerInfo:
 
     @classmethod
     def from_hash(cls, name: str, said: Mapping[bytes, bytes]) -> WorkerInfo:
-        """From the hash as Redis gives it; the texts are made fit for a terminal."""
+        """Return what the hash on Redis says; the texts are made fit for a terminal."""
         values = {field: read(said[key]) for key, field, read in _FIELDS if key in said}
         return cls(clean(name), **values)  # type: ignore[arg-type]
 
@@ -205,7 +205,7 @@ _FIELDS = tuple(
 
 
 def critic_workers(connection: redis.Redis, keys: Keys) -> list[WorkerInfo]:
-    """The living critic workers of the queue, by name; a plain RQ worker without a critic is none yet."""
+    """Return the living critic workers of the queue, by name; a plain RQ worker without a critic is none yet."""
     names = sorted(name.decode(errors="replace") for name in connection.smembers(keys.workers))  # type: ignore[union-attr]
     with connection.pipeline(transaction=False) as pipeline:
         for name in names:
@@ -284,7 +284,7 @@ def _say(connection: redis.Redis, keys: Keys, names: Collection[str], text: str)
 def _late(
     connection: redis.Redis, keys: Keys, names: Collection[str], text: str
 ) -> tuple[list[WorkerInfo], list[str]]:
-    """The workers, and names of those that are still to follow the order; gives it again where Redis lost it."""
+    """Return the workers, and who is still to follow the order; give it again where Redis lost it."""
     workers = _chosen(connection, keys, names)
     *own, general = connection.hmget(keys.orders, [*(each.name for each in workers), EVERYBODY])
     # Where somebody else's order came after this one, that is the one to be followed.

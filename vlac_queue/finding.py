@@ -5,25 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-#: What a check comes to; see `Finding`.
 State = Literal["ok", "warning", "broken", "skipped"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found.
+    """What a check found."""
 
-    Attributes:
-        state: "broken" does not work, "warning" works and may not be meant, "skipped" could not be looked at.
-        found: what there is, or for "skipped" why nothing could be found out; never with a password.
-        remedy: what to do, or "". A command stands on a line of its own, whole.
-        check: the check's name.
-    """
-
-    state: State
-    found: str
-    remedy: str = ""
-    check: str = ""
+    state: State  # "broken" does not work, "warning" works and may not be meant, "skipped" could not be looked at
+    found: str  # what there is, or for "skipped" why nothing could be found out; never with a password
+    remedy: str = ""  # what to do; a command stands on a line of its own, whole
+    check: str = ""  # the check's name
 
 
 def release(version: str) -> tuple[int, ...]:

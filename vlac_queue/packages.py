@@ -98,7 +98,7 @@ def check_swift(config: VlacConfig) -> Finding:
 
 
 def check_engine(config: VlacConfig) -> Finding:
-    """The engine's own packages: vLLM, or what makes torch's attention fast."""
+    """Check the engine's own packages: vLLM, or what makes torch's attention fast."""
     if config.engine == "vllm":
         version = installed_version("vllm")
         if version is None or release(version) < (0, 9):

@@ -1,4 +1,4 @@
-"""What the pictures share: matplotlib, where it is installed (extra `plot`), and frames made fit to be shown."""
+"""Share what pictures need: matplotlib, where it is installed (extra `plot`), and frames made fit to be shown."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CURVE, DONE, UNDONE, WRONG, TEXT = "#0969da", "#1a7f37", "#9a6700", "#cf222e", "
 
 
 def figure_class() -> Any:
-    """matplotlib's Figure.
+    """Return matplotlib's Figure.
 
     Raises:
         ImportError: matplotlib is missing; the message says how to get it.
@@ -34,12 +34,12 @@ def figure_class() -> Any:
 
 
 def save(figure: Any, path: Path, dpi: int) -> None:
-    """Writes a figure as PNG."""
+    """Write a figure as PNG."""
     figure.savefig(path, dpi=dpi, facecolor="white")
 
 
 def lettered(text: str) -> tuple[str, list[str]]:
-    """The text, and the fonts for it: matplotlib's own, then installed ones that have the letters which it lacks.
+    """Return the text, and fonts for it: matplotlib's own, then installed ones with the letters that it lacks.
 
     Letters that no font has are escaped, such as \\u6253: a box would hide them.
     """
@@ -71,7 +71,7 @@ _WIDE = ("CJK", "Noto Sans", "WenQuanYi", "Droid Sans Fallback", "Arial Unicode"
 
 @cache
 def _letters(path: str) -> frozenset[int]:
-    """Code points that a font has; none where it can't be read."""
+    """Return the code points that a font has; none where it can't be read."""
     from matplotlib.ft2font import FT2Font
 
     try:
@@ -81,7 +81,7 @@ def _letters(path: str) -> frozenset[int]:
 
 
 def text_width(text: str, points: float) -> float:
-    """Inches that a line of text takes at a size of `points`."""
+    """Return the inches that a line of text takes at a size of `points`."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
@@ -91,7 +91,7 @@ def text_width(text: str, points: float) -> float:
 
 
 def fitting(text: str, points: float, inches: float) -> dict[str, Any]:
-    """A text on one line, cut to `inches` at a size of `points`: the arguments for `Figure.text`."""
+    """Return a text on one line, cut to `inches` at a size of `points`: the arguments for `Figure.text`."""
     text, families = lettered(" ".join(text.split()))
     if text_width(text, points) > inches:
         fits = range(len(text))
@@ -103,7 +103,7 @@ def fitting(text: str, points: float, inches: float) -> dict[str, Any]:
 
 
 def evenly(count: int, most: int, also: Iterable[int] = ()) -> list[int]:
-    """Up to `most` of the places 0..count-1, ascending and evenly spread, the first and the last among them.
+    """Return up to `most` of the places 0..count-1, ascending and evenly spread, first and last among them.
 
     Each of `also` stands in for the nearest of them.
     """
@@ -118,7 +118,7 @@ def evenly(count: int, most: int, also: Iterable[int] = ()) -> list[int]:
 
 
 def shrunk(frame: Frames, height: int) -> Frames:
-    """A frame, uint8 (H,W,3), at about `height` pixels as means over squares: uint8 (h,w,3); never enlarged."""
+    """Return a frame, uint8 (H,W,3), at about `height` pixels, as means over squares: uint8 (h,w,3)."""
     side = max(1, min(frame.shape[0] // height, frame.shape[1]))
     rows, columns = frame.shape[0] // side, frame.shape[1] // side
     squares = frame[: rows * side, : columns * side].reshape(rows, side, columns, side, 3)
@@ -126,7 +126,7 @@ def shrunk(frame: Frames, height: int) -> Frames:
 
 
 def border(frame: Frames, colour: str, *, left: float = 0.0) -> Any:
-    """A border just inside a frame, uint8 (H,W,3), that is shown by `imshow` from column `left` on."""
+    """Return a border just inside a frame, uint8 (H,W,3), that is shown by `imshow` from column `left` on."""
     from matplotlib.patches import Rectangle
 
     height, width, _ = frame.shape
@@ -137,6 +137,6 @@ def border(frame: Frames, colour: str, *, left: float = 0.0) -> Any:
 
 
 def cut(text: str, length: int) -> str:
-    """The text on one line of at most `length` characters."""
+    """Return the text on one line of at most `length` characters."""
     text = " ".join(text.split())
     return text if len(text) <= length else text[: length - 1] + "…"

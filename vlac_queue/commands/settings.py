@@ -22,22 +22,13 @@ _URL = ENV_PREFIX + "REDIS_URL"
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting as this command shows it.
+    """A setting as this command shows it."""
 
-    Attributes:
-        name: the field of `VlacConfig`, and the key of the hydra node `vlac`; None for a user or password, which
-            only the environment gives.
-        variable: its environment variable.
-        default: its default on this machine; None where there is none.
-        set_to: what the environment holds, passwords hidden; None where it holds nothing.
-        meaning: what it is for, with its unit or choices.
-    """
-
-    name: str | None
+    name: str | None  # of the field of `VlacConfig`; None for a user or password, which only the environment gives
     variable: str
-    default: str | int | float | bool | None
-    set_to: str | None
-    meaning: str
+    default: str | int | float | bool | None  # on this machine; None where there is none
+    set_to: str | None  # what the environment holds, passwords hidden
+    meaning: str  # with its unit or choices
 
 
 def all_settings(environ: Mapping[str, str] = os.environ) -> list[Setting]:
@@ -60,7 +51,7 @@ def all_settings(environ: Mapping[str, str] = os.environ) -> list[Setting]:
 @click.command(short_help="Show every setting, and what is set.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def settings(as_json: bool) -> None:
-    """Shows every setting: its environment variable, its default, what is set, and what it means.
+    """Show every setting: its environment variable, its default, what is set, and what it means.
 
     In Python a setting is a field of VlacConfig, in hydra a key of the node `vlac`: the variable's name without
     VLAC_, in small letters. Exit code 1 if the environment holds a setting that is wrong.

@@ -21,7 +21,7 @@ from vlac_queue.texts import many
 @click.option("-v", "--verbose", is_flag=True, help="Log in detail, and errors with their tracebacks.")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def worker(redis_url: str, queue: str, critic: str | None, verbose: bool, arguments: tuple[str, ...]) -> None:
-    """Starts a critic worker: `rq worker` with our worker class.
+    """Start a critic worker: `rq worker` with our worker class.
 
     Settings come from the environment (VLAC_*); ARGUMENTS go to `rq worker`, after --.
     """

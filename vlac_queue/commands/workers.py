@@ -1,4 +1,4 @@
-"""`vlac-queue workers`: who works, and putting critics to sleep or waking them."""
+"""`vlac-queue workers`: list workers, put their critics to sleep, or wake them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _names_argument = click.argument("names", nargs=-1)
 
 @click.group(short_help="List workers; have critics sleep or wake.")
 def workers() -> None:
-    """Lists workers, puts their critics to sleep, or wakes them.
+    """List workers, put their critics to sleep, or wake them.
 
     A sleeping critic has given its GPU memory back; the next query wakes it, so nothing is lost.
     """
@@ -35,7 +35,7 @@ def workers() -> None:
 @queue_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_workers(redis_url: str, queue: str, as_json: bool) -> None:
-    """Shows the critic workers of the queue; exit code 1 if there is none."""
+    """Show the critic workers of the queue; exit code 1 if there is none."""
     with errors_as_messages(), connected(redis_url) as connection:
         found = critic_workers(connection, Keys(queue))
     if as_json:
@@ -53,7 +53,7 @@ def list_workers(redis_url: str, queue: str, as_json: bool) -> None:
 @_timeout_option
 @_names_argument
 def sleep(redis_url: str, queue: str, timeout: float, names: tuple[str, ...]) -> None:
-    """Has the critics of NAMES (or of all) give their GPU memory back, and waits for it."""
+    """Have the critics of NAMES (or of all) give their GPU memory back, and wait for it."""
     _order("sleep", redis_url, queue, timeout, names)
 
 
@@ -62,7 +62,7 @@ def sleep(redis_url: str, queue: str, timeout: float, names: tuple[str, ...]) ->
 @_timeout_option
 @_names_argument
 def wake(redis_url: str, queue: str, timeout: float, names: tuple[str, ...]) -> None:
-    """Brings the critics of NAMES (or of all) back, ahead of the next query."""
+    """Bring the critics of NAMES (or of all) back, ahead of the next query."""
     _order("wake", redis_url, queue, timeout, names)
 
 

@@ -42,7 +42,7 @@ class CriticQuery:
 
 
 def compared(count: int, stride: int) -> list[int]:
-    """Indices of the frames of a value list: every stride-th of `count`, and the last, which is the outcome."""
+    """Return the indices of a value list's frames: every stride-th of `count`, and the last, the outcome."""
     return [*range(0, count - 1, stride), count - 1]
 
 
@@ -66,27 +66,27 @@ class Critic(Protocol):
     """
 
     def load(self) -> None:
-        """Makes it ready: weights, compiled kernels. Raises with a message that says what to do."""
+        """Make it ready: weights, compiled kernels. Raise with a message that says what to do."""
 
     def answer(self, queries: Sequence[CriticQuery]) -> Sequence[CriticAnswer]:
-        """One answer for each query, in order: a verdict, or the exception with which this query failed.
+        """Return one answer for each query, in order: a verdict, or the exception with which this query failed.
 
         An answer never depends on what else is in the batch. If this raises, the worker asks each query
         again on its own; `AcceleratorLost` ends the worker. After `offload`, it comes back by itself.
         """
 
     def offload(self) -> None:
-        """Gives accelerator memory back until `wake`, or the next `answer`."""
+        """Give accelerator memory back until `wake`, or the next `answer`."""
 
     def wake(self) -> None:
-        """Takes the accelerator memory again, ahead of the next `answer`."""
+        """Take the accelerator memory again, ahead of the next `answer`."""
 
     def close(self) -> None:
-        """Frees everything."""
+        """Free everything."""
 
 
 def make_critic(config: VlacConfig) -> Critic:
-    """The critic that `config.critic` names, not loaded yet.
+    """Return the critic that `config.critic` names, not loaded yet.
 
     Raises:
         ConfigError: there is no such class, or it is no critic.

@@ -37,20 +37,20 @@ class ReferenceCritic:
         self._references: dict[str, tuple[Features, Features]] = {}
 
     def load(self) -> None:
-        """Nothing to load."""
+        """Load nothing."""
 
     def answer(self, queries: Sequence[CriticQuery]) -> list[CriticAnswer]:
-        """Each query on its own; the error of one is its own answer."""
+        """Answer each query on its own; the error of one is its own answer."""
         return [self._answer(query) for query in queries]
 
     def offload(self) -> None:
-        """Holds no accelerator memory."""
+        """Give nothing back: it holds no accelerator memory."""
 
     def wake(self) -> None:
-        """Needs none."""
+        """Take nothing: it needs no accelerator memory."""
 
     def close(self) -> None:
-        """Forgets the references."""
+        """Forget the references."""
         self._references.clear()
 
     def _answer(self, query: CriticQuery) -> CriticAnswer:
@@ -72,7 +72,7 @@ class ReferenceCritic:
         return ValueVerdict(tuple(map(float, values)), tuple(map(float, np.diff(values))))
 
     def _progress(self, query: CriticQuery) -> NDArray[np.float64]:
-        """Progress of each of the query's frames, 0..1."""
+        """Return the progress of each of the query's frames, 0..1."""
         assert query.reference is not None
         known = self._references.get(query.reference_id)
         if known is None:
@@ -93,7 +93,7 @@ class ReferenceCritic:
 
 
 def shrink(frames: Frames, side: int = _SIDE) -> Features:
-    """Frames as means over a grid of cells.
+    """Return frames as means over a grid of cells.
 
     Args:
         frames: uint8 (T,H,W,3).

@@ -46,7 +46,7 @@ _LEAST_CHARS = 16
     "KILL), or change the running server.",
 )
 def acl(queue: str, redis_version: str | None, passwords: Path | None, show_passwords: bool, admin: bool) -> None:
-    """Prints a users.acl for redis-server: one user each for rollouts, workers, dashboards and who looks after it.
+    """Print a users.acl for redis-server: one user each for rollouts, workers, dashboards and who looks after it.
 
     \b
     vlac-queue acl --passwords secrets > users.acl

@@ -37,37 +37,23 @@ _NOWHERE = redis.Redis()
 
 @dataclass(frozen=True)
 class Grant:
-    """Commands, and the keys that they may be used on.
+    """Commands, and the keys that they may be used on."""
 
-    Attributes:
-        commands: names as ACL rules spell them, such as "hset"; separated by spaces.
-        keys: patterns of keys to read and write.
-        reads: patterns of keys to read only (Redis 6.2: to write as well).
-        apart: whether it is left out for Redis 6.2, where its keys would be open to the other grants' commands.
-    """
-
-    commands: str
-    keys: tuple[str, ...] = ()
-    reads: tuple[str, ...] = ()
-    apart: bool = False
+    commands: str  # as ACL rules spell them, separated by spaces
+    keys: tuple[str, ...] = ()  # patterns of keys to read and write
+    reads: tuple[str, ...] = ()  # patterns of keys to read only (Redis 6.2: to write as well)
+    apart: bool = False  # left out for Redis 6.2, where its keys would be open to the other grants' commands
 
 
 @dataclass(frozen=True)
 class User:
-    """What a user may do.
-
-    Attributes:
-        commands: those that take no keys, such as "ping client|setname".
-        grants: those that do.
-        scripts: whether Lua scripts may be sent; what they call is checked like any other command.
-        channels: patterns of channels, to publish to or subscribe.
-    """
+    """What a user may do."""
 
     name: str
-    commands: str
-    grants: tuple[Grant, ...]
-    scripts: bool = False
-    channels: tuple[str, ...] = ()
+    commands: str  # those that take no keys, such as "ping client|setname"
+    grants: tuple[Grant, ...]  # those that do
+    scripts: bool = False  # whether Lua scripts may be sent; what they call is checked like any other command
+    channels: tuple[str, ...] = ()  # patterns of channels, to publish to or subscribe
 
 
 #: What redis-py sends by itself, and what tells the server's version and time.
@@ -83,12 +69,12 @@ _READS = (
 
 
 def users(keys: Keys) -> tuple[User, User, User]:
-    """The users of a queue: rollout, worker and dashboard."""
+    """Return the users of a queue: rollout, worker and dashboard."""
     return _rollout(keys), _worker(keys), _dashboard(keys)
 
 
 def _rollout(keys: Keys) -> User:
-    """Opens, pushes, asks, reads answers, closes; knows who listens, and has critics sleep and wake."""
+    """Return who opens, pushes, asks, reads answers, closes, knows who listens, has critics sleep and wake."""
     episode, job = keys.episode("*"), keys.job_id("?" * 32)
     return User(
         ROLLOUT,
@@ -116,7 +102,7 @@ def _rollout(keys: Keys) -> User:
 
 
 def _worker(keys: Keys) -> User:
-    """What a CriticWorker and a plain `rq worker` with its scheduler and maintenance do."""
+    """Return who may do what a CriticWorker and a plain `rq worker` with its scheduler and maintenance do."""
     episode = keys.episode("*")
     return User(
         WORKER,
@@ -143,7 +129,7 @@ def _worker(keys: Keys) -> User:
 
 
 def _dashboard(keys: Keys) -> User:
-    """What dashboards, `vlac-queue doctor` and `vlac-queue workers list` read. Never a write, and never frames.
+    """Return who reads what dashboards, `vlac-queue doctor` and `vlac-queue workers list` do; never frames.
 
     Of an open episode they see its task, and how much of it there is; on Redis 6.2 only its id.
     """
@@ -177,17 +163,11 @@ def _who_works(keys: Keys) -> tuple[str, ...]:
 
 
 def _rqs(keys: Keys) -> tuple[str, ...]:
-    """RQ's keys for one queue, and those that all queues share."""
+    """Return RQ's keys for one queue, and those that all queues share."""
     queue = _queue(keys)
-    registries = (
-        queue.started_job_registry,
-        queue.finished_job_registry,
-        queue.failed_job_registry,
-        queue.deferred_job_registry,
-        queue.scheduled_job_registry,
-        queue.canceled_job_registry,
-        ReadyJobRegistry(keys.queue, connection=_NOWHERE),
-    )
+    states = ("started", "finished", "failed", "deferred", "scheduled", "canceled")
+    registries = [getattr(queue, f"{state}_job_registry") for state in states]
+    registries.append(ReadyJobRegistry(keys.queue, connection=_NOWHERE))
     return (
         keys.rq_queue,
         f"{queue.intermediate_queue_key}*",
@@ -210,16 +190,12 @@ def _rqs(keys: Keys) -> tuple[str, ...]:
 
 
 def _queue(keys: Keys) -> Queue:
-    """RQ's queue, for the names of its keys."""
+    """Return RQ's queue, for the names of its keys."""
     return Queue(keys.queue, connection=_NOWHERE)
 
 
 def acl_line(user: User, password: str, version: tuple[int, int]) -> str:
-    """The user's line of an ACL file; the password stands in it as its SHA-256.
-
-    Args:
-        version: of Redis, from VERSIONS.
-    """
+    """Return the user's line of an ACL file for a version of VERSIONS, with the password's SHA-256."""
     commands = f"{user.commands} {_TRIED[version]}"
     grants = [grant for grant in user.grants if version >= (7, 0) or not grant.apart]
     if user.scripts:
@@ -236,7 +212,7 @@ def acl_line(user: User, password: str, version: tuple[int, int]) -> str:
 
 
 def admin_line(password: str) -> str:
-    """A user who may do everything, for who looks after the server."""
+    """Return the line of a user who may do everything, for who looks after the server."""
     return f"user {ADMIN} on {_hashed(password)} ~* &* +@all"
 
 

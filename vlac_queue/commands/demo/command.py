@@ -48,7 +48,7 @@ _DEMO_THRESHOLD = 0.85
     "--workers", "count", type=click.IntRange(1, 64), default=2, show_default=True, help="Worker processes."
 )
 def demo(out: Path, json_file: Path | None, png: bool, live: str | None, count: int) -> None:
-    """Plays robot episodes through the real queue, and shows how they end.
+    """Play robot episodes through the real queue, and show how they end.
 
     Starts Redis and worker processes with the critic `reference`, plays Meta-World episodes as training (the
     critic decides) and as evaluation (the environment decides), and ends everything it started.

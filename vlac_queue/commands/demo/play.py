@@ -55,53 +55,33 @@ class RecordedEpisode:
 
 @dataclass(frozen=True)
 class Run:
-    """An episode to play.
+    """An episode to play."""
 
-    Attributes:
-        name: what the table calls it.
-        make: makes its environment.
-        max_step: chunks after which it ends.
-        reference: uint8 (T,H,W,3), a successful run of the same task.
-    """
-
-    name: str
+    name: str  # what the table calls it
     make: Callable[[], Environment]
-    max_step: int
-    reference: Frames = field(repr=False)
+    max_step: int  # chunks after which it ends
+    reference: Frames = field(repr=False)  # uint8 (T,H,W,3), a successful run of the same task
 
 
 @dataclass(frozen=True)
 class Report:
-    """How an episode went.
-
-    Attributes:
-        name, task: which one, and what was to be done.
-        mode: "train" or "eval".
-        finish_step: chunk at which it ended.
-        ended_by: "critic", "max_step" or "environment".
-        reward: 0..1.
-        environment_done: first chunk at which the environment's own flag says done, or would have said so had
-            the critic not ended the episode before; None: never. Training does not use it.
-        queries: critic queries of the training rule.
-        sent_bytes, raw_bytes: frames as they crossed the wire, and their pixels.
-        latency_ms: mean milliseconds from asking until the answer stood on Redis; None where nothing was asked.
-        frames: uint8 (T,H,W,3), all that was seen.
-        values: the critic's value list over `frames`, 0..100, asked for the picture; empty in evaluation.
-    """
+    """How an episode went."""
 
     name: str
     task: str
-    mode: str
-    finish_step: int
-    ended_by: str
-    reward: float
+    mode: str  # "train" or "eval"
+    finish_step: int  # chunk at which it ended
+    ended_by: str  # "critic", "max_step" or "environment"
+    reward: float  # 0..1
+    # First chunk at which the environment's own flag says done, or would have said so had the critic not ended the
+    # episode before; None: never. Training does not use it.
     environment_done: int | None
-    queries: int = 0
-    sent_bytes: int = 0
-    raw_bytes: int = 0
-    latency_ms: float | None = None
-    frames: Frames = field(repr=False, kw_only=True)
-    values: tuple[float, ...] = ()
+    queries: int = 0  # those of the training rule
+    sent_bytes: int = 0  # frames as they crossed the wire
+    raw_bytes: int = 0  # their pixels
+    latency_ms: float | None = None  # mean, from asking until the answer stood on Redis; None: nothing was asked
+    frames: Frames = field(repr=False, kw_only=True)  # uint8 (T,H,W,3), all that was seen
+    values: tuple[float, ...] = ()  # over `frames`, 0..100, asked for the picture; empty in evaluation
 
 
 def train(client: CriticClient, runs: Sequence[Run], progress: Progress) -> list[Report]:
@@ -164,19 +144,15 @@ def evaluate(runs: Sequence[Run], progress: Progress) -> list[Report]:
 
 
 class _Played:
-    """Episodes that are played together; closes their environments with its `with` block.
-
-    Attributes:
-        tasks: what is to be done in each episode.
-        seen: the frames of each, uint8 (H,W,3).
-        done_at: episode -> first chunk at which its environment said done.
-    """
+    """Episodes that are played together; closes their environments with its `with` block."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self._runs = runs
         self._environments = [run.make() for run in runs]
         self.tasks = [environment.task for environment in self._environments]
+        #: The frames of each, uint8 (H,W,3).
         self.seen = [[environment.reset()] for environment in self._environments]
+        #: Episode -> first chunk at which its environment said done.
         self.done_at: dict[int, int] = {}
 
     def play(self, finished: Callable[[int, dict[int, Frames]], Set[int]], progress: Progress) -> None:

@@ -37,7 +37,7 @@ class Take:
 def takes_of(
     env: str, *, reference: int, experts: dict[int, int], random: int, stalled: int, stall_after: int
 ) -> list[Take]:
-    """The takes of one task; `experts` maps a seed to the chunks recorded after its first success."""
+    """Return the takes of one task; `experts` maps a seed to the chunks recorded after its first success."""
     return [
         Take(env, "reference", reference, chunks_after_success=1),
         *(Take(env, "expert", seed, chunks_after_success=after) for seed, after in experts.items()),
@@ -78,7 +78,7 @@ def record(take: Take) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
 
 
 def name_of(take: Take) -> str:
-    """The rollout's name, and its file's without the ending."""
+    """Return the rollout's name, and its file's without the ending."""
     return f"{take.env}_{take.kind}_s{take.seed}"
 
 

@@ -34,7 +34,7 @@ class Rollout:
 
 
 def load_rollouts(kind: str | None = None) -> list[Rollout]:
-    """The shipped rollouts, all or those of one kind, sorted by name; ValueError for an unknown kind."""
+    """Return the shipped rollouts, all or those of one kind, sorted by name; ValueError for an unknown kind."""
     if kind is not None and kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}; choose one of: {', '.join(KINDS)}")
     rollouts = []
@@ -65,6 +65,6 @@ def read_rollout(path: Path) -> Rollout:
 
 
 def success_step(rollout: Rollout) -> int | None:
-    """Index of the first frame at which the environment reports success; None where it never does."""
+    """Return the index of the first frame at which the environment reports success; None where it never does."""
     hits = np.flatnonzero(rollout.success)
     return int(hits[0]) if hits.size else None

@@ -110,7 +110,7 @@ class MetaWorldEpisode:
         self.close()
 
     def _action(self, obs: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The next action, (4,) float64 in [-1, 1]: hand velocity x, y, z and gripper effort."""
+        """Return the next action, (4,) float64 in [-1, 1]: hand velocity x, y, z and gripper effort."""
         taken = HORIZON - self._steps_left
         if self.policy == "random" or (self.policy == "stalled" and taken >= self._stall_after):
             return self._rng.uniform(-1.0, 1.0, size=4)

@@ -25,7 +25,7 @@ from vlac_queue.commands.doctor.report import as_json, remedies, summary, table
 )
 @click.option("--json", "json_output", is_flag=True, help="Print JSON instead of a table.")
 def doctor(redis_url: str | None, queue: str | None, critic: str | None, host: Host, json_output: bool) -> None:
-    """Finds what is wrong, and says what to do.
+    """Find what is wrong, and say what to do.
 
     Looks at the settings (VLAC_*), Redis, workers, packages, weights and GPU. Changes nothing. Ends with exit
     code 1 if anything is broken.

@@ -31,25 +31,15 @@ _SETTINGS = ("maxmemory", "maxmemory-policy", "save", "appendonly", "bind", "pro
 
 @dataclass(frozen=True)
 class Server:
-    """What a Redis server says of itself.
+    """What a Redis server says of itself."""
 
-    Attributes:
-        info: the fields of INFO; empty where refused.
-        info_refused: why it was refused, or "".
-        settings: those that CONFIG GET told.
-        settings_refused: why they were refused, or "".
-        round_trip_s: the median of a few.
-        open: whether it answers without a password.
-        seen_from: the address that the server sees this program under, or "" where it does not tell.
-    """
-
-    info: Mapping[str, Any]
-    info_refused: str = ""
-    settings: Mapping[str, str] | None = None
-    settings_refused: str = ""
-    round_trip_s: float = 0.0
-    open: bool = False
-    seen_from: str = ""
+    info: Mapping[str, Any]  # the fields of INFO
+    info_refused: str = ""  # why it was refused
+    settings: Mapping[str, str] | None = None  # those that CONFIG GET told
+    settings_refused: str = ""  # why they were refused
+    round_trip_s: float = 0.0  # the median of a few
+    open: bool = False  # whether it answers without a password
+    seen_from: str = ""  # the address that the server sees this program under, where it tells
 
     def setting(self, name: str) -> str | None:
         """Return a setting by its name in CONFIG GET, else in INFO; None where neither tells."""

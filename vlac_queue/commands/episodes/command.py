@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -34,7 +34,7 @@ _log_option = click.option(
 
 @click.group(short_help="List and draw episodes.")
 def episodes() -> None:
-    """Shows episodes: those open on Redis, or those of a decision log (--log)."""
+    """Show episodes: those open on Redis, or those of a decision log (--log)."""
 
 
 @episodes.command("list")
@@ -49,7 +49,7 @@ def episodes() -> None:
 @queue_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_episodes(folder: Path | None, limit: int, redis_url: str, queue: str, as_json: bool) -> None:
-    """Shows the episodes that are open, those used last first; of a log, those opened last.
+    """Show the episodes that are open, those used last first; of a log, those opened last.
 
     Changes nothing on Redis, and reads two round trips however many are open.
     """
@@ -64,7 +64,12 @@ def list_episodes(folder: Path | None, limit: int, redis_url: str, queue: str, a
         click.echo(json.dumps({"count": count, "episodes": rows}, indent=2))
         return
     if rows:
-        (_print_open if folder is None else _print_logged)(rows)
+        shown = (
+            ("pushes", "size", "asked", "expires") if folder is None else ("frames", "asked", "done at", "value")
+        )
+        cells = _cells_open if folder is None else _cells_logged
+        table = [(clean(row["id"]), clean(row["task"]), *cells(row)) for row in rows]
+        print_table(("episode", "task", *shown), table, texts=2)
     of = "" if len(rows) == count else f" ({len(rows)} shown; --limit shows more)"
     where = f"in {folder}" if folder is not None else f"open on queue {queue!r}"
     click.echo(f"{many(count, 'episode')} {where}{of}")
@@ -82,7 +87,7 @@ def list_episodes(folder: Path | None, limit: int, redis_url: str, queue: str, a
 @_log_option
 @queue_options
 def show(episode: str, out: Path, folder: Path | None, redis_url: str, queue: str) -> None:
-    """Draws an episode: frames with their done scores, the value curve and the done curve (needs matplotlib).
+    """Draw an episode: frames with their done scores, the value curve and the done curve (needs matplotlib).
 
     The beginning of ID is enough where only one episode has it. Long episodes are drawn by 40 frames, evenly
     chosen: the first, the last and the one that was found done are always among them. A green border marks what
@@ -151,37 +156,12 @@ def _row(record: EpisodeRecord) -> dict[str, Any]:
     }
 
 
-def _print_open(rows: Sequence[dict[str, Any]]) -> None:
-    print_table(
-        ("episode", "task", "pushes", "size", "asked", "expires"),
-        [
-            (
-                clean(row["id"]),
-                clean(row["task"]),
-                f"{row['batches']:,}",
-                size(row["bytes"]),
-                f"{row['queries']:,}",
-                duration(max(row["expires_s"], 0.0)),
-            )
-            for row in rows
-        ],
-        texts=2,
-    )
+def _cells_open(row: dict[str, Any]) -> tuple[str, ...]:
+    left = duration(max(row["expires_s"], 0.0))
+    return f"{row['batches']:,}", size(row["bytes"]), f"{row['queries']:,}", left
 
 
-def _print_logged(rows: Sequence[dict[str, Any]]) -> None:
-    print_table(
-        ("episode", "task", "frames", "asked", "done at", "value"),
-        [
-            (
-                clean(row["id"]),
-                clean(row["task"]),
-                "-" if row["frames"] is None else f"{row['frames']:,}",
-                f"{row['queries']:,}",
-                "-" if row["first_done"] is None else str(row["first_done"]),
-                "-" if row["value"] is None else f"{row['value']:.1f}",
-            )
-            for row in rows
-        ],
-        texts=2,
-    )
+def _cells_logged(row: dict[str, Any]) -> tuple[str, ...]:
+    frames = "-" if row["frames"] is None else f"{row['frames']:,}"
+    done = "-" if row["first_done"] is None else str(row["first_done"])
+    return frames, f"{row['queries']:,}", done, "-" if row["value"] is None else f"{row['value']:.1f}"

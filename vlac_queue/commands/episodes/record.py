@@ -9,6 +9,8 @@ from pathlib import Path
 from vlac_queue.errors import ProtocolError
 from vlac_queue.frames import Base, Frames, decode_many
 from vlac_queue.messages import Answer, CriticIdentity, DoneVerdict, Failure, Kind, ValueVerdict
+from vlac_queue.plot import cut
+from vlac_queue.texts import MAX_TEXT
 
 #: Most ids that an error lists.
 _TOLD = 10
@@ -16,92 +18,76 @@ _TOLD = 10
 
 @dataclass(frozen=True)
 class Asked:
-    """A query and what came of it.
-
-    Attributes:
-        kind: "done" or "value".
-        answer: the verdict or the failure; None while it is on its way.
-        frame: index of the frame that it is about; None where that is not known (value queries on Redis).
-        critic: who answered; None where nobody did.
-        sha256: of the pixels of that frame, as the client saw them; "" where they were not logged.
-    """
+    """A query and what came of it."""
 
     kind: Kind
-    answer: Answer | None
-    frame: int | None
-    critic: CriticIdentity | None = None
-    sha256: str = ""
+    answer: Answer | None  # None while it is on its way
+    frame: int | None  # index of the one that it is about; None where that is not known (value queries on Redis)
+    critic: CriticIdentity | None = None  # who answered; None where nobody did
+    sha256: str = ""  # of the pixels of that frame, as the client saw them; "" where they were not logged
 
 
 @dataclass(frozen=True)
 class EpisodeRecord:
-    """An episode and its queries, in the order in which they were asked (on Redis) or answered (in a log).
-
-    Attributes:
-        id, token, task: which one; the token tells it from others of the same id ("" on Redis).
-        reference: id (SHA-256) of its reference frames, or "".
-        done_threshold, value_stride: its queries' settings.
-        asked: its queries.
-        frames: how many frames it has; None where a log does not say (its client died, or still runs).
-        truth_known, truth: whether the simulator's word is known, and the first frame that it calls done; None:
-            none of them.
-        opened: seconds since 1970 on the client's clock; None on Redis.
-        writer: folder of the client that logged it; None on Redis.
-    """
+    """An episode and its queries, in the order in which they were asked (on Redis) or answered (in a log)."""
 
     id: str
-    token: str
+    token: str  # tells it from others of the same id; "" on Redis
     task: str
-    reference: str
+    reference: str  # id (SHA-256) of its reference frames, or ""
     done_threshold: float
     value_stride: int
     asked: tuple[Asked, ...] = ()
-    frames: int | None = None
-    truth_known: bool = False
-    truth: int | None = None
-    opened: float | None = None
-    writer: Path | None = None
+    frames: int | None = None  # how many; None where a log does not say (its client died, or still runs)
+    truth_known: bool = False  # whether the log has the simulator's word
+    truth: int | None = None  # the first frame that the simulator calls done; None: none of them
+    opened: float | None = None  # seconds since 1970 on the client's clock; None on Redis
+    writer: Path | None = None  # folder of the client that logged it; None on Redis
 
     @property
     def done_verdicts(self) -> dict[int, DoneVerdict]:
-        """The verdict about each frame asked about, by frame; the last one where it was asked again."""
+        """Return the verdict about each frame asked about, by frame; the last one where it was asked again."""
         answers = [each.answer for each in self.asked if isinstance(each.answer, DoneVerdict)]
         return dict(sorted({answer.frame: answer for answer in answers}.items()))
 
     @property
     def first_done(self) -> int | None:
-        """The first frame that the critic found done."""
+        """Return the first frame that the critic found done."""
         return next((frame for frame, verdict in self.done_verdicts.items() if verdict.done), None)
 
     @property
     def value(self) -> ValueVerdict | None:
-        """The last value list."""
+        """Return the last value list."""
         lists = [each.answer for each in self.asked if isinstance(each.answer, ValueVerdict)]
         return lists[-1] if lists else None
 
     @property
     def failures(self) -> list[Asked]:
-        """The queries that failed."""
+        """Return the queries that failed."""
         return [each for each in self.asked if isinstance(each.answer, Failure)]
 
     @property
     def pending(self) -> int:
-        """Queries without an answer, as far as is known."""
+        """Return how many queries have no answer, as far as is known."""
         return sum(each.answer is None for each in self.asked)
 
     @property
     def critics(self) -> list[CriticIdentity]:
-        """Who answered, each once."""
+        """Return who answered, each once."""
         return list(dict.fromkeys(each.critic for each in self.asked if each.critic is not None))
 
 
-def described(critic: CriticIdentity) -> str:
-    """Return a critic in words: its name, its model, and the hash of its prompts."""
-    return " ".join(filter(None, (critic.name, critic.model, critic.prompt and f"(prompts {critic.prompt})")))
+def described(critics: Iterable[CriticIdentity], most: int = MAX_TEXT) -> str:
+    """Return critics in words: name, model (its first `most` characters), and the hash of the prompts."""
+    said = (
+        (critic.name, cut(critic.model, most), critic.prompt and f"(prompts {critic.prompt})")
+        for critic in critics
+    )
+    return ", ".join(" ".join(filter(None, parts)) for parts in said)
 
 
 def one_of(ids: Iterable[str], start: str) -> str | None:
-    """The only one of several ids; None where there is none.
+    """Return the only one of several ids; None where there is none.
 
     Args:
         ids: those that begin with `start`; the same one may come more than once.
@@ -120,7 +106,7 @@ def one_of(ids: Iterable[str], start: str) -> str | None:
 
 
 def decoded(batches: Iterable[bytes]) -> Iterator[tuple[int, Frames]]:
-    """The frames of an episode batch by batch, one batch in memory at a time.
+    """Yield the frames of an episode batch by batch, one batch in memory at a time.
 
     Args:
         batches: its encoded batches, from the first one on.

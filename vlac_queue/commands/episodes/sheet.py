@@ -1,17 +1,17 @@
-"""An episode as a picture: its frames with their done scores, the value curve and the done curve."""
+"""Draw an episode: its frames with their done scores, the value curve and the done curve."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from vlac_queue.commands.episodes.record import EpisodeRecord, decoded
+from vlac_queue.commands.episodes.record import EpisodeRecord, decoded, described
 from vlac_queue.commands.score.figures import Score, make_score
 from vlac_queue.commands.score.picture import COLUMNS, THUMBNAIL_HEIGHT, write_sheet
 from vlac_queue.errors import FrameError
 from vlac_queue.frames import Frames, read_header
 from vlac_queue.messages import ValueVerdict
-from vlac_queue.plot import cut, evenly, shrunk
+from vlac_queue.plot import evenly, shrunk
 from vlac_queue.texts import many
 
 #: Rows of frames that still fit a screen; longer episodes are shown by evenly chosen frames.
@@ -19,7 +19,7 @@ _ROWS = 5
 
 
 def write_episode(record: EpisodeRecord, batches: Callable[[], Iterable[bytes]], path: Path) -> tuple[int, int]:
-    """Draws an episode as PNG.
+    """Draw an episode as PNG.
 
     Args:
         record: what is known of it.
@@ -75,10 +75,7 @@ def _score(record: EpisodeRecord, last: int) -> Score:
 
 
 def _note(record: EpisodeRecord, frames: str) -> str:
-    critics = ", ".join(
-        " ".join(filter(None, (each.name, cut(each.model, 40), each.prompt and f"(prompts {each.prompt})")))
-        for each in record.critics
-    )
+    critics = described(record.critics, 40)
     parts = [f"critic {critics}" if critics else "no answer yet", frames, many(len(record.asked), "query")]
     if record.pending:
         parts.append(f"{record.pending} on their way")

@@ -1,4 +1,4 @@
-"""`vlac-queue rescore`: a log's frames through the queue again, compared with what was said then."""
+"""`vlac-queue rescore`: send a log's frames through the queue again, and compare with what was said then."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def rescore(
     timeout: float | None,
     as_json: bool,
 ) -> None:
-    """Asks the critic that the workers run now about the frames of a decision log, and compares.
+    """Ask the critic that the workers run now about the frames of a decision log, and compare.
 
     Shows for each task how many done verdicts agree, which are new or gone, how often each critic calls a
     frame done that the simulator does not (where the log has its word), and how far scores (0..1) and values
@@ -84,20 +84,14 @@ def rescore(
 
 @dataclass
 class _Found:
-    """What came of asking again.
-
-    Attributes:
-        tasks: the comparison of each task.
-        then, now: the critics that answered, each once.
-        refused, failures, notes: what is to be said of frames, queries and the log; each note once.
-    """
+    """What came of asking again."""
 
     tasks: dict[str, Comparison] = field(default_factory=dict)
-    then: dict[CriticIdentity, None] = field(default_factory=dict)
+    then: dict[CriticIdentity, None] = field(default_factory=dict)  # who answered, each once
     now: dict[CriticIdentity, None] = field(default_factory=dict)
-    refused: list[str] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-    notes: dict[str, None] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)  # what is to be said of frames
+    failures: list[str] = field(default_factory=list)  # of queries
+    notes: dict[str, None] = field(default_factory=dict)  # of the log, each once
 
     @property
     def total(self) -> Comparison:
@@ -191,7 +185,11 @@ def _show(found: _Found) -> None:
                 _drift(each.values, 1),
             ]
         )
-    click.echo(f"then  {_critics(found.then)}\nnow   {_critics(found.now)}")
+
+    def critics(found: Iterable[CriticIdentity]) -> str:
+        return clean(described(found), 1000) or "nobody"
+
+    click.echo(f"then  {critics(found.then)}\nnow   {critics(found.now)}")
     print_table(headers, rows, texts=1)
     click.echo(
         "done: verdicts compared; new, gone: done now and not then, or the other way;\n"
@@ -206,7 +204,3 @@ def _drift(drift: Drift, digits: int) -> str:
     if drift.mean is None:
         return "-"
     return "/".join(f"{number:.{digits}f}" for number in (drift.mean, drift.p95, drift.max))
-
-
-def _critics(critics: Iterable[CriticIdentity]) -> str:
-    return ", ".join(clean(described(critic), 1000) for critic in critics) or "nobody"

@@ -14,16 +14,11 @@ from vlac_queue.messages import DoneVerdict, ValueVerdict
 
 @dataclass(frozen=True)
 class Drift:
-    """How far numbers moved: absolute differences, in the units of the numbers.
-
-    Attributes:
-        count: how many were compared.
-        mean, p95, max: of the differences; None where there are none. p95: 95% moved by no more.
-    """
+    """How far numbers moved: absolute differences, in the units of the numbers; None where there are none."""
 
     count: int
     mean: float | None = None
-    p95: float | None = None
+    p95: float | None = None  # 95% moved by no more
     max: float | None = None
 
     @classmethod
@@ -37,42 +32,25 @@ class Drift:
 
 @dataclass
 class Comparison:
-    """The verdicts then and now of one task, or of all.
+    """The verdicts then and now of one task, or of all."""
 
-    Attributes:
-        task: the task's text; "" for all tasks together.
-        done_verdicts: pairs of done verdicts.
-        newly_done, no_longer_done: those that differ, by what is said now.
-        judged: pairs about a frame of which the log has the simulator's word that the task is not done in it.
-        false_done_then, false_done_now: how many of these each critic calls done.
-        value_lists: pairs of value lists of one length.
-        uneven_lists: pairs of different lengths, which are not compared.
-        failed: queries that the critic failed on now.
-        score_moves, value_moves: how far each done score and each value moved.
-    """
-
-    task: str
-    done_verdicts: int = 0
+    task: str  # its text; "" for all tasks together
+    done_verdicts: int = 0  # pairs of them
     newly_done: int = 0
     no_longer_done: int = 0
-    judged: int = 0
-    false_done_then: int = 0
+    judged: int = 0  # pairs about a frame of which the log has the simulator's word that it is not done
+    false_done_then: int = 0  # how many of these the critic then called done
     false_done_now: int = 0
-    value_lists: int = 0
-    uneven_lists: int = 0
-    failed: int = 0
+    value_lists: int = 0  # pairs of one length
+    uneven_lists: int = 0  # pairs of different lengths, which are not compared
+    failed: int = 0  # queries that the critic failed on now
     score_moves: array[float] = field(default_factory=lambda: array("d"), repr=False)
     value_moves: array[float] = field(default_factory=lambda: array("d"), repr=False)
 
     def add(
         self, then: DoneVerdict | ValueVerdict, now: DoneVerdict | ValueVerdict | None, *, truth: bool | None
     ) -> None:
-        """Take a pair in.
-
-        Args:
-            now: None where the critic failed.
-            truth: whether the simulator calls the frame done; None where that is not known.
-        """
+        """Take a pair in; `now` is None where the critic failed, `truth` where the log does not tell."""
         if now is None:
             self.failed += 1
         elif isinstance(then, DoneVerdict) and isinstance(now, DoneVerdict):

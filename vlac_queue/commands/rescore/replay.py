@@ -24,23 +24,14 @@ Verdict = DoneVerdict | ValueVerdict
 
 @dataclass(frozen=True)
 class Replayed:
-    """A verdict of a log, and what the critic says now.
-
-    Attributes:
-        task: the task's text.
-        frame: index of the frame that was asked about.
-        then: the verdict in the log.
-        now: the verdict; why there is none where the critic failed.
-        critic: who answered now.
-        truth: whether the simulator calls the frame done; None where the log does not say.
-    """
+    """A verdict of a log, and what the critic says now."""
 
     task: str
-    frame: int
+    frame: int  # index of the one that was asked about
     then: Verdict
     now: Verdict | CriticFailed
-    critic: CriticIdentity
-    truth: bool | None
+    critic: CriticIdentity  # who answered now
+    truth: bool | None  # whether the simulator calls the frame done; None where the log does not say
 
 
 def verdicts(record: EpisodeRecord) -> dict[tuple[int, Kind], tuple[Verdict, str]]:

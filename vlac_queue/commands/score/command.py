@@ -12,7 +12,7 @@ from vlac_queue.client import CriticClient, Episode, Pending
 from vlac_queue.commands.asking import keep_open, timeout_option
 from vlac_queue.commands.score.figures import Score, make_score, summary
 from vlac_queue.commands.score.picture import Thumbnails, write_picture
-from vlac_queue.commands.score.reading import open_clip, read_reference
+from vlac_queue.commands.score.reading import Clip, open_clip, read_reference
 from vlac_queue.config import VlacConfig
 from vlac_queue.console import errors_as_messages, progress_bar, queue_options, writing
 from vlac_queue.frames import Frames
@@ -64,7 +64,7 @@ def score(
     png: bool,
     as_json: bool,
 ) -> None:
-    """Asks the critic about a recorded run: how far each frame is, and whether the task is done in it.
+    """Ask the critic about a recorded run: how far each frame is, and whether the task is done in it.
 
     Reads a video or a folder of png or jpg files (these need the extra video), an .npz with 'frames', or an
     .npy. Prints VOC (how well the values keep the order of time, -1..1) and the negative rate (the part of
@@ -83,15 +83,7 @@ def score(
             with writing(folder, "--out"):
                 folder.mkdir(parents=True, exist_ok=True)
         thumbnails = Thumbnails()
-        with progress_bar() as bar, CriticClient(config) as client:
-            answers = bar.add_task("asking the critic", total=clip.count and clip.count + 1)
-            verdicts, value = ask(
-                client,
-                task,
-                reference_frames,
-                map(thumbnails.add, clip.frames),
-                on_answer=lambda: bar.advance(answers),
-            )
+        verdicts, value = _ask_clip(config, task, reference_frames, clip, thumbnails)
         made = make_score(
             verdicts, value, source=str(source), task=task, stride=stride,
             done_threshold=config.done_threshold, value_stride=config.value_stride,
@@ -100,6 +92,15 @@ def score(
         if folder is not None:
             written = _write(made, folder, thumbnails if png else None)
             click.echo(f"Written: {', '.join(map(str, written))}", err=as_json)
+
+
+def _ask_clip(
+    config: VlacConfig, task: str, reference: Frames | None, clip: Clip, thumbnails: Thumbnails
+) -> tuple[list[DoneVerdict], ValueVerdict | None]:
+    with progress_bar() as bar, CriticClient(config) as client:
+        answers = bar.add_task("asking the critic", total=clip.count and clip.count + 1)
+        frames = map(thumbnails.add, clip.frames)
+        return ask(client, task, reference, frames, lambda: bar.advance(answers))
 
 
 def ask(

@@ -17,7 +17,7 @@ NO_PAIR = "there are no two frames to compare"
 
 
 def value_order_correlation(values: Sequence[float]) -> tuple[float | None, str]:
-    """VOC: how well a value list keeps the order of time, -1..1; 1 where it never falls back nor stands still.
+    """Return VOC: how well a value list keeps the order of time, -1..1; 1: it never falls back nor stands still.
 
     Spearman's rank correlation of the values with their places in time, equal values sharing the mean of
     their ranks. The same number as `GAC_model.compute_voc` of VLAC (evo_vlac/utils/model_utils.py), which
@@ -40,13 +40,13 @@ def value_order_correlation(values: Sequence[float]) -> tuple[float | None, str]
 
 
 def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rank of each value from 1 on, float64 (T,); equal values share the mean of their ranks."""
+    """Return the rank of each value from 1 on, float64 (T,); equal values share the mean of their ranks."""
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[place]
 
 
 def negative_rate(critics: Sequence[float]) -> tuple[float | None, str]:
-    """The part of the steps that lead away from the goal, 0..1: pair-wise scores below 0.
+    """Return the part of the steps that lead away from the goal, 0..1: pair-wise scores below 0.
 
     The same number as `GAC_model.compute_negative_rate` of VLAC (evo_vlac/utils/model_utils.py).
 
@@ -63,42 +63,25 @@ def negative_rate(critics: Sequence[float]) -> tuple[float | None, str]:
 
 @dataclass(frozen=True)
 class Score:
-    """What the critic says of a recorded run. Frames are numbered as in the recording, from 0.
+    """What the critic says of a recorded run. Frames are numbered as in the recording, from 0."""
 
-    Attributes:
-        source: the recording's file or folder.
-        task: the task's text.
-        stride: every stride-th frame was looked at.
-        frames: numbers of the frames asked about, ascending.
-        done_scores: the critic's "done" score of each of `frames`, 0..1.
-        done_threshold: a score above this (strictly) means done, 0..1.
-        first_done: number of the first frame that is done; None where none is.
-        value_frames: number of the frame that each of `values` is about.
-        values: the critic's value list, nominally 0..100; empty where no two frames can be compared.
-        critics: pair-wise scores, nominally -100..100: `critics[i]` leads from `values[i]` to `values[i + 1]`.
-        voc: Value-Order Correlation, -1..1; None where it is undefined.
-        voc_undefined: why it is undefined, or "".
-        negative_rate: part of `critics` below 0, 0..1; None where it is undefined.
-        negative_rate_undefined: why it is undefined, or "".
-    """
-
-    source: str
+    source: str  # the recording's file or folder
     task: str
-    stride: int
-    frames: tuple[int, ...]
-    done_scores: tuple[float, ...]
-    done_threshold: float
-    first_done: int | None
-    value_frames: tuple[int, ...]
-    values: tuple[float, ...]
-    critics: tuple[float, ...]
-    voc: float | None
-    voc_undefined: str
-    negative_rate: float | None
-    negative_rate_undefined: str
+    stride: int  # every stride-th frame was looked at
+    frames: tuple[int, ...]  # numbers of those asked about, ascending
+    done_scores: tuple[float, ...]  # of each of `frames`, 0..1
+    done_threshold: float  # a score above this (strictly) means done, 0..1
+    first_done: int | None  # number of the first frame that is done; None where none is
+    value_frames: tuple[int, ...]  # number of the frame that each of `values` is about
+    values: tuple[float, ...]  # the value list, nominally 0..100; empty where no two frames can be compared
+    critics: tuple[float, ...]  # nominally -100..100: `critics[i]` leads from `values[i]` to `values[i + 1]`
+    voc: float | None  # Value-Order Correlation, -1..1; None where it is undefined
+    voc_undefined: str  # why it is, or ""
+    negative_rate: float | None  # part of `critics` below 0, 0..1; None where it is undefined
+    negative_rate_undefined: str  # why it is, or ""
 
     def to_json(self) -> str:
-        """All fields as a JSON object; what is undefined is null."""
+        """Return all fields as a JSON object; what is undefined is null."""
         return json.dumps(asdict(self), indent=2, allow_nan=False, ensure_ascii=False)
 
 
@@ -118,12 +101,10 @@ def make_score(
     Args:
         verdicts: one for each frame that was asked about, ascending by frame.
         value: the value list; None where no two frames can be compared, or none was asked.
-        source, task, stride, done_threshold: as in `Score`.
         value_stride: distance between the frames of the value list, counted in frames sent.
         last: index of the value list's last frame among those sent; None: the frame of the last verdict.
     """
-    if last is None:
-        last = verdicts[-1].frame
+    last = verdicts[-1].frame if last is None else last
     values, critics = (value.values, value.critics) if value else ((), ())
     voc, voc_undefined = value_order_correlation(values) if value else (None, NO_PAIR)
     rate, rate_undefined = negative_rate(critics)
@@ -146,7 +127,7 @@ def make_score(
 
 
 def summary(score: Score) -> str:
-    """The score in a few lines for a terminal."""
+    """Return the score in a few lines for a terminal."""
     done = "never" if score.first_done is None else f"first at frame {score.first_done}"
     span = f"undefined: {NO_PAIR}"
     if score.values:

@@ -1,4 +1,4 @@
-"""A score as a picture: a few frames, the value curve and the done curve."""
+"""Draw a score: a few frames, the value curve and the done curve."""
 
 from __future__ import annotations
 
@@ -62,16 +62,15 @@ class Thumbnails:
         """Return up to 8 of the frames with their places, the first and the last among them."""
         if self._last is None:
             return []
-        kept = [each for each in self._kept if each[0] != self._count - 1]
-        kept.append((self._count - 1, shrunk(self._last, THUMBNAIL_HEIGHT)))
-        places = [place for place, _ in kept]
+        kept = dict(self._kept) | {self._count - 1: shrunk(self._last, THUMBNAIL_HEIGHT)}
+        places = np.array(list(kept))
         wanted = np.linspace(0, places[-1], min(COLUMNS, len(kept)))
-        nearest = {int(np.argmin([abs(place - want) for place in places])) for want in wanted}
-        return [kept[index] for index in sorted(nearest)]
+        nearest = {int(places[abs(places - want).argmin()]) for want in wanted}
+        return [(place, kept[place]) for place in sorted(nearest)]
 
 
 def write_picture(score: Score, thumbnails: Thumbnails, path: Path) -> None:
-    """Frames, value curve and done curve over the recording's frame numbers, as PNG.
+    """Draw frames, value curve and done curve over the recording's frame numbers, as PNG.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -92,7 +91,7 @@ def write_sheet(
     truth: int | None = None,
     failed: Collection[int] = (),
 ) -> None:
-    """Frames with their done scores, the value curve and the done curve, as PNG.
+    """Draw frames with their done scores, the value curve and the done curve, as PNG.
 
     Args:
         score: the curves; either may be empty, and there is no panel for values then.
@@ -116,17 +115,7 @@ def write_sheet(
     above, top, bottom = figure.subfigures(3, 1, height_ratios=[_HEAD, strip, curves])
     _draw_head(above, score.task, name, note)
     _draw_frames(top, shown, score, rows, ended, failed)
-    ratios = [_VALUES, _DONES] if score.values else [_DONES]
-    panels = bottom.subplots(len(ratios), 1, sharex=True, height_ratios=ratios, squeeze=False).ravel()
-    bottom.align_ylabels()
-    for axes in panels:
-        if truth is not None:
-            axes.axvline(truth, color=UNDONE, linewidth=2, linestyle=":", label="simulator: done", zorder=3)
-    if score.values:
-        _draw_values(panels[0], score, ended)
-    _draw_done(panels[-1], score)
-    last = max((shown[-1][0], *score.frames, *score.value_frames))
-    panels[-1].set_xlim(_limits(0, max(last, 1), 0.015))
+    _draw_curves(bottom, score, max(shown[-1][0], *score.frames, *score.value_frames, 1), ended, truth)
     save(figure, path, dpi=_DPI)
 
 
@@ -168,15 +157,29 @@ def _draw_frames(
             axes.add_patch(border(frame, UNDONE))
 
 
+def _draw_curves(figure: Any, score: Score, last: int, ended: int | None, truth: int | None) -> None:
+    ratios = [_VALUES, _DONES] if score.values else [_DONES]
+    panels = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios, squeeze=False).ravel()
+    figure.align_ylabels()
+    for axes in panels:
+        if truth is not None:
+            axes.axvline(truth, color=UNDONE, linewidth=2, linestyle=":", label="simulator: done", zorder=3)
+    if score.values:
+        _draw_values(panels[0], score, ended)
+    _draw_done(panels[-1], score)
+    panels[-1].set_xlim(_limits(0, last, 0.015))
+
+
 def _draw_values(axes: Any, score: Score, ended: int | None) -> None:
     frames, values = score.value_frames, score.values
     marker = "o" if len(values) <= _MARKED_POINTS else ""
     axes.plot(frames, values, color=CURVE, linewidth=1.6, marker=marker, markersize=3.5)
-    backwards = [place for place, critic in enumerate(score.critics) if critic < 0]
-    for place in backwards:
-        label = "pair-wise score below 0" if place == backwards[0] else None
-        pair = slice(place, place + 2)
-        axes.plot(frames[pair], values[pair], color=WRONG, linewidth=2.2, label=label)
+    label: str | None = "pair-wise score below 0"
+    for place, critic in enumerate(score.critics):
+        if critic < 0:
+            pair = slice(place, place + 2)
+            axes.plot(frames[pair], values[pair], color=WRONG, linewidth=2.2, label=label)
+            label = None  # once in the legend
     axes.set_ylim(_limits(min((0.0, *values)), max((100.0, *values)), 0.05))
     if score.first_done is not None:
         axes.axvline(score.first_done, color=DONE, linewidth=1.2)
@@ -189,13 +192,8 @@ def _draw_values(axes: Any, score: Score, ended: int | None) -> None:
 def _draw_done(axes: Any, score: Score) -> None:
     marker = "o" if len(score.frames) <= _MARKED_POINTS else ""
     axes.plot(score.frames, score.done_scores, color=CURVE, linewidth=1.6, marker=marker, markersize=3.5)
-    axes.axhline(
-        score.done_threshold,
-        color=TEXT,
-        linewidth=1,
-        linestyle="--",
-        label=f"done above {score.done_threshold:g}",
-    )
+    threshold = score.done_threshold
+    axes.axhline(threshold, color=TEXT, linewidth=1, linestyle="--", label=f"done above {threshold:g}")
     axes.set_ylim(_limits(min((0.0, *score.done_scores)), max((1.0, *score.done_scores)), 0.07))
     axes.set_xlabel("frame", fontsize=9, color=TEXT)
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -219,5 +217,5 @@ def _finish(axes: Any, name: str, title: str) -> None:
 
 
 def _limits(low: float, high: float, margin: float) -> tuple[float, float]:
-    """The range with a margin, given as part of it, on both sides."""
+    """Return the range with a margin, given as part of it, on both sides."""
     return low - margin * (high - low), high + margin * (high - low)

@@ -1,11 +1,11 @@
-"""Reading a recorded run: frames of a video, a folder of pictures, or a file of numpy's."""
+"""Read a recorded run: frames of a video, a folder of pictures, or a file of numpy's."""
 
 from __future__ import annotations
 
 import re
 import zipfile
 import zlib
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,22 +27,17 @@ _PICTURES = (".png", ".jpg", ".jpeg")
 
 @dataclass(frozen=True)
 class Clip:
-    """A recorded run, read while it is used.
+    """A recorded run, read while it is used."""
 
-    Attributes:
-        path: its file or folder.
-        count: how many frames `frames` will give, as the file says; None where it does not.
-        frames: each frame taken, uint8 (H,W,3), RGB, all of one size; gives at least one, and only once.
-            Raises FrameError where the file is damaged, or its frames are of several sizes.
-    """
-
-    path: Path
-    count: int | None
+    path: Path  # its file or folder
+    count: int | None  # how many frames `frames` will give, as the file says; None where it does not
+    # Each frame taken, uint8 (H,W,3), RGB, all of one size; gives at least one, and only once. Raises FrameError
+    # where the file is damaged, or its frames are of several sizes.
     frames: Iterator[Frames] = field(repr=False)
 
 
 def open_clip(path: Path, stride: int = 1, *, keep_last: bool = False) -> Clip:
-    """Opens a recorded run.
+    """Open a recorded run.
 
     Args:
         path: a video (whatever PyAV decodes), a folder of png or jpg files (in the natural order of their
@@ -76,7 +71,7 @@ def open_clip(path: Path, stride: int = 1, *, keep_last: bool = False) -> Clip:
 
 
 def read_reference(path: Path, stride: int = 1) -> Frames:
-    """A whole successful run, for `CriticClient.episode(reference=...)`.
+    """Return a whole successful run, for `CriticClient.episode(reference=...)`.
 
     Args:
         path: as for `open_clip`.
@@ -100,7 +95,7 @@ def read_reference(path: Path, stride: int = 1) -> Frames:
 
 
 def _every(items: Iterable[Item], stride: int, keep_last: bool) -> Iterator[tuple[int, Item]]:
-    """Every stride-th item and its index; with `keep_last` the last one too."""
+    """Yield every stride-th item and its index; with `keep_last` the last one too."""
     index = -1
     for index, item in enumerate(items):
         if index % stride == 0:
@@ -110,27 +105,23 @@ def _every(items: Iterable[Item], stride: int, keep_last: bool) -> Iterator[tupl
 
 
 def _of_one_size(path: Path, named: Iterable[tuple[str, Frames]]) -> Iterator[Frames]:
-    """The frames, checked; the names are for messages."""
+    """Yield the frames, checked; the names are for messages."""
     first = None
     for name, frame in named:
         if first is None:
             first = (name, frame.shape)
         elif frame.shape != first[1]:
             raise FrameError(
-                f"the frames of {path} are of several sizes: {first[0]} is {_size(first[1])} pixels and {name} "
-                f"{_size(frame.shape)}; give frames of one size."
+                f"the frames of {path} are of several sizes: {first[0]} is {first[1][1]}x{first[1][0]} pixels and "
+                f"{name} {frame.shape[1]}x{frame.shape[0]}; give frames of one size."
             )
         yield as_batch(frame)[0]
     if first is None:
         raise FrameError(f"{path} holds no frame.")
 
 
-def _size(shape: Sequence[int]) -> str:
-    return f"{shape[1]}x{shape[0]}"
-
-
 def _array(path: Path) -> Frames:
-    """uint8 (T,H,W,3), T >= 1, from a file of numpy's; an .npy stays on the disk."""
+    """Return uint8 (T,H,W,3), T >= 1, from a file of numpy's; an .npy stays on the disk."""
     try:
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
         array = loaded["frames"] if path.suffix == ".npz" else loaded
@@ -146,23 +137,22 @@ def _array(path: Path) -> Frames:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    """The folder's pictures in natural order, at least one."""
-    found = [
-        each for each in folder.iterdir() if each.suffix.lower() in _PICTURES and not each.name.startswith(".")
-    ]
+    """Return the folder's pictures in natural order, at least one."""
+    shown = (path for path in folder.iterdir() if not path.name.startswith("."))
+    found = [path for path in shown if path.suffix.lower() in _PICTURES]
     if not found:
         raise FrameError(f"the folder {folder} holds no {', '.join(_PICTURES)} files.")
     return sorted(found, key=lambda each: _natural(each.name))
 
 
 def _natural(name: str) -> tuple[list[str | int], str]:
-    """A sort key by which 'f2' comes before 'f10'."""
+    """Return a sort key by which 'f2' comes before 'f10'."""
     parts = re.split(r"([0-9]+)", name)
     return [int(part) if place % 2 else part.lower() for place, part in enumerate(parts)], name
 
 
 def _picture(path: Path) -> Frames:
-    """One picture's pixels, uint8 (H,W,3)."""
+    """Return one picture's pixels, uint8 (H,W,3)."""
     with closing(_decoded(path)) as decoded:
         for frame in decoded:
             return _pixels(frame)
@@ -170,7 +160,7 @@ def _picture(path: Path) -> Frames:
 
 
 def _video_length(path: Path) -> int | None:
-    """How many frames a video says it has; None where it does not say."""
+    """Return how many frames a video says it has; None where it does not say."""
     av = _import_av()
     try:
         with path.open("rb") as file, av.open(file) as container:
@@ -180,7 +170,7 @@ def _video_length(path: Path) -> int | None:
 
 
 def _decoded(path: Path) -> Generator[VideoFrame, None, None]:
-    """The frames of a video, or of a picture, one after the other."""
+    """Yield the frames of a video, or of a picture, one after the other."""
     av = _import_av()
     try:
         # As an open file and not by its name, in which FFmpeg would see addresses and patterns.
@@ -197,7 +187,7 @@ def _unreadable(path: Path, error: Exception) -> FrameError:
 
 
 def _pixels(frame: VideoFrame) -> Frames:
-    """uint8 (H,W,3), RGB, upright: a phone stores how it was held instead of turning the pixels."""
+    """Return uint8 (H,W,3), RGB, upright: a phone stores how it was held instead of turning the pixels."""
     return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
 
 

@@ -36,12 +36,12 @@ class PairsAhead:
         self._scores: OrderedDict[str, dict[int, Reading]] = OrderedDict()
 
     def scores(self, query: CriticQuery) -> dict[int, float]:
-        """The scores known of an episode: pair -> score."""
+        """Return the scores known of an episode: pair -> score."""
         known = self._scores.get(query.token, {})
         return {pair: score for pair, score in known.items() if isinstance(score, float)}
 
     def add(self, query: CriticQuery) -> None:
-        """Notes the frames that an episode has by now."""
+        """Note the frames that an episode has by now."""
         waiting = self._waiting.get(query.token)
         if waiting is not None and len(waiting.frames) > len(query.frames):
             return  # queries may come out of order
@@ -52,12 +52,12 @@ class PairsAhead:
             self.drop(next(iter(self._waiting)))
 
     def drop(self, token: str) -> None:
-        """Forgets the frames of an episode, not its scores."""
+        """Forget the frames of an episode, not its scores."""
         if query := self._waiting.pop(token, None):
             self._bytes -= query.frames.nbytes
 
     def work(self, max_images: int) -> bool:
-        """Asks pairs whose rows have about `max_images` images in all.
+        """Ask pairs whose rows have about `max_images` images in all.
 
         A pair that fails stays with the value query, which asks it again and reports it.
 
@@ -66,19 +66,14 @@ class PairsAhead:
         """
         chosen: list[tuple[str, int, Row]] = []
         images = 0
-        while self._waiting and images < max_images:
-            token, query = next(iter(self._waiting.items()))
+        for token, query in list(self._waiting.items()):
             known = self._scores.get(token, {})
-            left = [(pair, row) for pair, row in enumerate(self._rows(query)) if pair not in known]
-            taken = 0
-            for pair, row in left:
-                if images >= max_images:
-                    break
-                chosen.append((token, pair, row))
-                images += len(row.images)
-                taken += 1
-            if taken < len(left):
-                break
+            for pair, row in enumerate(self._rows(query)):
+                if pair not in known and images < max_images:
+                    chosen.append((token, pair, row))
+                    images += len(row.images)
+            if images >= max_images:
+                break  # some of its pairs may be left
             self.drop(token)
         readings = self._ask([row for _, _, row in chosen])
         found: dict[str, dict[int, Reading]] = defaultdict(dict)

@@ -1,4 +1,4 @@
-"""How rows become calls of the model: how many at once, and what happens to those that fail."""
+"""Make calls of the model of rows: how many at once, and what happens to those that fail."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ class RowCalls:
         self.limit = max_images
 
     def reset(self) -> None:
-        """Tries full calls again."""
+        """Try full calls again."""
         self.limit = self._max_images
 
     def ask(self, rows: Sequence[Row]) -> list[Reading]:
-        """The answer to each row, in order."""
+        """Return the answer to each row, in order."""
         waiting = sorted(range(len(rows)), key=lambda i: (rows[i].max_tokens, len(rows[i].images)))
         readings: dict[int, Reading] = {}
         while waiting:
@@ -74,17 +74,14 @@ class RowCalls:
         return [readings[i] for i in range(len(rows))]
 
     def _call_size(self, rows: Sequence[Row]) -> int:
-        """How many of `rows` (ascending by length) go into the next call; at least one."""
-        count = 1
-        for row in rows[1:]:
-            fits = (count + 1) * len(row.images) <= self.limit
-            if not fits or row.max_tokens != rows[0].max_tokens:
-                break
-            count += 1
-        return count
+        """Return how many of `rows` (ascending by length) go into the next call; at least one."""
+        for count, row in enumerate(rows[1:], 1):
+            if (count + 1) * len(row.images) > self.limit or row.max_tokens != rows[0].max_tokens:
+                return count
+        return len(rows)
 
     def _call(self, rows: Sequence[Row]) -> list[Reading] | None:
-        """The answers of one call; None where it ran out of memory and must be smaller."""
+        """Return the answers of one call; None where it ran out of memory and must be smaller."""
         try:
             completions = list(self._complete(rows))
             if len(completions) != len(rows):
@@ -118,7 +115,7 @@ class RowCalls:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the accelerator's or the host's memory ran out; knows torch's errors without importing it."""
+    """Return whether the accelerator's or the host's memory ran out; knows torch's errors without importing it."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     text = str(error).lower()
@@ -126,7 +123,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_accelerator_lost(error: BaseException) -> bool:
-    """Whether every later call of this process would fail too; knows torch's errors by their text."""
+    """Return whether every later call of this process would fail too; knows torch's errors by their text."""
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _STICKY)
 
 

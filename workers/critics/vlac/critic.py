@@ -5,45 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from vlac_queue.config import VlacConfig
 from vlac_queue.errors import CriticFailed
 from vlac_queue.messages import DoneVerdict, ValueVerdict
 from workers.critics import CriticAnswer, CriticQuery, compared
 from workers.critics.vlac.ahead import PairsAhead
-from workers.critics.vlac.calls import Completion, Reading, RowCalls
-from workers.critics.vlac.rows import Prompts, Row, clean_task, done_rows, prompt_hash, value_rows
+from workers.critics.vlac.calls import Reading, RowCalls
+from workers.critics.vlac.rows import Row, clean_task, done_rows, prompt_hash, value_rows
 
-
-class Recursion(Protocol):
-    """GAC_model's method that makes values of pair scores."""
-
-    def critic_to_value_simple(self, critic_list: list[float], simple: bool | str = True) -> list[float]: ...
-
-
-class Gac(Prompts, Recursion, Protocol):
-    """What is used of GAC_model beside its engine."""
-
-
-class Model(Protocol):
-    """A loaded model; `workers.critics.vlac.model.VlacModel`, or a stand-in of the tests."""
-
-    @property
-    def gac(self) -> Gac: ...
-    @property
-    def special_tokens(self) -> Sequence[str]:
-        """Texts that the tokenizer takes for more than words."""
-
-    @property
-    def system_prompt(self) -> str:
-        """What the model is told before each prompt."""
-
-    def complete(self, rows: Sequence[Row]) -> list[Completion]: ...
-    def free_memory(self) -> None: ...
-    def offload(self) -> None: ...
-    def wake(self) -> None: ...
-    def close(self) -> None: ...
+if TYPE_CHECKING:
+    from workers.critics.vlac.model import VlacModel
 
 
 class VlacCritic:
@@ -58,7 +31,7 @@ class VlacCritic:
     nobody waits (`work_ahead`), and a value query asks what is left.
     """
 
-    def __init__(self, config: VlacConfig | None = None, model: Model | None = None) -> None:
+    def __init__(self, config: VlacConfig | None = None, model: VlacModel | None = None) -> None:
         self.config = config or VlacConfig()
         self._model = model
         #: A short hash of VLAC's prompts as they are asked, but for the task; "" until `load`.
@@ -69,7 +42,7 @@ class VlacCritic:
 
     @property
     def done_history(self) -> bool:
-        """Whether done queries need all frames of their episode."""
+        """Return whether done queries need all frames of their episode."""
         return self.config.done_by == "reference" or self.config.eager_value
 
     @property
@@ -78,7 +51,7 @@ class VlacCritic:
         return self._calls.limit if self._calls else self.config.max_images
 
     def load(self) -> None:
-        """Loads the weights.
+        """Load the weights.
 
         Raises:
             ConfigError: something is not installed or does not fit; the message names the command to run.
@@ -93,30 +66,24 @@ class VlacCritic:
             self._ahead = PairsAhead(self._pairs, self._calls.ask)
 
     def answer(self, queries: Sequence[CriticQuery]) -> list[CriticAnswer]:
-        """One answer for each query, in order; the failure of one is its own answer."""
+        """Return one answer for each query, in order; the failure of one is its own answer."""
         model, calls = self._awake()
-        plans = [self._rows(model, query) for query in queries]
-        known = [self._known(query) for query in queries]
-        asked = [
-            row
-            for plan, scores in zip(plans, known, strict=True)
-            if isinstance(plan, list)
-            for index, row in enumerate(plan)
-            if index not in scores
-        ]
-        readings = iter(calls.ask(asked))
+        # A row, the number that is known instead of one, or why there is neither.
+        plans = [self._plan(model, query) for query in queries]
+        rows = [item for plan in plans if isinstance(plan, list) for item in plan if isinstance(item, Row)]
+        readings = iter(calls.ask(rows))
         answers: list[CriticAnswer] = []
-        for query, plan, scores in zip(queries, plans, known, strict=True):
+        for query, plan in zip(queries, plans, strict=True):
             if isinstance(plan, CriticFailed):
                 answers.append(plan)
                 continue
-            numbers = [scores[i] if i in scores else next(readings) for i in range(len(plan))]
+            numbers = [next(readings) if isinstance(item, Row) else item for item in plan]
             answers.append(self._verdict(model, query, numbers))
         self._look_ahead(queries, answers)
         return answers
 
     def work_ahead(self) -> bool:
-        """Asks some pairs of open episodes, if there are any; a part of a full call, so that queries wait little.
+        """Ask some pairs of open episodes, if there are any; a part of a full call, so that queries wait little.
 
         Returns:
             Whether there was anything to ask; false as well while the weights are offloaded.
@@ -124,22 +91,22 @@ class VlacCritic:
         return self._ahead is not None and not self._asleep and self._ahead.work(self.config.max_images // 4 or 1)
 
     def offload(self) -> None:
-        """Moves the weights to host memory; `wake`, or the next `answer`, brings them back."""
+        """Move the weights to host memory; `wake`, or the next `answer`, brings them back."""
         if self._model is not None and not self._asleep:
             self._model.offload()
             self._asleep = True
 
     def wake(self) -> None:
-        """Brings the weights back, if they are away."""
+        """Bring the weights back, if they are away."""
         self._awake()
 
     def close(self) -> None:
-        """Frees the model."""
+        """Free the model."""
         if self._model is not None:
             self._model.close()
         self._model = self._calls = self._ahead = None
 
-    def _awake(self) -> tuple[Model, RowCalls]:
+    def _awake(self) -> tuple[VlacModel, RowCalls]:
         if self._model is None or self._calls is None:
             raise CriticFailed("the critic vlac is not loaded; call load() first.")
         if self._asleep:
@@ -149,7 +116,7 @@ class VlacCritic:
             self._asleep = False
         return self._model, self._calls
 
-    def _rows(self, model: Model, query: CriticQuery) -> list[Row] | CriticFailed:
+    def _rows(self, model: VlacModel, query: CriticQuery) -> list[Row] | CriticFailed:
         try:
             task = clean_task(query.task, model.special_tokens)
             rows = done_rows if query.kind == "done" else value_rows
@@ -158,7 +125,7 @@ class VlacCritic:
             return error
 
     def _pairs(self, query: CriticQuery) -> list[Row]:
-        """The rows of the value query that the episode of `query` could ask now; none where it would fail.
+        """Return the rows of the value query that the episode of `query` could ask now; none where it would fail.
 
         Without a last pair that is closer than the stride: it is another one once there are more frames.
         """
@@ -167,8 +134,13 @@ class VlacCritic:
         rows = self._rows(self._model, replace(query, kind="value", frames=query.frames[: whole + 1]))
         return rows if isinstance(rows, list) else []
 
-    def _known(self, query: CriticQuery) -> dict[int, float]:
-        return self._ahead.scores(query) if self._ahead and query.kind == "value" else {}
+    def _plan(self, model: VlacModel, query: CriticQuery) -> list[Row | float] | CriticFailed:
+        """Return the query's rows, with the score in place of a row where it was asked ahead."""
+        rows = self._rows(model, query)
+        if isinstance(rows, CriticFailed):
+            return rows
+        known = self._ahead.scores(query) if self._ahead and query.kind == "value" else {}
+        return [known.get(index, row) for index, row in enumerate(rows)]
 
     def _look_ahead(self, queries: Sequence[CriticQuery], answers: Sequence[CriticAnswer]) -> None:
         if self._ahead is None:
@@ -180,23 +152,22 @@ class VlacCritic:
             elif query.token:
                 self._ahead.add(query)
 
-    def _verdict(self, model: Model, query: CriticQuery, readings: Sequence[Reading]) -> CriticAnswer:
-        numbers: list[float] = []
+    def _verdict(self, model: VlacModel, query: CriticQuery, readings: Sequence[Reading]) -> CriticAnswer:
+        numbers = [reading for reading in readings if not isinstance(reading, CriticFailed)]
         for index, reading in enumerate(readings):
+            if isinstance(reading, CriticFailed) and query.kind == "value":
+                first, second = compared(len(query.frames), query.value_stride)[index : index + 2]
+                where = f"comparing frames {first} and {second}"
+                return CriticFailed(f"{where}: {reading.args[0]}", reading.traceback)
             if isinstance(reading, CriticFailed):
-                if query.kind == "value":
-                    first, second = compared(len(query.frames), query.value_stride)[index : index + 2]
-                    where = f"comparing frames {first} and {second}"
-                    return CriticFailed(f"{where}: {reading.args[0]}", reading.traceback)
                 return reading
-            numbers.append(reading)
         if query.kind == "done":
             # Progress begins at 0 by VLAC's definition: the first frame is not asked about.
             score = numbers[0] if numbers else 0.0
             return DoneVerdict(done=score > query.done_threshold, score=score, frame=query.frame)
         return self._values(model, numbers)
 
-    def _values(self, model: Model, critics: list[float]) -> CriticAnswer:
+    def _values(self, model: VlacModel, critics: list[float]) -> CriticAnswer:
         simple = "mix_f" if self.config.value_recursion == "mix_f" else True
         try:
             values = [float(value) for value in model.gac.critic_to_value_simple(critics, simple=simple)]

@@ -31,17 +31,13 @@ _TEXT_TOKENS = 1024
 
 
 class VlacModel:
-    """GAC_model, loaded. One thread calls it: GAC_model keeps settings between its methods.
-
-    Attributes:
-        gac: the GAC_model; makes prompts, and values of scores.
-        special_tokens: what its tokenizer takes for more than words.
-        system_prompt: what it is told before each prompt.
-    """
+    """GAC_model, loaded. One thread calls it: GAC_model keeps settings between its methods."""
 
     def __init__(self, gac: Any, config: VlacConfig, device: str) -> None:
         self.gac = gac
+        #: What its tokenizer takes for more than words.
         self.special_tokens: tuple[str, ...] = tuple(gac.template.processor.all_special_tokens)
+        #: What it is told before each prompt.
         self.system_prompt: str = gac.system_prompt or ""
         self._config = config
         self._device = device
@@ -50,24 +46,13 @@ class VlacModel:
 
     @classmethod
     def load(cls, config: VlacConfig) -> VlacModel:
-        """Loads the weights onto the device.
+        """Load the weights onto the device.
 
         Raises:
             ConfigError: something is missing or does not fit; the message names the command to run.
         """
         check_installation(config)
-        try:
-            import torch
-            from evo_vlac.utils import model_utils
-            from swift.llm import InferRequest
-        except Exception as error:  # transformers wraps ImportErrors, swift raises what it met
-            raise ConfigError(
-                f"evo_vlac or what it needs can't be imported ({type(error).__name__}: {error}); run: "
-                f"{install_command(config)}"
-            ) from error
-        # From ms-swift 3.8 on this name means something else; GAC_model means a request.
-        if not issubclass(model_utils.TemplateInputs, InferRequest):
-            model_utils.TemplateInputs = InferRequest
+        torch, model_utils = _imported(config)
         device = _device(config.device, torch)
         if config.engine == "vllm" and device != "cuda:0":
             raise ConfigError(
@@ -94,7 +79,7 @@ class VlacModel:
         return cls(gac, config, device)
 
     def complete(self, rows: Sequence[Row]) -> list[Completion]:
-        """One call of the model; the rows have one `max_tokens`.
+        """Make one call of the model; the rows have one `max_tokens`.
 
         Returns:
             For each row what the model said, or why that can't be used.
@@ -112,14 +97,14 @@ class VlacModel:
         return [self._completion(row, response) for row, response in zip(rows, responses, strict=True)]
 
     def free_memory(self) -> None:
-        """Gives back what the allocator keeps for later."""
+        """Give back what the allocator keeps for later."""
         if self._device != "cpu":
             import torch
 
             torch.cuda.empty_cache()
 
     def offload(self) -> None:
-        """Moves the weights to host memory."""
+        """Move the weights to host memory."""
         if self._config.engine == "vllm":
             self.gac.engine.engine.sleep(1)
         elif self._device != "cpu":
@@ -127,19 +112,19 @@ class VlacModel:
             self.free_memory()
 
     def wake(self) -> None:
-        """Moves the weights back onto the device."""
+        """Move the weights back onto the device."""
         if self._config.engine == "vllm":
             self.gac.engine.engine.wake_up()
         elif self._device != "cpu":
             self.gac.model.to(self._device)
 
     def close(self) -> None:
-        """Forgets the weights."""
+        """Forget the weights."""
         self._preparing.shutdown()
         self.gac = None
 
     def _prepared_images(self, rows: Sequence[Row]) -> list[list[Any]]:
-        """PIL images for each row, made ready by VLAC's own function: once for each frame, several at a time.
+        """Return each row's PIL images, made ready by VLAC's own function: once for each frame, several at a time.
 
         get_infer_requests makes them ready again, which then only copies; frames of pairs and references are
         shown in many rows.
@@ -168,13 +153,30 @@ class VlacModel:
         return str(answers[0])
 
 
+def _imported(config: VlacConfig) -> tuple[Any, Any]:
+    """Return torch and evo_vlac's module."""
+    try:
+        import torch
+        from evo_vlac.utils import model_utils
+        from swift.llm import InferRequest
+    except Exception as error:  # transformers wraps ImportErrors, swift raises what it met
+        raise ConfigError(
+            f"evo_vlac or what it needs can't be imported ({type(error).__name__}: {error}); run: "
+            f"{install_command(config)}"
+        ) from error
+    # From ms-swift 3.8 on this name means something else; GAC_model means a request.
+    if not issubclass(model_utils.TemplateInputs, InferRequest):
+        model_utils.TemplateInputs = InferRequest
+    return torch, model_utils
+
+
 def _address(frame: Frames) -> tuple[Any, ...]:
-    """The same for arrays that show the same memory in the same way."""
+    """Return the same for arrays that show the same memory in the same way."""
     return frame.__array_interface__["data"][0], frame.shape, frame.strides
 
 
 def _gac_class(gac_model: Any, config: VlacConfig) -> Any:
-    """GAC_model with an `init_model` that knows more than one attention, dtype, device and engine."""
+    """Return GAC_model with an `init_model` that knows more than one attention, dtype, device and engine."""
 
     class ServedGac(gac_model):
         def init_model(
@@ -188,47 +190,49 @@ def _gac_class(gac_model: Any, config: VlacConfig) -> Any:
             from swift.plugin import InferStats
             from swift.utils import seed_everything
 
-            start = self._start_vllm if config.engine == "vllm" else self._start_torch
-            start(model_path, model_type, device_map, torch_dtype)
+            start = _start_vllm if config.engine == "vllm" else _start_torch
+            start(self, config, model_path, model_type, device_map, torch_dtype)
             # A progress bar for each call would fill the worker's log.
             self.engine.infer = functools.partial(self.engine.infer, use_tqdm=False)
             self.infer_stats = InferStats()
             seed_everything(42)
 
-        def _start_torch(self, model_path: str, model_type: str, device: str, dtype: Any) -> None:
-            from swift.llm import PtEngine, get_model_tokenizer, get_template
-
-            self.model, tokenizer = get_model_tokenizer(
-                model_id_or_path=model_path,
-                model_type=model_type,
-                torch_dtype=dtype,
-                device_map=device,
-                attn_impl=_attention(config.attention, device, str(dtype)),
-            )
-            self.template = get_template(model_type, tokenizer)
-            self.engine = PtEngine.from_model_template(self.model, self.template, max_batch_size=0)
-
-        def _start_vllm(self, model_path: str, model_type: str, device: str, dtype: Any) -> None:
-            from swift.llm import VllmEngine
-
-            images = config.ref_num + 3
-            self.engine = VllmEngine(
-                model_path,
-                dtype,
-                model_type=model_type,
-                use_async_engine=False,
-                gpu_memory_utilization=config.gpu_memory_fraction,
-                max_model_len=images * _IMAGE_TOKENS + _TEXT_TOKENS,
-                limit_mm_per_prompt={"image": images},
-                # Rich answers need probabilities before temperature and top_k.
-                logprobs_mode="raw_logprobs",
-                enable_sleep_mode=True,
-            )
-            self.template = self.engine.default_template
-            # GAC_model.set_config writes torch's generation settings; vLLM's travel with each request.
-            self.model = SimpleNamespace(generation_config=SimpleNamespace())
-
     return ServedGac
+
+
+def _start_torch(gac: Any, config: VlacConfig, path: str, model_type: str, device: str, dtype: Any) -> None:
+    from swift.llm import PtEngine, get_model_tokenizer, get_template
+
+    gac.model, tokenizer = get_model_tokenizer(
+        model_id_or_path=path,
+        model_type=model_type,
+        torch_dtype=dtype,
+        device_map=device,
+        attn_impl=_attention(config.attention, device, str(dtype)),
+    )
+    gac.template = get_template(model_type, tokenizer)
+    gac.engine = PtEngine.from_model_template(gac.model, gac.template, max_batch_size=0)
+
+
+def _start_vllm(gac: Any, config: VlacConfig, path: str, model_type: str, device: str, dtype: Any) -> None:
+    from swift.llm import VllmEngine
+
+    images = config.ref_num + 3
+    gac.engine = VllmEngine(
+        path,
+        dtype,
+        model_type=model_type,
+        use_async_engine=False,
+        gpu_memory_utilization=config.gpu_memory_fraction,
+        max_model_len=images * _IMAGE_TOKENS + _TEXT_TOKENS,
+        limit_mm_per_prompt={"image": images},
+        # Rich answers need probabilities before temperature and top_k.
+        logprobs_mode="raw_logprobs",
+        enable_sleep_mode=True,
+    )
+    gac.template = gac.engine.default_template
+    # GAC_model.set_config writes torch's generation settings; vLLM's travel with each request.
+    gac.model = SimpleNamespace(generation_config=SimpleNamespace())
 
 
 def _device(name: str, torch: Any) -> str:
@@ -253,7 +257,7 @@ def _dtype(name: str, device: str, torch: Any) -> Any:
 
 
 def _attention(name: str, device: str, dtype: str) -> str:
-    """GAC_model asks for flash_attn always; it needs a GPU, half precision and its own package."""
+    """Return the attention to use: flash_attn, for which GAC_model always asks, needs a GPU and half precision."""
     if name != "auto":
         return name
     usable = device != "cpu" and "float32" not in dtype and importlib.util.find_spec("flash_attn") is not None

@@ -1,4 +1,4 @@
-"""What VLAC is asked for a query, row by row, and how its answers are read.
+"""Make the rows that VLAC is asked for a query, and read its answers.
 
 Rows are those of `GAC_model.get_trajectory_done` and `get_trajectory_critic` (evo_vlac.utils.model_utils),
 but each stands for itself, so that rows of different episodes and tasks can share a call.
@@ -36,21 +36,13 @@ _TAG = re.compile(r"<[^<>\s][^<>]*>")
 
 @dataclass(frozen=True, eq=False)  # comparing arrays with == has no single answer
 class Row:
-    """One prompt with its images: one answer of the model.
+    """One prompt with its images: one answer of the model."""
 
-    Attributes:
-        prompt: VLAC's prompt, an "<image>" in it for each image.
-        images: uint8 (H,W,3) each, RGB. Rows that show the same frame share the array.
-        read: the number in the answer's text; raises ValueError where there is none.
-        rich: whether digits are weighed by their probability (GAC_model.results_format).
-        max_tokens: an answer of that many tokens counts as cut off.
-    """
-
-    prompt: str
-    images: tuple[Frames, ...] = field(repr=False)
-    read: Callable[[str], float]
-    rich: bool = False
-    max_tokens: int = NUMBER_TOKENS
+    prompt: str  # VLAC's, with an "<image>" in it for each image
+    images: tuple[Frames, ...] = field(repr=False)  # uint8 (H,W,3), RGB; rows that show a frame share the array
+    read: Callable[[str], float]  # the number in the answer's text; raises ValueError where there is none
+    rich: bool = False  # whether digits are weighed by their probability (GAC_model.results_format)
+    max_tokens: int = NUMBER_TOKENS  # an answer of that many tokens counts as cut off
 
 
 class Prompts(Protocol):
@@ -62,7 +54,7 @@ class Prompts(Protocol):
 
 
 def done_rows(query: CriticQuery, prompts: Prompts, config: VlacConfig, task: str) -> list[Row]:
-    """The row that asks whether the task is done; none for the first frame where done is progress.
+    """Return the row that asks whether the task is done; none for the first frame where done is progress.
 
     Args:
         query: of kind "done".
@@ -92,7 +84,7 @@ def done_rows(query: CriticQuery, prompts: Prompts, config: VlacConfig, task: st
 
 
 def value_rows(query: CriticQuery, prompts: Prompts, config: VlacConfig, task: str) -> list[Row]:
-    """The rows that compare each value_stride-th frame with the one before, and so the last of all.
+    """Return the rows that compare each value_stride-th frame with the one before, and so the last of all.
 
     VLAC's own function leaves out what is behind the last multiple of the stride, and with it the outcome.
 
@@ -117,7 +109,7 @@ def value_rows(query: CriticQuery, prompts: Prompts, config: VlacConfig, task: s
 
 
 def prompt_hash(prompts: Prompts, config: VlacConfig, system_prompt: str = "") -> str:
-    """12 hexadecimal digits that stand for all prompts of this configuration: others where one of them differs.
+    """Return 12 hexadecimal digits that stand for all prompts of this configuration: others where one differs.
 
     Args:
         system_prompt: what is said before each of them.
@@ -135,7 +127,7 @@ def prompt_hash(prompts: Prompts, config: VlacConfig, system_prompt: str = "") -
 
 
 def spread(reference: Frames, count: int) -> list[Frames]:
-    """`count` frames spread evenly over the reference, the first and the last among them (VLAC's choice)."""
+    """Return `count` frames spread evenly over the reference, first and last among them (VLAC's choice)."""
     step = (len(reference) - 1) / (count - 1)
     # One array for each frame, however often it is shown.
     distinct = {index: reference[index] for index in (int(i * step) for i in range(count))}
@@ -143,7 +135,7 @@ def spread(reference: Frames, count: int) -> list[Frames]:
 
 
 def clean_task(text: str, special_tokens: Collection[str] = ()) -> str:
-    """The task's text without what a tokenizer or a prompt takes for more than words.
+    """Return the task's text without what a tokenizer or a prompt takes for more than words.
 
     Removes tags in angle brackets ("<image>", "</task>") and `special_tokens`; a text without any stays
     exactly as it is, "a < b" included.
@@ -151,15 +143,11 @@ def clean_task(text: str, special_tokens: Collection[str] = ()) -> str:
     Raises:
         CriticFailed: nothing is left.
     """
-    cleaned = text
-    while True:
-        shorter = _TAG.sub(" ", cleaned)
+    cleaned, before = text, ""
+    while cleaned != before:  # taking one out may join the halves of another
+        before, cleaned = cleaned, _TAG.sub(" ", cleaned)
         for token in special_tokens:
-            shorter = shorter.replace(token, " ")
-        # Taking one out may join the halves of another.
-        if shorter == cleaned:
-            break
-        cleaned = shorter
+            cleaned = cleaned.replace(token, " ")
     if cleaned != text:
         cleaned = " ".join(cleaned.split())
     if not cleaned.strip():
@@ -168,7 +156,7 @@ def clean_task(text: str, special_tokens: Collection[str] = ()) -> str:
 
 
 def read_number(text: str) -> float:
-    """A pair's score, nominally -100..100, not clamped.
+    """Return a pair's score, nominally -100..100, not clamped.
 
     Raises:
         ValueError: the text is not one finite number.
@@ -183,7 +171,7 @@ def read_number(text: str) -> float:
 
 
 def read_done(text: str) -> float:
-    """A done score.
+    """Return a done score.
 
     Raises:
         ValueError: the text is not a number within 0..1: it answers another question.
@@ -195,7 +183,7 @@ def read_done(text: str) -> float:
 
 
 def read_progress(text: str) -> float:
-    """Progress of the second image, 0..1, out of an answer with reasoning (GAC_model.get_in_context_done).
+    """Return the progress of the second image, 0..1, in an answer with reasoning (GAC_model.get_in_context_done).
 
     Raises:
         ValueError: the text does not have the form of such an answer.
@@ -210,5 +198,5 @@ def read_progress(text: str) -> float:
 
 
 def shown(text: str) -> str:
-    """The text as it stands in errors: quoted, cut short."""
+    """Return the text as it stands in errors: quoted, cut short."""
     return repr(text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "...")
