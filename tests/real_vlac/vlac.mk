@@ -11,7 +11,7 @@ test-vlac: $(VLAC_VENV)/.installed  ## Run the suite against evo_vlac, on a CPU 
 	PYTHONPATH=tests/real_vlac/site $(VLAC_VENV)/bin/pytest tests/real_vlac
 
 # ms-swift 3.3.0 asks for numpy 1, and pyarrow from 22 on refuses it; evo_vlac needs loguru and cv2 undeclared.
-$(VLAC_VENV)/.installed: tests/real_vlac/vlac.mk | $(VLAC_HOME)
+$(VLAC_VENV)/.installed: tests/real_vlac/vlac.mk pyproject.toml | $(VLAC_HOME)
 	python3 -m venv $(VLAC_VENV)
 	$(VLAC_PIP) torch==2.13.0
 	$(VLAC_PIP) ms-swift==3.3.0 transformers==4.51.3 'pyarrow<22' loguru 'opencv-python-headless<4.12'
