@@ -72,7 +72,7 @@ def imports() -> dict[str, set[str]]:
 @cache
 def the_map() -> tuple[dict[str, str], dict[str, set[str]]]:
     """The page's table: the group of each path, and the groups that each group may import."""
-    rows = re.findall(r"^\| \*\*(\w+)\*\* \|([^|]+)\|([^|]+)\|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    rows = re.findall(r"^\| \*\*(\w+)\*\* \| (.+?) \|(.*?)\|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     groups = {path: group for group, paths, _ in rows for path in re.findall(r"`([\w/.]+)`", paths)}
     return groups, {group: {group, *re.findall(r"\w+", arrows)} for group, _, arrows in rows}
 
