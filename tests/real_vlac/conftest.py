@@ -14,6 +14,7 @@ from vlac_queue import VlacConfig
 from vlac_queue.frames import Frames
 from workers.critics.vlac import VlacCritic
 
+ROOT = Path(__file__).parents[2]
 TASK = "Scoop the rice into the rice cooker."
 
 
