@@ -31,7 +31,7 @@ import math
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -370,11 +370,17 @@ def decode_episode(payloads: Sequence[bytes], *, limit: int = MAX_BATCH_BYTES) -
     if len({batch.shape[1:] for batch in batches}) > 1:
         raise FrameError("the episode's frames are of several sizes; push one size only.")
     frames = np.empty((sum(batch.shape[0] for batch in batches), *batches[0].shape[1:]), np.uint8)
-    end, base = 0, None
+    write_all(batches, frames)
+    return frames
+
+
+def write_all(batches: Iterable[EncodedBatch], frames: Frames, base: Base | None = None) -> Base | None:
+    """Decode consecutive batches into `frames`; return the base of what follows them."""
+    end = 0
     for batch in batches:
         base = batch.write(frames[end : end + batch.shape[0]], base)
         end += batch.shape[0]
-    return frames
+    return base
 
 
 def follow(payloads: Sequence[bytes], *, first: int = 0, limit: int = MAX_BATCH_BYTES) -> list[EncodedBatch]:

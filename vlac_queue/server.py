@@ -57,9 +57,8 @@ def server_version(executable: str) -> tuple[int, ...]:
 class RedisServer:
     """A redis-server on a free port of 127.0.0.1 that ends with its `with` block.
 
-    It writes nothing to disk, neither snapshots nor a log: a failed snapshot can't make it refuse writes.
-
-    A program that is itself ended by a signal must turn it into an exception, or the server stays.
+    It writes no snapshots, whose failure would make it refuse writes. A program that is itself ended by a signal
+    must turn it into an exception, or the server stays.
 
     Args:
         port: TCP port; 0 takes a free one.

@@ -45,7 +45,9 @@ def _missing_files(folder: Path) -> list[str]:
         needed |= set(json.loads(index.read_text())["weight_map"].values())
     # The model's own code comes with its weights; a name with -- is code of another repository.
     auto_map = json.loads((folder / "config.json").read_text()).get("auto_map", {})
-    needed |= {f"{name.split('.')[0]}.py" for name in auto_map.values() if "--" not in name}
+    needed |= {
+        f"{name.split('.')[0]}.py" for name in auto_map.values() if isinstance(name, str) and "--" not in name
+    }
     missing = sorted(name for name in needed if not (folder / name).is_file())
     if not missing and not _weight_files(folder):
         missing.append("weights (*.safetensors or *.bin)")

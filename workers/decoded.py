@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vlac_queue.errors import FrameError, ProtocolError
-from vlac_queue.frames import Base, EncodedBatch, Frames, follow
+from vlac_queue.frames import Base, EncodedBatch, Frames, follow, write_all
 from workers import memory
 
 #: Frames for which there is room at first, and most bytes of it. Memory that is not written to costs nothing.
@@ -165,12 +165,9 @@ class History:
                 grown[: self._written] = self._frames[: self._written]
             self._frames = grown
         assert self._frames is not None
-        count, base = self._written, self._written_base
-        for batch in batches:
-            base = batch.write(self._frames[count : count + batch.shape[0]], base)
-            count += batch.shape[0]
+        base = write_all(batches, self._frames[self._written : end], self._written_base)
         assert base is not None, "there is at least one batch"
-        self._written, self._written_base = count, base
+        self._written, self._written_base = end, base
         self._behind, self._behind_bytes = [], 0
         return base
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 
 from vlac_queue.client import CriticClient
 from vlac_queue.commands.demo.rollouts import Rollout
-from vlac_queue.commands.demo.simulator import MetaWorldEpisode
+from vlac_queue.commands.demo.simulator import MetaWorldEpisode, Policy
 from vlac_queue.frames import Frames
 from vlac_queue.gate import RolloutGate
 
@@ -196,8 +197,8 @@ def recorded_runs(rollouts: Sequence[Rollout]) -> list[Run]:
     references = {rollout.env: rollout.frames for rollout in rollouts if rollout.kind == "reference"}
     return [
         Run(
-            name=f"{rollout.kind} {rollout.seed}",
-            make=lambda rollout=rollout: RecordedEpisode(rollout),  # type: ignore[misc]
+            f"{rollout.kind} {rollout.seed}",
+            partial(RecordedEpisode, rollout),
             max_step=len(rollout.frames) - 1,
             reference=references[rollout.env],
         )
@@ -219,13 +220,9 @@ def live_runs(env: str, max_step: int = 16) -> list[Run]:
             frame, done = expert.step_chunk()
             frames.append(frame)
         frames.append(expert.step_chunk()[0])
-    policies = [("expert", 1), ("expert", 2), ("expert", 3), ("random", 21)]
+    reference = np.stack(frames)
+    policies: list[tuple[Policy, int]] = [("expert", 1), ("expert", 2), ("expert", 3), ("random", 21)]
     return [
-        Run(
-            name=f"{policy} {seed}",
-            make=lambda policy=policy, seed=seed: MetaWorldEpisode(env, seed=seed, policy=policy),  # type: ignore[misc]
-            max_step=max_step,
-            reference=np.stack(frames),
-        )
+        Run(f"{policy} {seed}", partial(MetaWorldEpisode, env, seed=seed, policy=policy), max_step, reference)
         for policy, seed in policies
     ]

@@ -113,15 +113,8 @@ def main(out: Path, envs: tuple[str, ...]) -> None:
         except (ImportError, RuntimeError) as error:
             raise click.ClickException(str(error)) from error
         path = out / f"{name_of(take)}.npz"
-        write_npz(
-            path,
-            frames=frames,
-            success=success,
-            task=np.array(ENVS[take.env].task),
-            env=np.array(take.env),
-            kind=np.array(take.kind),
-            seed=np.array(take.seed),
-        )
+        told = {"task": ENVS[take.env].task, "env": take.env, "kind": take.kind, "seed": take.seed}
+        write_npz(path, frames=frames, success=success, **{name: np.array(value) for name, value in told.items()})
         first = int(success.argmax()) if success.any() else None
         click.echo(
             f"[{number}/{len(takes)}] {path.name}: {len(frames)} frames, first success {first}, "

@@ -56,13 +56,7 @@ class MetaWorldEpisode:
     """
 
     def __init__(
-        self,
-        env: str,
-        *,
-        seed: int = 0,
-        policy: Policy = "expert",
-        stall_after: int = 40,
-        size: int = FRAME_SIZE,
+        self, env: str, *, seed: int = 0, policy: Policy = "expert", stall_after: int = 40, size: int = FRAME_SIZE
     ) -> None:
         if env not in ENVS:
             raise ValueError(f"unknown environment {env!r}; choose one of: {', '.join(sorted(ENVS))}")

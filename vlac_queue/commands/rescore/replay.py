@@ -55,13 +55,8 @@ def replay(
 
     Args:
         config: which queue; its threshold and stride do not count.
-        folder: the log.
-        records: its episodes.
         note: called with what is left out because the log ends there.
         refuse: called with what is not sent because it is not what the log's hashes say, or gone.
-
-    Raises:
-        VlacQueueError: queue or workers failed.
     """
     with ExitStack() as stack:
         for question in keep_open(_questions(stack, config, folder, records, note, refuse)):

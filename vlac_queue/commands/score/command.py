@@ -11,13 +11,14 @@ import click
 from vlac_queue.client import CriticClient, Episode, Pending
 from vlac_queue.commands.asking import keep_open, timeout_option
 from vlac_queue.commands.score.figures import Score, make_score, summary
-from vlac_queue.commands.score.picture import Thumbnails, write_picture
+from vlac_queue.commands.score.picture import Thumbnails, write_sheet
 from vlac_queue.commands.score.reading import Clip, open_clip, read_reference
 from vlac_queue.config import VlacConfig
 from vlac_queue.console import errors_as_messages, progress_bar, queue_options, writing
 from vlac_queue.frames import Frames
 from vlac_queue.messages import DoneVerdict, ValueVerdict
 from vlac_queue.plot import figure_class
+from vlac_queue.texts import many
 
 
 @click.command(short_help="Draw the critic's curves of a recorded run.")
@@ -152,5 +153,7 @@ def _write(made: Score, folder: Path, thumbnails: Thumbnails | None) -> list[Pat
         files[0].write_text(made.to_json() + "\n", encoding="utf-8")
         if thumbnails is not None:
             files.append(folder / "score.png")
-            write_picture(made, thumbnails, files[-1])
+            shown = [(place * made.stride, frame) for place, frame in thumbnails.chosen()]
+            note = many(len(made.frames), "frame") + (f", stride {made.stride}" if made.stride > 1 else "")
+            write_sheet(made, shown, files[-1], name=Path(made.source).name, note=note)
     return files

@@ -24,7 +24,6 @@ from vlac_queue.plot import (
     shrunk,
     text_width,
 )
-from vlac_queue.texts import many
 
 #: Frames in a row of the picture, and about their height in pixels.
 COLUMNS, THUMBNAIL_HEIGHT = 8, 160
@@ -67,17 +66,6 @@ class Thumbnails:
         wanted = np.linspace(0, places[-1], min(COLUMNS, len(kept)))
         nearest = {int(places[abs(places - want).argmin()]) for want in wanted}
         return [(place, kept[place]) for place in sorted(nearest)]
-
-
-def write_picture(score: Score, thumbnails: Thumbnails, path: Path) -> None:
-    """Draw frames, value curve and done curve over the recording's frame numbers, as PNG.
-
-    Raises:
-        ImportError: matplotlib is missing.
-    """
-    shown = [(place * score.stride, frame) for place, frame in thumbnails.chosen()]
-    note = many(len(score.frames), "frame") + (f", stride {score.stride}" if score.stride > 1 else "")
-    write_sheet(score, shown, path, name=Path(score.source).name, note=note)
 
 
 def write_sheet(
