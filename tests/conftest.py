@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import subprocess
@@ -9,12 +10,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import redis
+from click.testing import CliRunner, Result
 
 from vlac_queue import CriticClient, VlacConfig
 from vlac_queue.client import live_workers
@@ -31,6 +34,11 @@ with suppress(ImportError):  # the environments of `make test-vlac` and `make te
     # How long a machine takes is no property of ours.
     settings.register_profile("tests", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("tests")
+
+
+if "mix_stderr" in inspect.signature(CliRunner).parameters:  # click 8.1: as later ones show the two streams
+    CliRunner.__init__ = partialmethod(CliRunner.__init__, mix_stderr=False)
+    Result.output = property(lambda result: result.stdout + result.stderr)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

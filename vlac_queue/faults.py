@@ -80,6 +80,8 @@ _FRAME = re.compile(
     re.DOTALL,
 )
 _CODE = re.compile(r"[A-Z]{2,}(?= |$)")
+#: What a server says to a password where it has none; newer releases of redis-py are let in with any.
+_NO_PASSWORD = "without any password configured"
 #: What a port that speaks TLS does to one who does not.
 _CUT = re.compile("reset by peer|closed by server|Broken pipe")
 #: What scripts meet and has no code of its own.
@@ -184,6 +186,8 @@ _ANY_USER = (
 
 
 def _remedy(error: exceptions.RedisError, code: str, url: str, user: str) -> str:
+    if _NO_PASSWORD in str(error):
+        return "leave the password out of redis_url and VLAC_REDIS_PASSWORD_FILE, or give the server one."
     if code in _REMEDIES:
         return _REMEDIES[code].replace("{user}", user or _ANY_USER)
     text = str(error)
@@ -212,6 +216,8 @@ def _words(error: exceptions.RedisError) -> str:
     words = lines[0][:300] if lines else ""
     if words.startswith(("HELLO must be called", "Authentication required")):
         return "it asks for a user and a password"
+    if _NO_PASSWORD in words:
+        return "it has no password, and was given one"
     return f"{type(error).__name__}: {words}"
 
 

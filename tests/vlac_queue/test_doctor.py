@@ -146,7 +146,11 @@ def test_a_password_is_used_and_not_shown(guarded: RedisServer) -> None:
 
 def test_a_password_that_nobody_asks_for_protects_nothing(server: RedisServer, connection: redis.Redis) -> None:
     _, findings = look("--redis-url", url_for(server, ":hush"))
-    assert findings["password"].found.startswith("no password")
+    # Older releases of redis-py are refused, newer ones are let in.
+    if findings["Redis"].state == "ok":
+        assert findings["password"].found.startswith("no password")
+    else:
+        assert "it has no password, and was given one" in findings["Redis"].found
 
 
 def test_eviction_is_broken_until_the_remedy_was_applied() -> None:

@@ -259,6 +259,13 @@ def test_a_server_that_wants_a_user_asks_for_one() -> None:
         client.episode("t")
 
 
+def test_a_password_that_nobody_asks_for_is_told(server: RedisServer) -> None:
+    with redis.Redis.from_url(server.url) as connection, pytest.raises(redis.exceptions.RedisError) as caught:
+        connection.execute_command("AUTH", "hush")
+    message = str(as_ours(caught.value, server.url, ROLLOUT))
+    assert "it has no password, and was given one" in message and "leave the password out" in message
+
+
 def test_a_user_without_the_right_is_told_which_one_has_it(server: RedisServer, connection: redis.Redis) -> None:
     connection.acl_setuser("looker", enabled=True, nopass=True, commands=["+@read", "+hello", "+eval"], keys=["*"])
     try:
