@@ -112,7 +112,8 @@ def test_an_older_protocol_is_refused_with_its_reason(
     job.save()
     connection.rpush(keys.rq_queue, job.id)
     until(lambda: connection.hget(job.key, "status") == b"failed")
-    assert "protocol version 1" in str(Job.fetch("old", connection=connection).latest_result().exc_string)
+    told = str(Job.fetch("old", connection=connection).latest_result().exc_string)
+    assert "this worker speaks protocol version 2" in told and '"v": 1' in told
     workers.stop()
     # Until Redis has noticed, it may give a job to the dead.
     until(lambda: connection.info("clients")["blocked_clients"] == 0)  # type: ignore[index]

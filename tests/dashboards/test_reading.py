@@ -340,7 +340,12 @@ def test_a_real_worker_is_seen_at_work(reader: Reader, workers: Workers, client:
             gate.observe(step, {0: rollout.frames[step - 1]})
         gate.settle()
     snapshot = until(
-        lambda: (s := reader.look().snapshot) and s.workers[0].queries >= 4 and s.training.episodes and s
+        lambda: (
+            (s := reader.look().snapshot)
+            and (s.workers[0].state, s.training.episodes) == ("idle", 1)
+            and s.workers[0].queries >= 4
+            and s
+        )
     )
     (worker,) = snapshot.workers
     assert (worker.critic, worker.failures, worker.taken, worker.state) == ("reference", 0, 0, "idle")

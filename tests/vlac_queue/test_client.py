@@ -280,7 +280,7 @@ def test_a_late_answer_can_still_be_had(client: CriticClient, worker: Workers, t
     with client.episode(f"hold {gate}") as episode:
         episode.push(frame(51))
         pending = episode.ask_done()
-        with pytest.raises(CriticTimeout, match="1 worker for 0 waiting jobs"):
+        with pytest.raises(CriticTimeout, match=r"1 worker for [01] waiting job"):
             pending.result(timeout=0.2)
         assert not pending.done()
         gate.touch()
