@@ -111,7 +111,7 @@ def evenly(count: int, most: int, also: Iterable[int] = ()) -> list[int]:
     kept = {0, count - 1}
     for place in also:
         if place not in chosen and (free := chosen - kept):
-            chosen.remove(min(free, key=lambda each: abs(each - place)))
+            chosen.remove(min(free, key=lambda other: abs(other - place)))
             chosen.add(place)
         kept.add(place)
     return sorted(chosen)

@@ -127,8 +127,8 @@ def write_picture(reports: Sequence[Report], path: Path) -> None:
 def _chosen(reports: Sequence[Report]) -> list[Report]:
     """Return the last of each kind: mode, what ended it, and in training the task."""
     last: dict[tuple[str, str, str], int] = {}
-    for place, each in enumerate(reports):
-        last[each.mode, each.task if each.mode == "train" else "", each.ended_by] = place
+    for place, report in enumerate(reports):
+        last[report.mode, report.task if report.mode == "train" else "", report.ended_by] = place
     return [reports[place] for place in sorted(last.values())]
 
 

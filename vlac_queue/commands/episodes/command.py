@@ -59,7 +59,7 @@ def list_episodes(folder: Path | None, limit: int, redis_url: str, queue: str, a
         else:
             with _reading(redis_url) as connection:
                 found, count = live.open_episodes(connection, Keys(queue), limit)
-            rows = [asdict(each) for each in found]
+            rows = [asdict(episode) for episode in found]
     if as_json:
         click.echo(json.dumps({"count": count, "episodes": rows}, indent=2))
         return
@@ -137,7 +137,7 @@ def _logged(folder: Path, limit: int) -> tuple[list[dict[str, Any]], int]:
         heapq.heappush(newest, (record.opened or 0.0, count, _row(record)))
         if len(newest) > limit:
             heapq.heappop(newest)
-    return [row for _, _, row in sorted(newest, key=lambda each: each[:2], reverse=True)], count
+    return [row for _, _, row in sorted(newest, key=lambda row: row[:2], reverse=True)], count
 
 
 def _row(record: EpisodeRecord) -> dict[str, Any]:

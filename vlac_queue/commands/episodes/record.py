@@ -47,7 +47,7 @@ class EpisodeRecord:
     @property
     def done_verdicts(self) -> dict[int, DoneVerdict]:
         """Return the verdict about each frame asked about, by frame; the last one where it was asked again."""
-        answers = [each.answer for each in self.asked if isinstance(each.answer, DoneVerdict)]
+        answers = [query.answer for query in self.asked if isinstance(query.answer, DoneVerdict)]
         return dict(sorted({answer.frame: answer for answer in answers}.items()))
 
     @property
@@ -58,23 +58,23 @@ class EpisodeRecord:
     @property
     def value(self) -> ValueVerdict | None:
         """Return the last value list."""
-        lists = [each.answer for each in self.asked if isinstance(each.answer, ValueVerdict)]
+        lists = [query.answer for query in self.asked if isinstance(query.answer, ValueVerdict)]
         return lists[-1] if lists else None
 
     @property
     def failures(self) -> list[Asked]:
         """Return the queries that failed."""
-        return [each for each in self.asked if isinstance(each.answer, Failure)]
+        return [query for query in self.asked if isinstance(query.answer, Failure)]
 
     @property
     def pending(self) -> int:
         """Return how many queries have no answer, as far as is known."""
-        return sum(each.answer is None for each in self.asked)
+        return sum(query.answer is None for query in self.asked)
 
     @property
     def critics(self) -> list[CriticIdentity]:
         """Return who answered, each once."""
-        return list(dict.fromkeys(each.critic for each in self.asked if each.critic is not None))
+        return list(dict.fromkeys(query.critic for query in self.asked if query.critic is not None))
 
 
 def described(critics: Iterable[CriticIdentity], most: int = MAX_TEXT) -> str:

@@ -52,7 +52,7 @@ def write_episode(record: EpisodeRecord, batches: Callable[[], Iterable[bytes]],
         note=_note(record, f"{of}{many(count, 'frame')}"),
         ended=ended,
         truth=record.truth,
-        failed={each.frame for each in record.failures if each.frame is not None},
+        failed={query.frame for query in record.failures if query.frame is not None},
     )
     return len(shown), count
 

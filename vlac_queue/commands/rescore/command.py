@@ -171,18 +171,18 @@ def _show(found: _Found) -> None:
     judged = bool(total.judged)
     headers = ["task", "done", "agree", "new", "gone", *(["false"] if judged else []), "scores", "values"]
     rows = []
-    for each in [*tasks, total] if len(tasks) > 1 else tasks:
-        false = f"{each.false_done_then:,}>{each.false_done_now:,}" if each.judged else "-"
+    for row in [*tasks, total] if len(tasks) > 1 else tasks:
+        false = f"{row.false_done_then:,}>{row.false_done_now:,}" if row.judged else "-"
         rows.append(
             [
-                "all" if each is total else clean(each.task),
-                f"{each.done_verdicts:,}",
-                percent(each.agreement),
-                f"{each.newly_done:,}",
-                f"{each.no_longer_done:,}",
+                "all" if row is total else clean(row.task),
+                f"{row.done_verdicts:,}",
+                percent(row.agreement),
+                f"{row.newly_done:,}",
+                f"{row.no_longer_done:,}",
                 *([false] if judged else []),
-                _drift(each.scores, 2),
-                _drift(each.values, 1),
+                _drift(row.scores, 2),
+                _drift(row.values, 1),
             ]
         )
 

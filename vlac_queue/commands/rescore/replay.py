@@ -37,9 +37,9 @@ class Replayed:
 def verdicts(record: EpisodeRecord) -> dict[tuple[int, Kind], tuple[Verdict, str]]:
     """Return an episode's verdicts by frame and kind, the last of each, with the hash of the frame's pixels."""
     return {
-        (each.frame, each.kind): (each.answer, each.sha256)
-        for each in record.asked
-        if isinstance(each.answer, DoneVerdict | ValueVerdict) and each.frame is not None
+        (query.frame, query.kind): (query.answer, query.sha256)
+        for query in record.asked
+        if isinstance(query.answer, DoneVerdict | ValueVerdict) and query.frame is not None
     }
 
 

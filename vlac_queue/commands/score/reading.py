@@ -58,14 +58,14 @@ def open_clip(path: Path, stride: int = 1, *, keep_last: bool = False) -> Clip:
     if path.is_dir():
         pictures = _pictures(path)
         total = len(pictures)
-        named = ((each.name, _picture(each)) for _, each in _every(pictures, stride, keep_last))
+        named = ((picture.name, _picture(picture)) for _, picture in _every(pictures, stride, keep_last))
     elif path.suffix in (".npz", ".npy"):
         array = _array(path)
         total = len(array)
         named = ((f"frame {i}", array[i]) for _, i in _every(range(total), stride, keep_last))
     else:
         total = _video_length(path)
-        named = ((f"frame {i}", _pixels(each)) for i, each in _every(_decoded(path), stride, keep_last))
+        named = ((f"frame {i}", _pixels(frame)) for i, frame in _every(_decoded(path), stride, keep_last))
     count = None if total is None else len(list(_every(range(total), stride, keep_last)))
     return Clip(path, count, _of_one_size(path, named))
 
@@ -142,7 +142,7 @@ def _pictures(folder: Path) -> list[Path]:
     found = [path for path in shown if path.suffix.lower() in _PICTURES]
     if not found:
         raise FrameError(f"the folder {folder} holds no {', '.join(_PICTURES)} files.")
-    return sorted(found, key=lambda each: _natural(each.name))
+    return sorted(found, key=lambda picture: _natural(picture.name))
 
 
 def _natural(name: str) -> tuple[list[str | int], str]:
