@@ -42,7 +42,7 @@ from vlac_queue.keys import Keys
 from vlac_queue.messages import DoneVerdict
 from vlac_queue.server import RedisServer
 from vlac_queue.texts import many
-from workers.critics.vlac.installation import check_versions, installed_versions
+from workers.critics.vlac.installation import VERSION_CHECKS, raise_if_broken
 
 #: What the queue must keep of the direct rate.
 TARGET = 0.95
@@ -261,8 +261,8 @@ def main(
         folder = (checkpoint or Path(temporary) / "like-2b").resolve()
         environ["VLAC_MODEL_PATH"] = str(folder)
         try:
-            check_versions(installed_versions(), "pt")
             config = VlacConfig.from_env({**os.environ, **environ})
+            raise_if_broken(config, *VERSION_CHECKS)
             gpu = direct.submit(look, device).result()
             direct.submit(make_checkpoint, folder, layers, width).result()
             direct.submit(load, config).result()
