@@ -93,7 +93,7 @@ class Check:
         return field(default=default, metadata={"doc": doc, "check": self})
 
 
-_setting = Check("", lambda value: True).setting
+setting = Check("", lambda value: True).setting
 
 
 def _one_of(*choices: str) -> Check:
@@ -188,7 +188,7 @@ class VlacConfig(Settings):
     )
     queue: str = _QUEUE_NAME.setting("vlac", "RQ queue that the workers listen on.")
     critic: str = _CRITIC.setting("vlac", "Critic that a worker runs: vlac, reference, or package.module:Class.")
-    model_path: str = _setting("", "Folder (or hub name) of the VLAC weights; needed by the critic vlac.")
+    model_path: str = setting("", "Folder (or hub name) of the VLAC weights; needed by the critic vlac.")
     engine: str = _one_of("pt", "vllm").setting("pt", "Inference engine of the critic vlac: pt (torch) or vllm.")
     device: str = _DEVICE.setting(
         "auto", "Device of the critic vlac: auto (the first GPU, else the CPU), cuda:N or cpu."
@@ -204,12 +204,12 @@ class VlacConfig(Settings):
         "What VLAC judges done by: image (the frame alone), reference (progress along the reference frames; "
         "slow, VLAC reasons in words) or goal (likeness to the reference's last frame).",
     )
-    done_rich: bool = _setting(True, "Whether VLAC's done scores weigh its likely digits; false: 0 or 1 alone.")
-    value_rich: bool = _setting(False, "Whether VLAC's pair scores weigh its likely numbers (VLAC's rich).")
+    done_rich: bool = setting(True, "Whether VLAC's done scores weigh its likely digits; false: 0 or 1 alone.")
+    value_rich: bool = setting(False, "Whether VLAC's pair scores weigh its likely numbers (VLAC's rich).")
     value_recursion: str = _one_of("default", "mix_f").setting(
         "default", "How VLAC's pair scores become values: default or mix_f (VLAC's value_simple)."
     )
-    eager_value: bool = _setting(
+    eager_value: bool = setting(
         False,
         "Whether an idle worker asks VLAC's pair scores ahead, so that the value list is there at once; for "
         "queues with one worker.",
@@ -228,7 +228,7 @@ class VlacConfig(Settings):
         1,
         "Distance in frames between the images of a pair in value lists (VLAC's skip); the last one counts too.",
     )
-    reference: str | None = _setting(
+    reference: str | None = setting(
         None, "File (.npz with 'frames', or .npy) of a successful run, uint8 (T,H,W,3); optional."
     )
     timeout_s: float = Check("above 0 seconds", lambda seconds: seconds > 0).setting(
@@ -250,7 +250,7 @@ class VlacConfig(Settings):
     on_failure: str = _one_of("raise", "mask", "retry").setting(
         "raise", "What a failed query does to its episode: raise, mask or retry (then raise)."
     )
-    overlap: bool = _setting(True, "Whether rollouts go on while the critic works; the outcomes are the same.")
+    overlap: bool = setting(True, "Whether rollouts go on while the critic works; the outcomes are the same.")
     max_batch: int = within(1, 4096, "queries").setting(16, "Most queries in one call of the critic.")
     max_wait_ms: float = _at_least(0, "milliseconds").setting(
         5.0, "Milliseconds that a worker waits for a batch to fill."
@@ -279,7 +279,7 @@ class VlacConfig(Settings):
         "process may have, if that is less. Beside it stand the program itself (some 70 MB without a model), the "
         "frames of the batches at hand, and the critic.",
     )
-    decision_log: str = _setting(
+    decision_log: str = setting(
         "", "Folder in which rollouts log verdicts and frames (docs/decision-log.md); empty: none."
     )
 
