@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from typing import Any
 
@@ -16,7 +17,7 @@ from vlac_queue.credentials import VARIABLES as CREDENTIALS
 
 
 def start(config: Any) -> None:
-    """Runs upstream's `main` on the composed config.
+    """Run upstream's `main` on the composed config.
 
     Evaluation only is upstream's own, untouched: no part of ours is in it and Redis may be down.
 
@@ -59,10 +60,11 @@ def start(config: Any) -> None:
 
 @ray.remote
 def _train(config: Any) -> None:
-    """Upstream's `main_task`, in its own process, with our reward manager and trainer in upstream's places."""
+    """Run upstream's `main_task`, in its own process, with our reward manager and trainer in upstream's places."""
     from verl.trainer import main_ppo
 
     from verl_adapter.trainer import install
 
     install()
-    main_ppo.main_task._function(config)
+    # The function itself: it is decorated for Ray, and this is its task already.
+    inspect.unwrap(main_ppo.main_task.remote)(config)

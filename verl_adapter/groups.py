@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from verl_adapter.settings import GroupRule
+from verl_adapter.settings import Training
 
 
 def keep_groups(
-    rewards: NDArray[np.floating], masked: NDArray[np.bool_], group_size: int, rule: GroupRule
+    rewards: NDArray[np.floating], masked: NDArray[np.bool_], group_size: int, rule: Training
 ) -> NDArray[np.bool_]:
     """Says for each group whether its rewards hold a signal.
 

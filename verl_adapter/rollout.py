@@ -25,7 +25,7 @@ from verl_adapter.environments import (
     WatchedActions,
     robotwin_frame,
 )
-from verl_adapter.settings import critic_config
+from verl_adapter.settings import read_node
 from verl_adapter.watch import Ending, RolloutWatch
 from vlac_queue import CriticClient
 from vlac_queue.errors import ConfigError
@@ -53,7 +53,7 @@ class VlacRollout(rob_rollout.RobHFRollout):
             raise ConfigError(
                 "actor_rollout_ref.rollout.vlac is missing; start training with `python -m verl_adapter.main_ppo`."
             )
-        self._vlac = critic_config(config.vlac)
+        self._vlac, _ = read_node(config.vlac)
         if self._vlac.frame_stride and "robotwin" in config.task_suite_name:
             raise ConfigError(
                 "vlac.frame_stride must be 0 with RoboTwin: it runs an action chunk as a whole and shows no "

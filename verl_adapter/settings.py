@@ -10,10 +10,11 @@ import json
 import os
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from vlac_queue import ConfigError, VlacConfig
+from vlac_queue.config import Settings, setting, within
 from vlac_queue.credentials import with_credentials
 
 #: Environment variable with the URL of Redis, for a config that names none. It goes this way to the workers too,
@@ -27,43 +28,42 @@ USER_MODULE_VARIABLE = "VERL_ADAPTER_EXTERNAL_LIB"
 UPSTREAM_CONFIG_VARIABLE = "VERL_ADAPTER_UPSTREAM_CONFIG"
 
 
-def _setting(default: float | bool, doc: str) -> Any:
-    return field(default=default, metadata={"doc": doc})
-
-
 @dataclass(frozen=True)
-class GroupRule:
-    """Which groups (the episodes of one prompt) are worth an update, given rewards anywhere in 0..1.
+class Training(Settings):
+    """Settings of training, and not of the queue: which groups are worth an update, and who has the GPU meanwhile.
 
-    GRPO divides by the group's standard deviation, so a group without a signal is blown up to one of noise:
-    .30, .301, .299, .30 becomes advantages of about +-1. That is what `min_group_spread` is against. A group of
-    0/1 rewards is never below it unless all are equal: of n = 64, one success has a deviation of 0.125.
+    A group is the episodes of one prompt, whose rewards lie anywhere in 0..1. GRPO divides by the group's
+    standard deviation, so a group without a signal is blown up to one of noise: .30, .301, .299, .30 becomes
+    advantages of about +-1. That is what `min_group_spread` is against. A group of 0/1 rewards is never below it
+    unless all are equal: of n = 64, one success has a deviation of 0.125.
 
     Raises:
         ConfigError: a value is out of range.
     """
 
-    min_group_spread: float = _setting(
+    min_group_spread: float = within(0, 1).setting(
         0.05,
         "Standard deviation of a group's rewards below which it is dropped: five points of the critic's hundred, "
         "about what a value differs by for nothing. 0 keeps all but groups of equal rewards.",
     )
-    reward_lower_bound: float = _setting(
+    reward_lower_bound: float = within(0, 1).setting(
         0.0,
         "Mean reward of a group below which it is dropped. Takes the place of data.accuracy_lower_bound, which is "
         "meant for 0/1 rewards.",
     )
-    reward_upper_bound: float = _setting(
+    reward_upper_bound: float = within(0, 1).setting(
         1.0,
         "Mean reward of a group above which it is dropped. Takes the place of data.accuracy_upper_bound: a group "
         "of four solved with one .7 has mean .925 and a signal.",
     )
+    sleep_during_update: bool = setting(
+        False,
+        "Whether all critics of the queue give their GPU memory back while the policy is updated; for workers on "
+        "the GPUs of training.",
+    )
 
     def __post_init__(self) -> None:
-        for spec in fields(self):
-            value = getattr(self, spec.name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-                raise ConfigError(f"{spec.name} must be a number within 0..1, not {value!r}.")
+        super().__post_init__()
         if self.reward_lower_bound > self.reward_upper_bound:
             raise ConfigError(
                 f"reward_lower_bound ({self.reward_lower_bound}) must not exceed reward_upper_bound "
@@ -71,47 +71,20 @@ class GroupRule:
             )
 
 
-@dataclass(frozen=True)
-class Sharing:
-    """How training and the critic share GPUs.
-
-    Raises:
-        ConfigError: a value is not of its type.
-    """
-
-    sleep_during_update: bool = _setting(
-        False,
-        "Whether all critics of the queue give their GPU memory back while the policy is updated; for workers on "
-        "the GPUs of training.",
-    )
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.sleep_during_update, bool):
-            raise ConfigError(f"sleep_during_update must be true or false, not {self.sleep_during_update!r}.")
-
-
-_GROUP_NAMES = tuple(spec.name for spec in fields(GroupRule))
-_SHARING_NAMES = tuple(spec.name for spec in fields(Sharing))
-#: Settings of training, and not of the queue.
-_TRAINING = (*fields(GroupRule), *fields(Sharing))
-
 #: Each setting of the node and its documentation.
-SETTINGS: dict[str, str] = {
-    **VlacConfig.describe(),
-    **{spec.name: spec.metadata["doc"] for spec in _TRAINING},
-}
+SETTINGS = VlacConfig.describe() | Training.describe()
 
 
 def check_name(name: str) -> None:
-    """Raises a ConfigError that names the nearest right setting, if `name` is none."""
+    """Raise a ConfigError that names the nearest right setting, if `name` is none."""
     if name not in SETTINGS:
         near = difflib.get_close_matches(name, SETTINGS, n=1, cutoff=0.5)
         hint = f"did you mean vlac.{near[0]}?" if near else f"the settings are: {', '.join(SETTINGS)}."
         raise ConfigError(f"there is no setting vlac.{name}; {hint}")
 
 
-def critic_config(node: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> VlacConfig:
-    """The queue's settings in the node.
+def read_node(node: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> tuple[VlacConfig, Training]:
+    """Return the settings of the queue and those of training.
 
     Args:
         node: the hydra node `vlac`.
@@ -121,43 +94,24 @@ def critic_config(node: Mapping[str, Any], environ: Mapping[str, str] = os.envir
     Raises:
         ConfigError: a name is unknown or a value refused, or no Redis is named.
     """
-    values = _values(node)
-    values["redis_url"] = values.get("redis_url") or environ.get(REDIS_URL_VARIABLE)
-    if not values["redis_url"]:
+    values = {str(name): node[name] for name in node}
+    for name in values:
+        check_name(name)
+    training = Training(**{name: values.pop(name) for name in Training.describe() if name in values})
+    url = values.get("redis_url") or environ.get(REDIS_URL_VARIABLE)
+    if not url:
         raise ConfigError(
             "no Redis is named; set vlac.redis_url=redis://host:6379/0, or VLAC_REDIS_URL in the environment. "
             "To evaluate only, set trainer.val_only=True and trainer.val_before_train=True."
         )
-    values["redis_url"] = with_credentials(values["redis_url"], environ)
-    others = _GROUP_NAMES + _SHARING_NAMES
-    return VlacConfig.from_mapping({name: value for name, value in values.items() if name not in others})
-
-
-def group_rule(node: Mapping[str, Any]) -> GroupRule:
-    """The node's settings for groups. Raises as `critic_config`."""
-    return GroupRule(**{name: value for name, value in _values(node).items() if name in _GROUP_NAMES})
-
-
-def sharing(node: Mapping[str, Any]) -> Sharing:
-    """The node's settings for sharing GPUs. Raises as `critic_config`."""
-    return Sharing(**{name: value for name, value in _values(node).items() if name in _SHARING_NAMES})
-
-
-def _values(node: Mapping[str, Any]) -> dict[str, Any]:
-    values = {str(name): node[name] for name in node}
-    for name in values:
-        check_name(name)
-    return values
+    return VlacConfig(**{**values, "redis_url": with_credentials(url, environ)}), training
 
 
 def render() -> str:
-    """The hydra config that stands on top of upstream's, each setting under its documentation."""
-    defaults = {
-        **{spec.name: spec.default for spec in fields(VlacConfig)},
-        **{spec.name: spec.default for spec in _TRAINING},
-        # Named by the user: a run that trains on whatever listens on localhost is a mistake.
-        "redis_url": None,
-    }
+    """Return the hydra config that stands on top of upstream's, each setting under its documentation."""
+    defaults = {spec.name: spec.default for spec in [*fields(VlacConfig), *fields(Training)]}
+    # Named by the user: a run that trains on whatever listens on localhost is a mistake.
+    defaults["redis_url"] = None
     node = []
     for name, doc in SETTINGS.items():
         node += [f"# {line}" for line in textwrap.wrap(doc, 105)]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from verl_adapter.settings import check_name, critic_config, group_rule, sharing
+from verl_adapter.settings import check_name, read_node
 from vlac_queue import ConfigError, CriticClient, VlacConfig
 from vlac_queue.client.decision_log import DecisionLog
 from vlac_queue.config import redact_url
@@ -19,7 +19,7 @@ _OVERRIDE = re.compile(r"(?:\+{1,2}|~)?vlac\.([^=.]*)")
 
 
 def check_overrides(arguments: Sequence[str]) -> None:
-    """Refuses misspelt `vlac.*` overrides, naming the nearest right one; hydra would only say "not in struct".
+    """Refuse misspelt `vlac.*` overrides, naming the nearest right one; hydra would only say "not in struct".
 
     Raises:
         ConfigError: there is no such setting, or a password stands on the command line.
@@ -36,7 +36,7 @@ def check_overrides(arguments: Sequence[str]) -> None:
 
 
 def evaluates_only(config: Any) -> bool:
-    """Whether a run with this config never trains.
+    """Return whether a run with this config never trains.
 
     Upstream reads `trainer.val_only` only where `trainer.val_before_train` is set; alone, it trains.
     """
@@ -44,7 +44,7 @@ def evaluates_only(config: Any) -> bool:
 
 
 def check_training(config: Any) -> VlacConfig:
-    """Refuses what training with the critic would stumble over later.
+    """Refuse what training with the critic would stumble over later.
 
     Args:
         config: the whole hydra config.
@@ -55,17 +55,14 @@ def check_training(config: Any) -> VlacConfig:
     Raises:
         ConfigError: what to set instead.
     """
-    critic = critic_config(config.vlac)
-    group_rule(config.vlac)
-    sharing(config.vlac)
-    grpo = config.algorithm.adv_estimator == "grpo"
+    critic, _ = read_node(config.vlac)
     if not config.data.filter_accuracy or config.data.filter_truncated:
         # Without either, upstream fails on a variable that was never set; the other counts text tokens.
         raise ConfigError(
             "set data.filter_accuracy=True and data.filter_truncated=False: groups are chosen there, by "
             "vlac.min_group_spread and vlac.reward_*_bound (widen these to keep more groups)."
         )
-    if not grpo:
+    if config.algorithm.adv_estimator != "grpo":
         raise ConfigError(
             f"set algorithm.adv_estimator=grpo, not {config.algorithm.adv_estimator}: masked episodes and the "
             "choice of groups are only right with it."
@@ -80,7 +77,7 @@ def check_training(config: Any) -> VlacConfig:
 
 
 def check_queue(config: VlacConfig) -> None:
-    """Asks the queue one question about a tiny picture, all the way to the critic and back.
+    """Ask the queue one question about a tiny picture, all the way to the critic and back.
 
     Raises:
         NoWorkers: nothing listens on the queue.

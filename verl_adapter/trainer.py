@@ -15,15 +15,15 @@ from verl.trainer.ppo import ray_trainer
 
 from verl_adapter.audit import Rollouts, audit
 from verl_adapter.groups import keep_groups, leave_groups
-from verl_adapter.settings import critic_config, group_rule, sharing
+from verl_adapter.settings import read_node
 from verl_adapter.updates import with_critics_asleep
-from vlac_queue import CriticClient, VlacQueueError
+from vlac_queue import CriticClient, VlacConfig, VlacQueueError
 
 _log = logging.getLogger(__name__)
 
 
 class VlacRewardManager(main_ppo.RobRewardManager):
-    """Scores with the critic's reward where the batch carries it, i.e. in training; else it is upstream's.
+    """Score with the critic's reward where the batch carries it, i.e. in training; else it is upstream's.
 
     Upstream's `__call__` puts what `verify` leaves in `acc` at the last token that counts.
     """
@@ -32,7 +32,7 @@ class VlacRewardManager(main_ppo.RobRewardManager):
     _client: CriticClient | None = None
 
     def verify(self, data: Any) -> tuple[list[float], dict[str, float], dict[str, float], dict[str, float]]:
-        """Scores 0..1 and metrics.
+        """Return scores 0..1 and metrics.
 
         A masked episode scores 0.0 here, since upstream wants a number. Nothing uses it: the filter does not
         look at it, and its advantage is 0 (`with_masks`).
@@ -47,18 +47,17 @@ class VlacRewardManager(main_ppo.RobRewardManager):
         masked = _array(data, "vlac_masked")
         counted = rewards[~data.batch["vlac_masked"]]
         mean = counted.mean().item() if len(counted) else float("nan")
-        kept = keep_groups(
-            _array(data, "vlac_reward"), masked, self.config.data.n_samples, group_rule(self.config.vlac)
-        )
+        critic, training = read_node(self.config.vlac)
+        kept = keep_groups(_array(data, "vlac_reward"), masked, self.config.data.n_samples, training)
         figures = audit(_rollouts(data))
-        self._publish(figures)
+        self._publish(figures, critic)
         metrics = {"all": mean, "vlac/groups_kept": float(kept.mean()), **figures}
         return rewards.tolist(), metrics, {"all": 1.0}, {"all": mean}
 
-    def _publish(self, figures: dict[str, float]) -> None:
-        """Shows the audit on dashboards, which training does not need."""
+    def _publish(self, figures: dict[str, float], critic: VlacConfig) -> None:
+        """Show the audit on dashboards, which training does not need."""
         if self._client is None:
-            self._client = CriticClient(critic_config(self.config.vlac))
+            self._client = CriticClient(critic)
         try:
             self._client.publish_audit({name.removeprefix("vlac/"): value for name, value in figures.items()})
         except VlacQueueError as error:
@@ -69,25 +68,24 @@ class VlacTrainer(ray_trainer.RayTrainer):
     """Upstream's trainer, whose filter chooses groups by the critic's rewards where the batch carries them."""
 
     def init_workers(self) -> None:
-        """Upstream's workers, whose update has the critics asleep, if `sleep_during_update` says so."""
+        """Make upstream's workers, whose update has the critics asleep, if `sleep_during_update` says so."""
         super().init_workers()
-        if sharing(self.config.vlac).sleep_during_update:
+        critic, training = read_node(self.config.vlac)
+        if training.sleep_during_update:
             workers = self.actor_rollout_wg
-            client = CriticClient(critic_config(self.config.vlac))
-            workers.update_actor = with_critics_asleep(workers.update_actor, client)
+            workers.update_actor = with_critics_asleep(workers.update_actor, CriticClient(critic))
 
     def filter(self, reward_tensor: Any, batch: Any, n_samples: int) -> Any:
-        """The groups that `GroupRule` keeps, in place of upstream's bounds on accuracy."""
+        """Return the groups that `keep_groups` keeps, in place of upstream's bounds on accuracy."""
         if "vlac_reward" not in batch.batch:
             return super().filter(reward_tensor, batch, n_samples)
-        kept = keep_groups(
-            _array(batch, "vlac_reward"), _array(batch, "vlac_masked"), n_samples, group_rule(self.config.vlac)
-        )
+        _, training = read_node(self.config.vlac)
+        kept = keep_groups(_array(batch, "vlac_reward"), _array(batch, "vlac_masked"), n_samples, training)
         return batch.slice(torch.from_numpy(kept.repeat(n_samples)))
 
 
 def with_masks(compute_advantage: Callable[..., Any]) -> Callable[..., Any]:
-    """Upstream's `compute_advantage`, where masked episodes neither get an advantage nor bend the others'."""
+    """Return upstream's `compute_advantage`, where masked episodes get no advantage and bend no other's."""
 
     @functools.wraps(compute_advantage)
     def compute(data: Any, *args: Any, **options: Any) -> Any:
@@ -104,7 +102,7 @@ def with_masks(compute_advantage: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def install() -> None:
-    """Puts these in the places where upstream's `main_task` looks for its own, in this process."""
+    """Put these in the places where upstream's `main_task` looks for its own, in this process."""
     main_ppo.RobRewardManager = VlacRewardManager
     main_ppo.RayTrainer = VlacTrainer
     ray_trainer.compute_advantage = with_masks(ray_trainer.compute_advantage)

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from vlac_queue.credentials import VARIABLES as CREDENTIALS
 from vlac_queue.credentials import with_credentials
@@ -17,12 +17,6 @@ from vlac_queue.memory import allowed_bytes
 
 #: Prefix of the environment variable of each field, e.g. VLAC_REDIS_URL.
 ENV_PREFIX = "VLAC_"
-
-_QUEUE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_CRITIC_CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-
-_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
-
 
 #: What of a URL without "@" is surely no password: hosts with their ports, and a path of Redis or Sentinel.
 _HOSTS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[\w.-]*)(?::\d*)?(?:,(?:\[[0-9A-Fa-f:.]+\]|[\w.-]+)(?::\d*)?)*")
@@ -80,132 +74,89 @@ def _shown_option(option: str) -> str:
     return f"{name}=***" if equals and re.fullmatch(r"(?i)(?:\w+_)?password", name) else "***"
 
 
-def _setting(default: Any, doc: str) -> Any:
-    return field(default=default, metadata={"doc": doc})
+@dataclass(frozen=True)
+class Check:
+    """What a setting must be, beside its type.
+
+    Attributes:
+        must: as a sentence goes on after "must be".
+        test: whether a value of the right type is so.
+        choices: what is proposed where a value is near one of them.
+    """
+
+    must: str
+    test: Callable[[Any], bool]
+    choices: tuple[str, ...] = ()
+
+    def setting(self, default: Any, doc: str) -> Any:
+        """Return a field of `Settings`; `doc` is a sentence that says what it means, with its unit."""
+        return field(default=default, metadata={"doc": doc, "check": self})
+
+
+setting = Check("", lambda value: True).setting
+
+
+def _one_of(*choices: str) -> Check:
+    return Check(f"{', '.join(choices[:-1])} or {choices[-1]}", choices.__contains__, choices)
+
+
+def _at_least(least: int, unit: str) -> Check:
+    return Check(f"{least} or more {unit}".rstrip(), lambda value: value >= least)
+
+
+def within(least: int, most: int, unit: str = "") -> Check:
+    """Return the check of a number with two bounds, which are allowed."""
+    return Check(f"within {least}..{most} {unit}".rstrip(), lambda value: least <= value <= most)
+
+
+def _matching(pattern: str, must: str, *choices: str) -> Check:
+    return Check(must, lambda text: re.fullmatch(pattern, text) is not None, choices)
+
+
+_URL = _matching(
+    r"(?s)((rediss?|rediss?\+sentinel|unix)://).*", "a redis://, rediss://, unix:// or redis+sentinel:// URL"
+)
+_QUEUE_NAME = _matching(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "1 to 64 letters, digits, '.', '_' or '-'")
+_CRITIC = _matching(
+    r"vlac|reference|[A-Za-z_][\w.]*:[A-Za-z_]\w*", "vlac, reference or package.module:Class", "vlac", "reference"
+)
+_DEVICE = _matching(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:N")
+
+Made = TypeVar("Made", bound="Settings")
 
 
 @dataclass(frozen=True)
-class VlacConfig:
-    """Settings of rollouts and workers, from code, a mapping (hydra) or the environment (`VLAC_*`).
-
-    A worker reads its own (critic, model_path, engine, max_batch, ...) from its environment; a rollout's
-    settings travel with its queries. `VlacConfig.describe()` gives each field's documentation.
+class Settings:
+    """Fields made by `Check.setting`, checked when they are set.
 
     Raises:
         ConfigError: a value is of the wrong type or out of range.
     """
 
-    redis_url: str = _setting(
-        "redis://localhost:6379/0",
-        "Redis to use: redis://, rediss:// (TLS), unix://, or by Sentinel, redis+sentinel://host:26379,host2:26379/"
-        "mymaster/0; never shown with password.",
-    )
-    queue: str = _setting("vlac", "RQ queue that the workers listen on.")
-    critic: str = _setting("vlac", "Critic that a worker runs: vlac, reference, or package.module:Class.")
-    model_path: str = _setting("", "Folder (or hub name) of the VLAC weights; needed by the critic vlac.")
-    engine: str = _setting("pt", "Inference engine of the critic vlac: pt (torch) or vllm.")
-    device: str = _setting("auto", "Device of the critic vlac: auto (the first GPU, else the CPU), cuda:N or cpu.")
-    dtype: str = _setting(
-        "auto", "Weights of the critic vlac: auto (bfloat16, float32 on a CPU), bfloat16, float16 or float32."
-    )
-    attention: str = _setting(
-        "auto", "Attention of the critic vlac: auto (flash_attn where installed, else eager), flash_attn or eager."
-    )
-    done_by: str = _setting(
-        "image",
-        "What VLAC judges done by: image (the frame alone), reference (progress along the reference frames; "
-        "slow, VLAC reasons in words) or goal (likeness to the reference's last frame).",
-    )
-    done_rich: bool = _setting(True, "Whether VLAC's done scores weigh its likely digits; false: 0 or 1 alone.")
-    value_rich: bool = _setting(False, "Whether VLAC's pair scores weigh its likely numbers (VLAC's rich).")
-    value_recursion: str = _setting(
-        "default", "How VLAC's pair scores become values: default or mix_f (VLAC's value_simple)."
-    )
-    eager_value: bool = _setting(
-        False,
-        "Whether an idle worker asks VLAC's pair scores ahead, so that the value list is there at once; for "
-        "queues with one worker.",
-    )
-    ref_num: int = _setting(9, "Reference frames shown to VLAC, spread evenly over the run; 2..11.")
-    max_images: int = _setting(
-        32, "Most images in one call of the model, padding counted; halved when its memory runs out."
-    )
-    done_threshold: float = _setting(0.9, "A score above this (strictly) means done; 0..1.")
-    frame_stride: int = _setting(
-        0, "Environment steps between frames sent within an action chunk; 0 sends the chunk's last frame only."
-    )
-    value_stride: int = _setting(
-        1,
-        "Distance in frames between the images of a pair in value lists (VLAC's skip); the last one counts too.",
-    )
-    reference: str | None = _setting(
-        None, "File (.npz with 'frames', or .npy) of a successful run, uint8 (T,H,W,3); optional."
-    )
-    timeout_s: float = _setting(120.0, "Seconds until an unanswered query raises CriticTimeout.")
-    patience_s: float = _setting(
-        60.0,
-        "Seconds for which a rollout puts up with a Redis that is away or full, or with no worker left, once it "
-        "had worked; at most timeout_s counts. 0 raises at once.",
-    )
-    batch_limit_s: float = _setting(
-        0.0,
-        "Seconds that the critic may take for one batch until its worker counts as hung and starts anew; 0: half "
-        "of the time that its queries have left, at least a quarter of timeout_s.",
-    )
-    retries: int = _setting(
-        2, "Times a query is tried again: after a failure (on_failure=retry) or a worker's death."
-    )
-    on_failure: str = _setting(
-        "raise", "What a failed query does to its episode: raise, mask or retry (then raise)."
-    )
-    overlap: bool = _setting(True, "Whether rollouts go on while the critic works; the outcomes are the same.")
-    max_batch: int = _setting(16, "Most queries in one call of the critic.")
-    max_wait_ms: float = _setting(5.0, "Milliseconds that a worker waits for a batch to fill.")
-    gpu_memory_fraction: float = _setting(
-        0.15, "Part of the GPU's memory that the critic may use; above 0, up to 1."
-    )
-    idle_offload_s: float = _setting(
-        0.0, "Seconds without work until the weights leave the GPU; 0 keeps them there."
-    )
-    episode_ttl_s: int = _setting(3600, "Seconds until the keys of an episode that nobody touches expire.")
-    max_pending_bytes: int = _setting(2 << 30, "Most bytes of encoded frames of all open episodes of the queue.")
-    keep_frames_bytes: int = _setting(
-        512 << 20,
-        "Most bytes of encoded frames of its open episodes that a rollout keeps, to push them again when Redis "
-        "loses them; episodes beyond that fail then.",
-    )
-    history_bytes: int = _setting(
-        min(1 << 30, allowed_bytes() // 16),
-        "Most bytes of main memory in which a worker keeps decoded frames of episodes and references, so that "
-        "nothing is read and decoded twice; 0 keeps none. By default 1 GiB, or a sixteenth of the memory that the "
-        "process may have, if that is less. Beside it stand the program itself (some 70 MB without a model), the "
-        "frames of the batches at hand, and the critic.",
-    )
-    decision_log: str = _setting(
-        "", "Folder in which rollouts log verdicts and frames (docs/decision-log.md); empty: none."
-    )
-
     def __post_init__(self) -> None:
         for spec in fields(self):
             # Hydra and the environment give 1 where 1.0 is meant; a bool is never meant as a number.
-            value, kind = getattr(self, spec.name), type(spec.default)
+            value: Any = getattr(self, spec.name)
+            kind: Any = str if spec.default is None else type(spec.default)
             if kind is float and type(value) is int:
                 value = float(value) if abs(value) < 2**63 else math.inf
                 object.__setattr__(self, spec.name, value)
-            optional = spec.default is None
-            if not (value is None and optional) and type(value) is not (str if optional else kind):
-                expected = "str or None" if optional else kind.__name__
+            if value is None and spec.default is None:
+                continue
+            if type(value) is not kind:
+                expected = "true or false" if kind is bool else kind.__name__ + " or None" * (spec.default is None)
                 shown = type(value).__name__ if spec.name == "redis_url" else repr(value)
                 raise ConfigError(f"{spec.name} must be {expected}, not {shown}.")
-        for name, (test, requirement) in _CHECKS.items():
-            value = getattr(self, name)
-            if (isinstance(value, float) and not math.isfinite(value)) or not test(value):
-                shown = redact_url(value) if name == "redis_url" else repr(value)
-                raise ConfigError(f"{name} must be {requirement}, not {shown}.{_nearest_choice(name, value)}")
+            check: Check = spec.metadata["check"]
+            if (kind is float and not math.isfinite(value)) or not check.test(value):
+                shown = redact_url(value) if spec.name == "redis_url" else repr(value)
+                near = difflib.get_close_matches(str(value), check.choices, n=1)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                raise ConfigError(f"{spec.name} must be {check.must or 'finite'}, not {shown}.{hint}")
 
     @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> VlacConfig:
-        """From a mapping of field names to values, e.g. a hydra node.
+    def from_mapping(cls: type[Made], values: Mapping[str, Any]) -> Made:
+        """Return the settings of a mapping of field names to values, e.g. a hydra node.
 
         Raises:
             ConfigError: a name is unknown (the nearest right one is named), or a value is refused.
@@ -215,6 +166,122 @@ class VlacConfig:
             if name not in known:
                 raise ConfigError(f"unknown setting {name!r}; {_did_you_mean(str(name), known)}")
         return cls(**values)
+
+    @classmethod
+    def describe(cls) -> dict[str, str]:
+        """Return each field's name and its documentation, in the order of declaration."""
+        return {spec.name: spec.metadata["doc"] for spec in fields(cls)}
+
+
+@dataclass(frozen=True, repr=False)
+class VlacConfig(Settings):
+    """Settings of rollouts and workers, from code, a mapping (hydra) or the environment (`VLAC_*`).
+
+    A worker reads its own (critic, model_path, engine, max_batch, ...) from its environment; a rollout's
+    settings travel with its queries. `VlacConfig.describe()` gives each field's documentation.
+    """
+
+    redis_url: str = _URL.setting(
+        "redis://localhost:6379/0",
+        "Redis to use: redis://, rediss:// (TLS), unix://, or by Sentinel, redis+sentinel://host:26379,host2:26379/"
+        "mymaster/0; never shown with password.",
+    )
+    queue: str = _QUEUE_NAME.setting("vlac", "RQ queue that the workers listen on.")
+    critic: str = _CRITIC.setting("vlac", "Critic that a worker runs: vlac, reference, or package.module:Class.")
+    model_path: str = setting("", "Folder (or hub name) of the VLAC weights; needed by the critic vlac.")
+    engine: str = _one_of("pt", "vllm").setting("pt", "Inference engine of the critic vlac: pt (torch) or vllm.")
+    device: str = _DEVICE.setting(
+        "auto", "Device of the critic vlac: auto (the first GPU, else the CPU), cuda:N or cpu."
+    )
+    dtype: str = _one_of("auto", "bfloat16", "float16", "float32").setting(
+        "auto", "Weights of the critic vlac: auto (bfloat16, float32 on a CPU), bfloat16, float16 or float32."
+    )
+    attention: str = _one_of("auto", "flash_attn", "eager").setting(
+        "auto", "Attention of the critic vlac: auto (flash_attn where installed, else eager), flash_attn or eager."
+    )
+    done_by: str = _one_of("image", "reference", "goal").setting(
+        "image",
+        "What VLAC judges done by: image (the frame alone), reference (progress along the reference frames; "
+        "slow, VLAC reasons in words) or goal (likeness to the reference's last frame).",
+    )
+    done_rich: bool = setting(True, "Whether VLAC's done scores weigh its likely digits; false: 0 or 1 alone.")
+    value_rich: bool = setting(False, "Whether VLAC's pair scores weigh its likely numbers (VLAC's rich).")
+    value_recursion: str = _one_of("default", "mix_f").setting(
+        "default", "How VLAC's pair scores become values: default or mix_f (VLAC's value_simple)."
+    )
+    eager_value: bool = setting(
+        False,
+        "Whether an idle worker asks VLAC's pair scores ahead, so that the value list is there at once; for "
+        "queues with one worker.",
+    )
+    ref_num: int = within(2, 11, "frames").setting(
+        9, "Reference frames shown to VLAC, spread evenly over the run; 2..11."
+    )
+    max_images: int = _at_least(1, "images").setting(
+        32, "Most images in one call of the model, padding counted; halved when its memory runs out."
+    )
+    done_threshold: float = within(0, 1).setting(0.9, "A score above this (strictly) means done; 0..1.")
+    frame_stride: int = _at_least(0, "environment steps").setting(
+        0, "Environment steps between frames sent within an action chunk; 0 sends the chunk's last frame only."
+    )
+    value_stride: int = _at_least(1, "frames").setting(
+        1,
+        "Distance in frames between the images of a pair in value lists (VLAC's skip); the last one counts too.",
+    )
+    reference: str | None = setting(
+        None, "File (.npz with 'frames', or .npy) of a successful run, uint8 (T,H,W,3); optional."
+    )
+    timeout_s: float = Check("above 0 seconds", lambda seconds: seconds > 0).setting(
+        120.0, "Seconds until an unanswered query raises CriticTimeout."
+    )
+    patience_s: float = _at_least(0, "seconds").setting(
+        60.0,
+        "Seconds for which a rollout puts up with a Redis that is away or full, or with no worker left, once it "
+        "had worked; at most timeout_s counts. 0 raises at once.",
+    )
+    batch_limit_s: float = _at_least(0, "seconds").setting(
+        0.0,
+        "Seconds that the critic may take for one batch until its worker counts as hung and starts anew; 0: half "
+        "of the time that its queries have left, at least a quarter of timeout_s.",
+    )
+    retries: int = _at_least(0, "").setting(
+        2, "Times a query is tried again: after a failure (on_failure=retry) or a worker's death."
+    )
+    on_failure: str = _one_of("raise", "mask", "retry").setting(
+        "raise", "What a failed query does to its episode: raise, mask or retry (then raise)."
+    )
+    overlap: bool = setting(True, "Whether rollouts go on while the critic works; the outcomes are the same.")
+    max_batch: int = within(1, 4096, "queries").setting(16, "Most queries in one call of the critic.")
+    max_wait_ms: float = _at_least(0, "milliseconds").setting(
+        5.0, "Milliseconds that a worker waits for a batch to fill."
+    )
+    gpu_memory_fraction: float = Check("above 0 and at most 1", lambda part: 0 < part <= 1).setting(
+        0.15, "Part of the GPU's memory that the critic may use; above 0, up to 1."
+    )
+    idle_offload_s: float = _at_least(0, "seconds").setting(
+        0.0, "Seconds without work until the weights leave the GPU; 0 keeps them there."
+    )
+    episode_ttl_s: int = _at_least(1, "seconds").setting(
+        3600, "Seconds until the keys of an episode that nobody touches expire."
+    )
+    max_pending_bytes: int = _at_least(1, "bytes").setting(
+        2 << 30, "Most bytes of encoded frames of all open episodes of the queue."
+    )
+    keep_frames_bytes: int = _at_least(0, "bytes").setting(
+        512 << 20,
+        "Most bytes of encoded frames of its open episodes that a rollout keeps, to push them again when Redis "
+        "loses them; episodes beyond that fail then.",
+    )
+    history_bytes: int = _at_least(0, "bytes").setting(
+        min(1 << 30, allowed_bytes() // 16),
+        "Most bytes of main memory in which a worker keeps decoded frames of episodes and references, so that "
+        "nothing is read and decoded twice; 0 keeps none. By default 1 GiB, or a sixteenth of the memory that the "
+        "process may have, if that is less. Beside it stand the program itself (some 70 MB without a model), the "
+        "frames of the batches at hand, and the critic.",
+    )
+    decision_log: str = setting(
+        "", "Folder in which rollouts log verdicts and frames (docs/decision-log.md); empty: none."
+    )
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ, **overrides: Any) -> VlacConfig:
@@ -243,62 +310,10 @@ class VlacConfig:
         values["redis_url"] = with_credentials(values.get("redis_url", cls.redis_url), environ)
         return cls.from_mapping(values)
 
-    @classmethod
-    def describe(cls) -> dict[str, str]:
-        """Each field's name and its documentation, in the order of declaration."""
-        return {spec.name: spec.metadata["doc"] for spec in fields(cls)}
-
     def __repr__(self) -> str:
         shown = {spec.name: getattr(self, spec.name) for spec in fields(self)}
         shown["redis_url"] = redact_url(self.redis_url)
         return f"VlacConfig({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
-
-
-_CHOICES = {
-    "engine": ("pt", "vllm"),
-    "critic": ("vlac", "reference"),
-    "dtype": ("auto", "bfloat16", "float16", "float32"),
-    "attention": ("auto", "flash_attn", "eager"),
-    "done_by": ("image", "reference", "goal"),
-    "value_recursion": ("default", "mix_f"),
-    "on_failure": ("raise", "mask", "retry"),
-}
-
-_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "redis_url": (
-        lambda v: v.startswith(("redis://", "rediss://", "unix://", "redis+sentinel://", "rediss+sentinel://")),
-        "a redis://, rediss://, unix:// or redis+sentinel:// URL",
-    ),
-    "queue": (lambda v: bool(_QUEUE_NAME.fullmatch(v)), "1 to 64 letters, digits, '.', '_' or '-'"),
-    "critic": (
-        lambda v: v in _CHOICES["critic"] or bool(_CRITIC_CLASS.fullmatch(v)),
-        "vlac, reference or package.module:Class",
-    ),
-    "engine": (lambda v: v in _CHOICES["engine"], "pt or vllm"),
-    "device": (lambda v: bool(_DEVICE.fullmatch(v)), "auto, cpu, cuda or cuda:N"),
-    "dtype": (lambda v: v in _CHOICES["dtype"], "auto, bfloat16, float16 or float32"),
-    "attention": (lambda v: v in _CHOICES["attention"], "auto, flash_attn or eager"),
-    "done_by": (lambda v: v in _CHOICES["done_by"], "image, reference or goal"),
-    "value_recursion": (lambda v: v in _CHOICES["value_recursion"], "default or mix_f"),
-    "ref_num": (lambda v: 2 <= v <= 11, "within 2..11 frames"),
-    "max_images": (lambda v: v >= 1, "1 or more images"),
-    "on_failure": (lambda v: v in _CHOICES["on_failure"], "raise, mask or retry"),
-    "done_threshold": (lambda v: 0 <= v <= 1, "within 0..1"),
-    "frame_stride": (lambda v: v >= 0, "0 or more environment steps"),
-    "value_stride": (lambda v: v >= 1, "1 or more frames"),
-    "timeout_s": (lambda v: v > 0, "above 0 seconds"),
-    "patience_s": (lambda v: v >= 0, "0 or more seconds"),
-    "batch_limit_s": (lambda v: v >= 0, "0 or more seconds"),
-    "retries": (lambda v: v >= 0, "0 or more"),
-    "max_batch": (lambda v: 1 <= v <= 4096, "within 1..4096 queries"),
-    "max_wait_ms": (lambda v: v >= 0, "0 or more milliseconds"),
-    "gpu_memory_fraction": (lambda v: 0 < v <= 1, "above 0 and at most 1"),
-    "idle_offload_s": (lambda v: v >= 0, "0 or more seconds"),
-    "episode_ttl_s": (lambda v: v >= 1, "1 or more seconds"),
-    "max_pending_bytes": (lambda v: v >= 1, "1 or more bytes"),
-    "keep_frames_bytes": (lambda v: v >= 0, "0 or more bytes"),
-    "history_bytes": (lambda v: v >= 0, "0 or more bytes"),
-}
 
 
 def _parse(variable: str, text: str, default: Any) -> Any:
@@ -316,8 +331,3 @@ def _parse(variable: str, text: str, default: Any) -> Any:
 def _did_you_mean(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"the settings are: {', '.join(known)}."
-
-
-def _nearest_choice(name: str, value: Any) -> str:
-    near = difflib.get_close_matches(str(value), _CHOICES.get(name, ()), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""

@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from verl_adapter.groups import keep_groups, leave_groups
-from verl_adapter.settings import GroupRule
+from verl_adapter.settings import Training
 
 NAN = float("nan")
 
 
 def keep(*groups: list[float], **rule: float) -> list[bool]:
     rewards = np.array(groups, np.float32).ravel()
-    return keep_groups(rewards, np.isnan(rewards), len(groups[0]), GroupRule(**rule)).tolist()
+    return keep_groups(rewards, np.isnan(rewards), len(groups[0]), Training(**rule)).tolist()
 
 
 def test_noise_is_dropped_and_signal_kept():
@@ -49,12 +49,12 @@ def test_the_default_keeps_every_mixed_group_of_0_and_1(case):
 @pytest.mark.parametrize("reward", [-0.1, 1.1, NAN])
 def test_a_reward_out_of_range_is_a_mistake(reward):
     with pytest.raises(ValueError, match=r"0\.\.1"):
-        keep_groups(np.array([0.5, reward]), np.array([False, False]), 2, GroupRule())
+        keep_groups(np.array([0.5, reward]), np.array([False, False]), 2, Training())
 
 
 def test_groups_must_be_whole():
     with pytest.raises(ValueError, match="groups of 2"):
-        keep_groups(np.zeros(3), np.zeros(3, bool), 2, GroupRule())
+        keep_groups(np.zeros(3), np.zeros(3, bool), 2, Training())
 
 
 def test_masked_episodes_get_groups_of_their_own():

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import verl_adapter
-from verl_adapter.settings import SETTINGS, GroupRule, critic_config, group_rule, render
+from verl_adapter.settings import SETTINGS, Training, read_node, render
 from verl_adapter.startup import check_overrides, check_queue, check_training, evaluates_only
 from vlac_queue import ConfigError, CriticTimeout, NoWorkers, RedisUnavailable, VlacConfig
 from vlac_queue.server import free_port
@@ -29,26 +29,24 @@ def test_every_setting_of_the_queue_is_in_the_node():
 
 def test_settings_of_queue_and_groups_share_the_node():
     node = {"redis_url": URL, "done_threshold": 0.8, "min_group_spread": 0.1}
-    assert critic_config(node, {}) == VlacConfig(redis_url=URL, done_threshold=0.8)
-    assert group_rule(node) == GroupRule(min_group_spread=0.1)
+    assert read_node(node, {}) == (VlacConfig(redis_url=URL, done_threshold=0.8), Training(min_group_spread=0.1))
 
 
 def test_without_redis_it_says_what_to_set():
     with pytest.raises(ConfigError, match=r"vlac\.redis_url=redis://host:6379/0(.|\n)*val_before_train=True"):
-        critic_config({"redis_url": None}, {})
+        read_node({"redis_url": None}, {})
 
 
 def test_the_environment_names_redis_where_the_node_does_not():
     environ = {"VLAC_REDIS_URL": "redis://:secret@gpu8:6379/0"}
-    assert critic_config({"redis_url": None}, environ).redis_url == environ["VLAC_REDIS_URL"]
-    assert critic_config({"redis_url": URL}, environ).redis_url == URL
+    assert read_node({"redis_url": None}, environ)[0].redis_url == environ["VLAC_REDIS_URL"]
+    assert read_node({"redis_url": URL}, environ)[0].redis_url == URL
 
 
 def test_the_password_joins_the_url_where_the_queue_is_used():
     environ = {"VLAC_REDIS_USERNAME": "vlac-rollout", "VLAC_REDIS_PASSWORD": "secret"}
-    assert (
-        critic_config({"redis_url": "redis://gpu8/0"}, environ).redis_url == "redis://vlac-rollout:secret@gpu8/0"
-    )
+    critic, _ = read_node({"redis_url": "redis://gpu8/0"}, environ)
+    assert critic.redis_url == "redis://vlac-rollout:secret@gpu8/0"
 
 
 @pytest.mark.parametrize("quote", ["", "'", '"'])
@@ -70,7 +68,7 @@ def test_right_overrides_pass():
 
 def test_a_misspelt_name_in_the_node_is_refused():
     with pytest.raises(ConfigError, match=r"did you mean vlac\.min_group_spread\?"):
-        critic_config({"redis_url": URL, "min_group_spred": 0.1})
+        read_node({"redis_url": URL, "min_group_spred": 0.1})
 
 
 @pytest.mark.parametrize(
@@ -79,12 +77,12 @@ def test_a_misspelt_name_in_the_node_is_refused():
 def test_group_settings_out_of_range_are_refused(bad: dict[str, Any]):
     (name,) = bad
     with pytest.raises(ConfigError, match=name):
-        GroupRule(**bad)
+        Training(**bad)
 
 
 def test_bounds_must_be_in_order():
     with pytest.raises(ConfigError, match="must not exceed"):
-        GroupRule(reward_lower_bound=0.6, reward_upper_bound=0.5)
+        Training(reward_lower_bound=0.6, reward_upper_bound=0.5)
 
 
 def config(**changes: Any) -> Any:

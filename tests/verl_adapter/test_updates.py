@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.conftest import Workers, until
-from verl_adapter.settings import Sharing, critic_config, sharing
+from verl_adapter.settings import Training, read_node
 from verl_adapter.updates import with_critics_asleep
 from vlac_queue import ConfigError, CriticClient, NoWorkers
 
@@ -44,7 +44,7 @@ def test_without_workers_the_update_does_not_begin(client: CriticClient):
 
 def test_the_setting_is_of_training_and_not_of_the_queue():
     node = {"redis_url": "redis://gpu7:6379/0", "sleep_during_update": True}
-    assert sharing(node) == Sharing(sleep_during_update=True)
-    assert critic_config(node, {}).redis_url == node["redis_url"]
+    critic, training = read_node(node, {})
+    assert training == Training(sleep_during_update=True) and critic.redis_url == node["redis_url"]
     with pytest.raises(ConfigError, match="true or false"):
-        Sharing(sleep_during_update=1)
+        Training(sleep_during_update=1)
