@@ -13,6 +13,7 @@ from benchmarks.processes import ROOT
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 @pytest.mark.skipif(not (ROOT / ".venv").exists(), reason="this checkout has no .venv")
 def test_both_are_measured_and_compared(tmp_path: Path) -> None:
     other, file = tmp_path / "other", tmp_path / "ab.json"

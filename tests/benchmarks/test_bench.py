@@ -50,6 +50,7 @@ def compared(tmp_path: Path, *names: str) -> tuple[str, dict[str, Any]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_peers_are_compared(tmp_path: Path) -> None:
     _, figures = compared(tmp_path, "list-grouped", "memory")
     rounds = figures["peers"]["rounds"]
@@ -62,12 +63,14 @@ def test_peers_are_compared(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("names", [[name for name, peer in PEERS.items() if peer.versions() and name != OURS]])
 def test_every_peer_that_is_installed(tmp_path: Path, names: list[str]) -> None:
     compared(tmp_path, *names)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_episodes_grow(tmp_path: Path) -> None:
     output, figures = bench(tmp_path, "--only", "episodes", "--plots", str(tmp_path / "plots"))
     measured = [(each["workload"], each["episodes"]) for each in figures["episodes"]]
@@ -76,6 +79,7 @@ def test_episodes_grow(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_workers_are_added(tmp_path: Path) -> None:
     output, figures = bench(tmp_path, "--only", "workers")
     (served,) = figures["workers"]["served"]
@@ -91,6 +95,7 @@ def test_a_worker_is_kept_busy(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_rollouts_with_and_without_the_critic(tmp_path: Path) -> None:
     output, figures = bench(tmp_path, "--only", "overlap")
     assert {"no critic", "overlapped", "blocking"} <= set(figures["overlap"])
