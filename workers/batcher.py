@@ -40,10 +40,6 @@ class Batcher(Generic[Item]):
         self._poked = False
         self._changed = threading.Condition()
 
-    def empty(self) -> bool:
-        """Whether nothing waits."""
-        return not self._items
-
     def room(self) -> int:
         """How many more items may be put now."""
         with self._changed:
