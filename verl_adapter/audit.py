@@ -35,7 +35,7 @@ class Rollouts:
 
 
 def audit(rollouts: Rollouts) -> dict[str, float]:
-    """The metrics of one generated batch. The keys are always all there: upstream averages them by key.
+    """Return the metrics of one generated batch. The keys are always all there: upstream averages them by key.
 
     Episodes that are masked count only in `masked` and in what asking cost. NaN says that nothing of the kind
     happened (no done, no success).
@@ -70,8 +70,8 @@ def audit(rollouts: Rollouts) -> dict[str, float]:
         "vlac/masked": float(rollouts.masked.sum()),
         "vlac/queries": float(rollouts.queries.sum()),
         "vlac/sent_bytes": float(rollouts.sent_bytes.sum()),
-        "vlac/waited_s": float(rollouts.waited_s.sum()),
-        "vlac/overlap_saved_s": float(rollouts.saved_s.sum()),
+        "vlac/waited_s": float(rollouts.waited_s.sum(dtype=np.float64)),
+        "vlac/overlap_saved_s": float(rollouts.saved_s.sum(dtype=np.float64)),
     }
 
 

@@ -33,21 +33,14 @@ def start(config: Any) -> None:
     if evaluates:
         main_ppo.main(config)
         return
-    critic = check_training(config)
-    check_queue(critic)
+    check_queue(check_training(config))
     rule = config.vlac
     print(
         f"Groups are chosen by vlac.min_group_spread={rule.min_group_spread} and mean rewards within "
         f"vlac.reward_lower_bound={rule.reward_lower_bound} .. vlac.reward_upper_bound={rule.reward_upper_bound}; "
         "data.accuracy_lower_bound and data.accuracy_upper_bound, meant for 0/1 rewards, are not used."
     )
-    # Ray keeps records of these: of a password in a file only the file's name.
-    given = {name: os.environ[name] for name in CREDENTIALS if name in os.environ}
-    variables = {
-        **given,
-        REDIS_URL_VARIABLE: rule.redis_url or os.environ[REDIS_URL_VARIABLE],
-        USER_MODULE_VARIABLE: config.actor_rollout_ref.model.external_lib or "",
-    }
+    variables = _variables(config)
     with open_dict(config):
         config.actor_rollout_ref.model.external_lib = "verl_adapter.plugin"
         # Upstream prints its config and sends it to its loggers. Workers get the variable.
@@ -56,6 +49,15 @@ def start(config: Any) -> None:
     # Upstream's main looks it up when it is called. Actors inherit the environment of the task that makes them.
     main_ppo.main_task = _train.options(runtime_env={"env_vars": variables})
     main_ppo.main(config)
+
+
+def _variables(config: Any) -> dict[str, str]:
+    """Return the task's environment. Ray keeps records of it: of a password in a file only the file's name."""
+    return {
+        **{name: os.environ[name] for name in CREDENTIALS if name in os.environ},
+        REDIS_URL_VARIABLE: config.vlac.redis_url or os.environ[REDIS_URL_VARIABLE],
+        USER_MODULE_VARIABLE: config.actor_rollout_ref.model.external_lib or "",
+    }
 
 
 @ray.remote

@@ -61,7 +61,7 @@ class ActionQueue(Protocol):
     """The end of a `multiprocessing.Queue` that upstream's `env_worker` reads."""
 
     def get(self) -> Any:
-        """The next action chunk."""
+        """Return the next action chunk."""
 
 
 class LiberoWatch:
@@ -91,11 +91,11 @@ class LiberoWatch:
         return getattr(self._env, name)
 
     def set_init_state(self, state: Any) -> dict[str, Any]:
-        """The environment's observation, with its chunk."""
+        """Return the environment's observation, with its chunk."""
         return self._show(self._env.set_init_state(state))
 
     def step(self, action: Any) -> tuple[dict[str, Any], float, bool, dict[str, Any]]:
-        """As the environment's, except that its done is kept back and its reward is 0."""
+        """Step the environment; its done is kept back and its reward is 0."""
         if self._over:
             return self._shown, 0.0, True, {}
         try:
@@ -116,7 +116,7 @@ class LiberoWatch:
         return self._show(observation), 0.0, False, info
 
     def begin(self, action: Any) -> Any:
-        """Takes the next action chunk; what to run instead."""
+        """Take the next action chunk, and return what to run instead."""
         self._inside.clear()
         if action is not Signal.STOP:
             return action
@@ -147,7 +147,7 @@ class WatchedActions:
         self._watch = watch
 
     def get(self) -> Any:
-        """The next action chunk; None ends the process."""
+        """Return the next action chunk; None ends the process."""
         action = self._queue.get()
         return action if action is None else self._watch().begin(action)
 
@@ -185,5 +185,5 @@ class RobotwinLatch:
 
 
 def robotwin_frame(observation: Mapping[str, Any]) -> Frame:
-    """The head camera's picture, uint8 (H,W,3), RGB."""
+    """Return the head camera's picture, uint8 (H,W,3), RGB."""
     return np.ascontiguousarray(observation["observation"]["head_camera"]["rgb"])

@@ -11,7 +11,7 @@ from verl_adapter.settings import Training
 def keep_groups(
     rewards: NDArray[np.floating], masked: NDArray[np.bool_], group_size: int, rule: Training
 ) -> NDArray[np.bool_]:
-    """Says for each group whether its rewards hold a signal.
+    """Return for each group whether its rewards hold a signal.
 
     Masked episodes are not looked at. A group needs two others that differ: GRPO compares.
 
@@ -45,7 +45,7 @@ def keep_groups(
 
 
 def leave_groups(uids: NDArray[np.object_], masked: NDArray[np.bool_]) -> NDArray[np.object_]:
-    """The group of each episode, where every masked one has a group of its own.
+    """Return the group of each episode, where every masked one has a group of its own.
 
     GRPO takes mean and deviation over equal uids, so the others are compared as if it had not been there.
     """

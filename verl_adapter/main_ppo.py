@@ -30,7 +30,7 @@ def _run(config: Any) -> None:
 
 
 def main() -> None:
-    """The entry point."""
+    """Check the command line, find upstream's config and start."""
     try:
         check_overrides(sys.argv[1:])
         os.environ[UPSTREAM_CONFIG_VARIABLE] = str(find_verl() / "trainer" / "config")

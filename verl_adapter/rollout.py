@@ -34,6 +34,15 @@ from vlac_queue.errors import ConfigError
 _ENV_WORKER = rob_rollout.env_worker
 #: Seconds for a LIBERO process to end after SIGTERM.
 _TERMINATE_S = 5.0
+#: Of an `Ending`, what goes into the batch as it is.
+_FIELDS = {
+    "reward": torch.float32,
+    "masked": torch.bool,
+    "queries": torch.int64,
+    "sent_bytes": torch.int64,
+    "waited_s": torch.float32,
+    "saved_s": torch.float32,
+}
 
 
 class VlacRollout(rob_rollout.RobHFRollout):
@@ -118,7 +127,7 @@ class VlacRollout(rob_rollout.RobHFRollout):
 
 
 def batch_fields(endings: Sequence[Ending]) -> dict[str, torch.Tensor]:
-    """What the endings add to upstream's batch: one value an episode, since meta_info is lost on the way.
+    """Return what the endings add to upstream's batch: one value an episode, since meta_info is lost on the way.
 
     Returns:
         vlac_reward: float32 (B,), 0..1, NaN where masked.
@@ -128,18 +137,14 @@ def batch_fields(endings: Sequence[Ending]) -> dict[str, torch.Tensor]:
         vlac_waited_s, vlac_saved_s: float32 (B,), seconds; the sum over a minibatch is what it waited for the
             critic, and what overlap spared it.
     """
-    return {
-        "vlac_reward": torch.tensor([ending.reward for ending in endings], dtype=torch.float32),
-        "vlac_masked": torch.tensor([ending.masked for ending in endings], dtype=torch.bool),
-        "vlac_env_success": torch.tensor([e.success_step is not None for e in endings], dtype=torch.bool),
-        "vlac_env_success_step": torch.tensor(
-            [-1 if ending.success_step is None else ending.success_step for ending in endings],
-            dtype=torch.int64,
-        ),
-        "vlac_queries": torch.tensor([ending.queries for ending in endings], dtype=torch.int64),
-        "vlac_sent_bytes": torch.tensor([ending.sent_bytes for ending in endings], dtype=torch.int64),
-        "vlac_waited_s": torch.tensor([ending.waited_s for ending in endings], dtype=torch.float32),
-        "vlac_saved_s": torch.tensor([ending.saved_s for ending in endings], dtype=torch.float32),
+    success_steps = [-1 if ending.success_step is None else ending.success_step for ending in endings]
+    named = {
+        f"vlac_{name}": torch.tensor([getattr(ending, name) for ending in endings], dtype=dtype)
+        for name, dtype in _FIELDS.items()
+    }
+    return named | {
+        "vlac_env_success": torch.tensor([step >= 0 for step in success_steps], dtype=torch.bool),
+        "vlac_env_success_step": torch.tensor(success_steps, dtype=torch.int64),
     }
 
 
@@ -154,7 +159,7 @@ def env_worker(
     global_steps: int,
     max_steps: int,
 ) -> None:
-    """A LIBERO child process in training: upstream's own, around a watched environment.
+    """Run a LIBERO child process in training: upstream's own, around a watched environment.
 
     The process belongs to one episode, so what is exchanged here needs no putting back.
     """
@@ -212,7 +217,7 @@ class WatchedRobotwin(rob_rollout.RobotwinEnvWrapper):
 
 @contextmanager
 def _watched_environments() -> Iterator[None]:
-    """Exchanges what upstream's loops build their environments with."""
+    """Exchange what upstream's loops build their environments with."""
     theirs = rob_rollout.env_worker, rob_rollout.RobotwinEnvWrapper
     rob_rollout.env_worker, rob_rollout.RobotwinEnvWrapper = env_worker, WatchedRobotwin
     try:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from verl.trainer import main_ppo
@@ -114,15 +114,9 @@ def _array(data: Any, name: str) -> NDArray[Any]:
 
 
 def _rollouts(data: Any) -> Rollouts:
+    ours = [spec.name for spec in fields(Rollouts) if spec.name not in ("done", "finish_step")]
     return Rollouts(
-        reward=_array(data, "vlac_reward"),
         done=_array(data, "complete").astype(bool),
-        masked=_array(data, "vlac_masked"),
         finish_step=_array(data, "finish_step"),
-        env_success=_array(data, "vlac_env_success"),
-        env_success_step=_array(data, "vlac_env_success_step"),
-        queries=_array(data, "vlac_queries"),
-        sent_bytes=_array(data, "vlac_sent_bytes"),
-        waited_s=_array(data, "vlac_waited_s").astype(np.float64),
-        saved_s=_array(data, "vlac_saved_s").astype(np.float64),
+        **{name: _array(data, f"vlac_{name}") for name in ours},
     )

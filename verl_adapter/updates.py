@@ -40,7 +40,7 @@ def with_critics_asleep(update: Callable[..., Any], client: CriticClient) -> Cal
 
 
 def _wake(client: CriticClient) -> None:
-    """Wakes the critics, which is done ahead of time: the next query would do it as well."""
+    """Wake the critics, which is done ahead of time: the next query would do it as well."""
     try:
         client.wake_workers()
     except VlacQueueError as error:

@@ -49,7 +49,7 @@ _NEEDED: dict[tuple[str, str], str | None] = {
 
 
 def find_verl() -> Path:
-    """Folder of the package `verl`, without importing it.
+    """Return the folder of the package `verl`, without importing it.
 
     Raises:
         ConfigError: it can't be imported.
@@ -64,7 +64,7 @@ def find_verl() -> Path:
 
 
 def check_upstream(verl: Path | None = None) -> None:
-    """Compares what is needed with what is there.
+    """Compare what is needed with what is there.
 
     Args:
         verl: folder of the package; None finds it.
@@ -89,7 +89,7 @@ def check_upstream(verl: Path | None = None) -> None:
 
 
 def _names(path: Path) -> dict[str, str]:
-    """Names that a module defines or imports, and its classes' methods, with the parameters of functions."""
+    """Return what a module defines or imports, and its classes' methods, with the parameters of functions."""
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -70,7 +70,7 @@ class RolloutWatch:
         self._true_frames: dict[int, int] = {}
 
     def see(self, chunk: Chunk) -> None:
-        """Takes what an environment showed. Episodes are numbered by when they are first seen.
+        """Take what an environment showed. Episodes are numbered by when they are first seen.
 
         What is shown again after the end (same step) is passed over.
         """
@@ -83,7 +83,7 @@ class RolloutWatch:
         self._news[index] = chunk
 
     def advance(self, tasks: Sequence[str]) -> None:
-        """Sends what was seen since the last call, and asks whether it shows the task done.
+        """Send what was seen since the last call, and asks whether it shows the task done.
 
         Args:
             tasks: each episode's task in words, in the batch's order; the first call opens the episodes.
@@ -99,12 +99,12 @@ class RolloutWatch:
             self._sending = self._sender.submit(self._send, tasks, news)
 
     def over(self) -> frozenset[int]:
-        """Indices of the episodes known to be over, without waiting for the critic. Raises as `advance`."""
+        """Return the indices of episodes known to be over, without waiting for the critic. Raises as `advance`."""
         self._wait_for_sender()
         return self._gate.finished() if self._gate else frozenset()
 
     def settle(self) -> list[Ending]:
-        """Waits for what is out, and asks the values of what was never done. Raises as `advance`.
+        """Wait for what is out, and ask the values of what was never done. Raises as `advance`.
 
         Returns:
             One ending for each episode, in the batch's order.
@@ -140,7 +140,7 @@ class RolloutWatch:
         return endings
 
     def close(self) -> None:
-        """Closes the episodes: their keys leave Redis."""
+        """Close the episodes: their keys leave Redis."""
         if self._sender is not None:
             self._sender.shutdown()
         if self._gate is not None:

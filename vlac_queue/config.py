@@ -30,7 +30,7 @@ _OPTION = re.compile(
 
 
 def cut_by_password(url: str) -> bool:
-    """Whether a / ? or # of a user or password seems to end the host's part of the URL: an @ comes later."""
+    """Return whether a / ? or # of a user or password seems to end the host's part: an @ comes later."""
     scheme, _, authority, rest = _parts(url)
     if scheme == "unix":  # has no host, and a path that may hold anything
         return bool(authority) and not authority.endswith("@")
@@ -38,7 +38,7 @@ def cut_by_password(url: str) -> bool:
 
 
 def redact_url(url: str) -> str:
-    """The URL with its password replaced by ***, fit for logs and messages.
+    """Return the URL with its password replaced by ***, fit for logs and messages.
 
     Takes whatever was typed: what can't be told from a password is hidden too.
     """
@@ -59,7 +59,7 @@ def redact_url(url: str) -> str:
 
 
 def _parts(url: str) -> tuple[str, str, str, str]:
-    """Scheme, "://", what names user and host, and the rest; no scheme where none can be told."""
+    """Return scheme, "://", what names user and host, and the rest; no scheme where none can be told."""
     scheme, separator, rest = url.partition("://")
     if not separator or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
         scheme, separator, rest = "", "", url
@@ -285,7 +285,7 @@ class VlacConfig(Settings):
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ, **overrides: Any) -> VlacConfig:
-        """From the environment variables `VLAC_<FIELD>`; `overrides` that are not None win.
+        """Return the settings of the environment variables `VLAC_<FIELD>`; `overrides` that are not None win.
 
         Redis' user and password may stand beside the URL: VLAC_REDIS_USERNAME, and VLAC_REDIS_PASSWORD_FILE or
         VLAC_REDIS_PASSWORD (see `vlac_queue.credentials`).

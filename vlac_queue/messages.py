@@ -86,7 +86,7 @@ class Query(Struct, frozen=True):
 
     @property
     def token(self) -> str:
-        """Made anew at each opening of an episode."""
+        """Return what is made anew at each opening of an episode."""
         return self.id.rpartition("-")[0]
 
 

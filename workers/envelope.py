@@ -59,7 +59,7 @@ class _DataUnpickler(pickle.Unpickler):
 
 
 def read_envelope(data: bytes) -> str:
-    """The one argument of a job of ours.
+    """Return the one argument of a job of ours.
 
     Args:
         data: the field `data` of an RQ job's hash: a pickled tuple (function, instance, args, kwargs),

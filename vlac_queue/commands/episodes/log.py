@@ -51,7 +51,7 @@ _UNFINISHED = "its client died while writing, or still writes"
 
 
 def writers(folder: Path) -> list[Path]:
-    """The folders of the clients that logged, by name: it begins with the second of their first episode.
+    """Return the folders of the clients that logged, by name: it begins with the second of their first episode.
 
     Raises:
         ProtocolError: there is none.
@@ -65,7 +65,7 @@ def writers(folder: Path) -> list[Path]:
 
 
 def read_log(folder: Path, note: Note) -> Iterator[EpisodeRecord]:
-    """The episodes of a log, client by client, each once it is closed; the others at the end of their client.
+    """Yield the episodes of a log, client by client, once they are closed; the others at the end of their client.
 
     Only what is open at a time is held in memory.
 
@@ -77,8 +77,9 @@ def read_log(folder: Path, note: Note) -> Iterator[EpisodeRecord]:
 
 
 def find_episode(folder: Path, start: str, note: Note) -> EpisodeRecord:
-    """The episode that is called so, or, where there is none, the only one whose id begins so; the last one where
-    a log has several of that id.
+    """Return the episode that is called so, or, where there is none, the only one whose id begins so.
+
+    Where a log has several of that id, it is the last one.
 
     Raises:
         ProtocolError: as `read_log`, or there is no such episode, or there are several.
@@ -102,7 +103,7 @@ def find_episode(folder: Path, start: str, note: Note) -> EpisodeRecord:
 
 
 def read_batches(record: EpisodeRecord, note: Note) -> Iterator[bytes]:
-    """The encoded frame batches of a logged episode, in order.
+    """Yield the encoded frame batches of a logged episode, in order.
 
     Raises:
         FrameError: the file holds something else, or can't be read.
@@ -122,7 +123,7 @@ def read_batches(record: EpisodeRecord, note: Note) -> Iterator[bytes]:
 
 
 def read_reference(folder: Path, reference: str, note: Note) -> Frames:
-    """Reference frames that a log holds, uint8 (T,H,W,3).
+    """Return the reference frames that a log holds, uint8 (T,H,W,3).
 
     Raises:
         FrameError: they are gone or damaged.
