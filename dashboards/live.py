@@ -353,7 +353,7 @@ def _takers(
         recorder = stack.enter_context(closing(Recorder(record, url, queue, interval_s)))
         takers.append(lambda judged: recorder.add(*judged))
     if export or port is not None:
-        from dashboards.prometheus import Exporter  # for those who use it: 40 ms
+        from dashboards.prometheus import Exporter  # takes some 25 ms to import: for who uses it
 
         exporter = Exporter(queue)
         takers.append(lambda judged: exporter.take(*judged))

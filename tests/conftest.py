@@ -20,8 +20,7 @@ import redis
 from click.testing import CliRunner, Result
 
 from vlac_queue import CriticClient, VlacConfig
-from vlac_queue.client import live_workers
-from vlac_queue.control import worker_command
+from vlac_queue.control import live_workers, worker_command
 from vlac_queue.keys import Keys
 from vlac_queue.server import RedisServer
 

@@ -18,8 +18,7 @@ from tests.chaos.proxy import Proxy
 from tests.chaos.servers import FAKETIME, Server, other_time
 from tests.conftest import Workers, until
 from vlac_queue import CriticClient, VlacConfig
-from vlac_queue.client import live_workers
-from vlac_queue.control import critic_workers
+from vlac_queue.control import critic_workers, live_workers
 from vlac_queue.keys import Keys
 
 #: KiB of address space that a worker may have: what `hungry` (faults.py) asks about does not fit.

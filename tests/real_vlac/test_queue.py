@@ -14,8 +14,7 @@ import pytest
 
 from tests.real_vlac.conftest import ROOT, TASK, pictures
 from vlac_queue import CriticClient, VlacConfig
-from vlac_queue.client import live_workers
-from vlac_queue.control import worker_command
+from vlac_queue.control import live_workers, worker_command
 from vlac_queue.errors import CriticFailed
 from vlac_queue.frames import Frames
 from vlac_queue.keys import Keys

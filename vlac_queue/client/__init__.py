@@ -4,6 +4,5 @@ from vlac_queue.client.client import CriticClient
 from vlac_queue.client.episode import Episode, Pending
 from vlac_queue.client.reference import load_frames
 from vlac_queue.client.sending import ClientStats
-from vlac_queue.control import live_workers
 
-__all__ = ["ClientStats", "CriticClient", "Episode", "Pending", "live_workers", "load_frames"]
+__all__ = ["ClientStats", "CriticClient", "Episode", "Pending", "load_frames"]

@@ -11,9 +11,8 @@ import redis
 from rq.registry import FailedJobRegistry
 from rq.suspension import WORKERS_SUSPENDED
 
-from vlac_queue.client import live_workers
 from vlac_queue.config import VlacConfig, redact_url
-from vlac_queue.control import TRY_OUT, WorkerInfo, start_line
+from vlac_queue.control import TRY_OUT, WorkerInfo, live_workers, start_line
 from vlac_queue.finding import Finding
 from vlac_queue.keys import Keys
 from vlac_queue.messages import PROTOCOL_VERSION
