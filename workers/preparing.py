@@ -6,7 +6,8 @@ import sys
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from redis.exceptions import RedisError
 
@@ -138,14 +139,6 @@ class Intake:
                 raise
             return _failure(error)
 
-    def _batches(self, wanted: Wanted, read: EpisodeRead) -> Sequence[bytes]:
-        """The encoded batches that were found; read only now where memory has to be looked at before."""
-        if isinstance(read.batches, int):
-            memory.require(2 * read.batches, "the episode's encoded frames")
-            (read,) = self._store.read_episodes([wanted], sys.maxsize)
-            assert not isinstance(read.batches, int)
-        return read.batches
-
     def _one_frame(self, query: Query) -> bool:
         return query.kind == "done" and not self._done_history
 
@@ -185,7 +178,11 @@ class Intake:
             histories: token of an episode -> what is decoded of it; the one that is most advanced is left there.
         """
         count = max(0, query.batch + 1 - wanted.first)
-        batches = self._batches(wanted, read)[:count]
+        batches = _whole(
+            read.batches,
+            "the episode's encoded frames",
+            lambda most: self._store.read_episodes([wanted], most)[0].batches,
+        )[:count]
         if len(batches) < count:
             raise _FramesLost
         history = kept = histories[query.token]
@@ -208,11 +205,11 @@ class Intake:
         kept = self._kept.reference(reference)
         if kept is not None:
             return kept
-        batches = self._store.read_reference(reference)
-        if isinstance(batches, int):
-            memory.require(2 * batches, "the reference's encoded frames")
-            batches = self._store.read_reference(reference, sys.maxsize)
-            assert not isinstance(batches, int)
+        batches = _whole(
+            self._store.read_reference(reference),
+            "the reference's encoded frames",
+            partial(self._store.read_reference, reference),
+        )
         if not batches:
             raise _FramesLost
         history = History(MAX_QUERY_BYTES)
@@ -222,6 +219,21 @@ class Intake:
         frames = history.all()
         self._kept.keep_reference(reference, frames)
         return frames
+
+
+def _whole(found: list[bytes] | int, what: str, read: Callable[[int], list[bytes] | int]) -> list[bytes]:
+    """Return encoded batches; where `found` is how many bytes they have, after a look at the memory for them.
+
+    Args:
+        what: what they are, for the error where they don't fit.
+        read: reads them, up to so many bytes.
+    """
+    if not isinstance(found, int):
+        return found
+    memory.require(2 * found, what)
+    batches = read(sys.maxsize)
+    assert not isinstance(batches, int)
+    return batches
 
 
 def _failure(error: Exception) -> Failure:
