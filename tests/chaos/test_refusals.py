@@ -157,6 +157,7 @@ def _listening(client: CriticClient) -> list[str]:
     return []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.chaos)])
 def test_a_worker_ends_while_redis_is_away(number: signal.Signals, tmp_path: Path, fleets: Any) -> None:
     """However many answers it could not write."""

@@ -121,6 +121,7 @@ def load(url: str) -> Iterator[None]:
         thread.join()
 
 
+@pytest.mark.slow
 def test_a_day_at_the_dashboard(tmp_path: Path) -> None:
     port = free_port()
     server = RedisServer(port=port)

@@ -46,6 +46,7 @@ def denied(admin: redis.Redis) -> list[str]:
     return [f"{each['username']} {each['reason']} {each['object']}" for each in admin.acl_log()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("worker_class", ["workers.CriticWorker", None], ids=["CriticWorker", "rq.Worker"])
 def test_a_training_needs_no_more_than_its_users_may(
     worker_class: str | None, guarded: Guarded, admin: redis.Redis, guarded_workers: Workers

@@ -83,6 +83,7 @@ def hidden(text: str) -> None:
     assert not any(spelling in text for spelling in _SPELLINGS), text
 
 
+@pytest.mark.slow
 def test_programs_show_it_nowhere(environ: dict[str, str], tmp_path: Path) -> None:
     def ran(*command: str, **more: str) -> str:
         done = subprocess.run(

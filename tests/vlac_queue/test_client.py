@@ -294,6 +294,7 @@ def test_a_timeout_of_zero_looks_once(client: CriticClient, worker: Workers, con
         assert pending.result(timeout=0).score == 0.2
 
 
+@pytest.mark.slow
 def test_a_query_past_its_deadline_is_dropped_and_asked_again_by_who_still_waits(
     server: RedisServer, worker: Workers, connection: redis.Redis, tmp_path: Any
 ) -> None:
@@ -506,6 +507,7 @@ def test_nobody_sees_the_password() -> None:
         assert secret not in str(caught.value) and "127.0.0.1" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_after_a_restart_of_redis_unkept_episodes_fail_and_new_ones_work(
     workers: Workers, connection: Any
 ) -> None:

@@ -137,6 +137,7 @@ def test_a_later_order_counts_and_names_go_before_all(client: CriticClient, work
     assert states(workers) == ["asleep", "asleep"]
 
 
+@pytest.mark.slow
 def test_workers_under_load_follow(client: CriticClient, workers: Workers, beside: ThreadPoolExecutor) -> None:
     workers.start(BUSY, VLAC_MAX_BATCH="2")
     done = threading.Event()

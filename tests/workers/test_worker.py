@@ -259,6 +259,7 @@ def test_a_killed_workers_jobs_go_to_another(client: CriticClient, workers: Work
     assert waiting.result(timeout=10).score == 0.4
 
 
+@pytest.mark.slow
 def test_a_job_outlives_its_claim_and_its_worker(
     client: CriticClient, workers: Workers, connection: redis.Redis, tmp_path: Path
 ) -> None:
@@ -278,6 +279,7 @@ def test_a_job_outlives_its_claim_and_its_worker(
     assert b"was thought dead" not in workers.log.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_job_whose_claim_was_lost_as_its_worker_died_is_asked_again(
     client: CriticClient, workers: Workers, connection: redis.Redis, tmp_path: Path
 ) -> None:
@@ -291,6 +293,7 @@ def test_a_job_whose_claim_was_lost_as_its_worker_died_is_asked_again(
     assert held.result(timeout=20).score == 0.2
 
 
+@pytest.mark.slow
 def test_a_crash_of_the_main_thread_costs_its_jobs_a_try(
     server: RedisServer, workers: Workers, connection: Any
 ) -> None:
@@ -306,6 +309,7 @@ def test_a_crash_of_the_main_thread_costs_its_jobs_a_try(
     assert process.poll() is None
 
 
+@pytest.mark.slow
 def test_a_query_that_kills_every_worker_fails_alone(
     server: RedisServer, workers: Workers, connection: Any
 ) -> None:
@@ -320,6 +324,7 @@ def test_a_query_that_kills_every_worker_fails_alone(
         assert (before.result().score, after.result().score) == (0.2, 0.2)
 
 
+@pytest.mark.slow
 def test_a_worker_that_was_frozen_comes_back(client: CriticClient, workers: Workers) -> None:
     process = workers.start(NAME)
     process.send_signal(signal.SIGSTOP)
