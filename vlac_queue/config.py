@@ -32,9 +32,9 @@ _OPTION = re.compile(
 def cut_by_password(url: str) -> bool:
     """Return whether a / ? or # of a user or password seems to end the host's part: an @ comes later."""
     scheme, _, authority, rest = _parts(url)
-    if scheme == "unix":  # has no host, and a path that may hold anything
-        return bool(authority) and not authority.endswith("@")
-    return "@" in rest
+    if scheme == "unix" and not authority:  # without a user, and its path may hold anything
+        return False
+    return "@" in rest or (scheme == "unix" and not authority.endswith("@"))
 
 
 def redact_url(url: str) -> str:

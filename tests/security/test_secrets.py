@@ -198,6 +198,8 @@ _SCHEMES = st.sampled_from(
 @given(form=_FORMS, scheme=_SCHEMES, password=_ODD_PASSWORDS)
 @example(form="{scheme}://u:{password}@host", scheme="redis", password="S3cr3t#x")
 @example(form="{scheme}://u:{password}@host", scheme="redis", password="1/S3cr3t")
+@example(form="{scheme}://u:{password}@127.0.0.1:1/0", scheme="unix", password="S3cr3t@#S3cr3t")
+@example(form="{scheme}://u:{password}@127.0.0.1:1/0", scheme="unix", password="S3cr3t@/S3cr3t")
 @example(form="{scheme}://u:{password}@host/0", scheme="redis", password="S3cr3t\uff0f")
 def test_no_error_about_an_odd_url_shows_the_password(form: str, scheme: str, password: str) -> None:
     # Nobody can tell redis://u:half@half from a host.
