@@ -69,8 +69,12 @@ def guarded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         version = printed.stderr.removeprefix("for Redis ").partition(",")[0]
         assert version in VERSIONS and (request.param != "6.2" or version == "6.2"), printed.stderr
         (folder / "users.acl").write_text(printed.stdout)
-        with RedisServer("--aclfile", str(folder / "users.acl")) as server:
-            yield Guarded(server, version, folder / "passwords")
+        server = RedisServer("--aclfile", str(folder / "users.acl")).start()
+    # The other tests of this process find the server on PATH as before.
+    try:
+        yield Guarded(server, version, folder / "passwords")
+    finally:
+        server.stop()
 
 
 @pytest.fixture
