@@ -19,6 +19,7 @@ from rich.table import Table
 from benchmarks import report
 from benchmarks.goals import Goal
 from benchmarks.measuring import ApartError
+from benchmarks.overlap import CASES
 from benchmarks.peers import PEERS
 from benchmarks.processes import machine
 from benchmarks.profile import profile
@@ -59,6 +60,13 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 @click.option("--most-episodes", default=512, show_default=True, type=click.IntRange(16), help="Most at once.")
 @click.option("--most-workers", default=8, show_default=True, type=click.IntRange(2), help="Most workers.")
 @click.option("--chunks", default=64, show_default=True, help="Action chunks of an episode of the rollouts.")
+@click.option(
+    "--rollout",
+    "rollouts",
+    type=click.Choice([name for name, case in CASES.items() if case]),
+    multiple=True,
+    help="Play this rollout, beside the one without a critic; may be given again.  [default: all]",
+)
 @click.option("--json", "json_file", type=_FILE, help="Write all figures.")
 @click.option("--markdown", "markdown_file", type=_FILE, help="Write the tables as Markdown.")
 @click.option("--plots", "plots_folder", type=_FOLDER, help="Draw pictures there.")
