@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,6 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import click
-import psutil
 import redis
 from rich.console import Console
 from rich.table import Table
@@ -125,7 +125,7 @@ def measure_queued(environ: Mapping[str, str], batch: int, seconds: float) -> Qu
 
 
 def _keep_full(
-    client: CriticClient, process: psutil.Process, batch: int, seconds: float
+    client: CriticClient, process: subprocess.Popen[bytes], batch: int, seconds: float
 ) -> tuple[list[float], float]:
     """Ask so that `_OPEN` batches are always open, then wait for all of them.
 
@@ -144,7 +144,9 @@ def _keep_full(
     return answered, time.monotonic() - started
 
 
-def _wait(client: CriticClient, process: psutil.Process, question: Sequence[Pending[DoneVerdict]]) -> None:
+def _wait(
+    client: CriticClient, process: subprocess.Popen[bytes], question: Sequence[Pending[DoneVerdict]]
+) -> None:
     """Wait for the answers; they are not looked at, the worker counts its failures."""
     while True:
         try:
@@ -153,7 +155,7 @@ def _wait(client: CriticClient, process: psutil.Process, question: Sequence[Pend
             check_alive(process)
 
 
-def _published(connection: redis.Redis, process: psutil.Process, *, queries: int) -> WorkerInfo:
+def _published(connection: redis.Redis, process: subprocess.Popen[bytes], *, queries: int) -> WorkerInfo:
     """Return what the worker says of itself once it has loaded and answered `queries` queries."""
     while True:
         check_alive(process)

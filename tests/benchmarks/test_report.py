@@ -12,7 +12,6 @@ from benchmarks import plots, report
 from benchmarks.figures import figure
 from benchmarks.goals import Goal
 from benchmarks.peers import OURS
-from benchmarks.profile import summary
 from benchmarks.workers import CRITICS
 from tests.benchmarks.test_goals import ROUND, TITLES
 
@@ -68,13 +67,3 @@ def test_pictures_are_drawn(tmp_path: Path) -> None:
     plots.draw_workers(SERVED, tmp_path / "workers.png")
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in tmp_path.iterdir())
     assert len(list(tmp_path.iterdir())) == 3
-
-
-def test_a_profile_counts_functions_once_a_stack() -> None:
-    ask = "ask (vlac_queue/client.py)"
-    stacks = [f"main;{ask};encode 30", f"main;{ask};{ask};send 10", "main;Condition.wait (threading.py) 60"]
-    text = summary("client", stacks)
-    assert "client: 40 samples at work, 60 waiting" in text
-    alone, within = text.split("with what it calls")
-    assert "75.0%  encode" in alone and "25.0%  send" in alone and "main" not in alone
-    assert f"100.0%  {ask}" in within and "main" not in within
