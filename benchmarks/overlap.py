@@ -29,6 +29,7 @@ from benchmarks.critics import MARKS
 from benchmarks.figures import interleaved, quantile
 from benchmarks.processes import wait_for_workers, worker
 from benchmarks.timed_vlac import total_work
+from benchmarks.workloads import stamped
 from verl_adapter.environments import Chunk
 from verl_adapter.watch import RolloutWatch
 from vlac_queue import CriticClient, Pending, VlacConfig
@@ -155,24 +156,21 @@ def rank(make: Callable[[], NoCritic], number: int, chunks: int, start: Any, wal
     """Play one rank's rollout; put its seconds, those after the last chunk and its waits on the queue `walls`."""
     runs = [rollout.frames for rollout in load_rollouts()][:EPISODES]
     service = make()
+
+    def frames(chunk: int) -> list[Frames]:
+        return [stamped(run[chunk % len(run)], number, episode, chunk) for episode, run in enumerate(runs)]
+
     start.wait()
     started = time.perf_counter()
-    service.seen(0, [_frame(run, number, episode, 0) for episode, run in enumerate(runs)])
+    service.seen(0, frames(0))
     for chunk in range(1, chunks + 1):
         time.sleep(POLICY_S)
         service.acted()
         time.sleep(SIMULATOR_S)
-        service.seen(chunk * CHUNK, [_frame(run, number, episode, chunk) for episode, run in enumerate(runs)])
+        service.seen(chunk * CHUNK, frames(chunk))
     last = time.perf_counter()
     service.ended()
     walls.put((time.perf_counter() - started, time.perf_counter() - last, service.waits()))
-
-
-def _frame(run: Frames, rank: int, episode: int, chunk: int) -> Frames:
-    """Return a frame that no other episode and no other chunk shows."""
-    frame = run[chunk % len(run)].copy()
-    frame[0, 0], frame[0, 1] = (rank, episode, 0), (*divmod(chunk, 256), 0)
-    return frame
 
 
 def play(case: Case | None, chunks: int) -> Wall:

@@ -105,10 +105,10 @@ def make_plan(training: Training, costs: Costs, slowdown: float) -> Plan:
     pairs = len(value_frames) - 1
     # VLAC shows the episode's first frame behind the reference frames.
     prefix = training.reference_frames + 1 if training.reference_frames else 0
-    language = len(done_frames) + 2 * pairs + (bool(prefix) if costs.shares_prefix else prefix * pairs)
+    language = len(done_frames) + 2 * pairs + (bool(prefix) if costs.keeps_prefixes else prefix * pairs)
     once = training.reference_frames
     vision = training.episodes * len(done_frames | value_frames) + once
-    language = training.episodes * language + (once if costs.shares_prefix else 0)
+    language = training.episodes * language + (once if costs.keeps_prefixes else 0)
     gpu_s = vision * costs.vision_s + language * (costs.language_s + costs.call_s / CALL_IMAGES)
     rollout_s = training.chunks * training.chunk_s
     workers = math.ceil(gpu_s / (rollout_s * slowdown * BUSY))
@@ -236,7 +236,7 @@ def _gpu_rows(training: Training, costs: Costs, made: Plan, slowdown: float) -> 
     """Return names, figures and their reckoning."""
     references = ""
     if training.reference_frames:
-        often = "once" if costs.shares_prefix else "with each pair"
+        often = "once" if costs.keeps_prefixes else "with each pair"
         references = f"; {training.reference_frames} reference frames and the episode's first, {often}"
     vision, language, call = (1000 * seconds for seconds in (costs.vision_s, costs.language_s, costs.call_s))
     length = f"{training.chunks} x {training.chunk_s:g} s = {made.rollout_s:.1f} s"
