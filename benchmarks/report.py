@@ -140,7 +140,7 @@ def rollouts_table(measured: Mapping[str, Sequence[overlap.Wall]], chunks: int) 
     size = f"{overlap.RANKS} ranks x {overlap.EPISODES} episodes x {chunks} chunks"
     return table(
         f"{size}: policy {1000 * overlap.POLICY_S:.0f} ms, simulators {1000 * overlap.SIMULATOR_S:.0f} ms a chunk",
-        ("", "seconds", "over no critic", "after the end", "done waits p50/p95", "vision a frame", "GPU busy"),
+        ("", "seconds", "over no critic", "after last chunk", "done waits p50/p95", "vision a frame", "GPU busy"),
         rows,
         wrap=True,
         caption=f"VLAC: an image {1000 * torch.vision_s:.1f} ms of vision and {1000 * torch.language_s:.1f} of "
