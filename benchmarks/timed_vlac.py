@@ -73,20 +73,22 @@ class TimedModel:
     """In the place of `VlacModel`: says, after the time that VLAC takes, that nothing is done or has moved.
 
     Args:
+        config: of its worker.
         costs: of its engine.
-        kept_images: images that vision is spared when they come again.
         report: file to write its work to.
     """
 
     special_tokens = ()
     system_prompt = ""
 
-    def __init__(self, costs: Costs, kept_images: int, report: Path | None = None) -> None:
+    def __init__(self, config: VlacConfig, costs: Costs, report: Path | None = None) -> None:
         self.gac = _Prompts()
         self.work = Work()
+        #: Most images in a call.
+        self.call_images = 1024 if config.engine == "vllm" else config.max_images
         self._costs = costs
         self._report = report
-        self._images = Recent(kept_images)
+        self._images = Recent(_KEPT_IMAGES[config.engine])
         self._prefixes = Recent(_KEPT_PREFIXES)
 
     def complete(self, rows: Sequence[Row]) -> list[Completion]:
@@ -162,9 +164,7 @@ class TimedVlac(VlacCritic):
         file, folder = os.environ.get(COSTS_FILE), os.environ.get(MARKS)
         costs = read_costs(Path(file), config.engine) if file else COSTS[config.engine]
         #: What sleeps.
-        self.model = model or TimedModel(
-            costs, _KEPT_IMAGES[config.engine], Path(folder) / str(os.getpid()) if folder else None
-        )
+        self.model = model or TimedModel(config, costs, Path(folder) / str(os.getpid()) if folder else None)
         super().__init__(config, self.model)  # type: ignore[arg-type]
 
 

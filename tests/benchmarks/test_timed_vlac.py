@@ -103,7 +103,7 @@ def test_measured_costs_replace_the_reckoned_ones(tmp_path: Path) -> None:
 
 def test_the_work_of_workers_adds_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("1", "2"):
-        model = TimedModel(TORCH, 10, tmp_path / name)
+        model = TimedModel(VlacConfig(), TORCH, tmp_path / name)
         made = TimedVlac(VlacConfig(critic="vlac"), model)
         made.load()
         made.answer([value(frames(3))])
