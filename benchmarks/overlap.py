@@ -85,6 +85,7 @@ class Wall:
         seconds: until the slowest rank was through.
         after_s: of those, after its last chunk.
         vision: images through vision over frames pushed.
+        call_images: images whose tokens went through the language model in a call.
         busy: part of the time that the critics' GPUs worked, 0..1.
         wait_p50_s, wait_p95_s: from asking whether an episode is done until the answer was there.
     """
@@ -92,6 +93,7 @@ class Wall:
     seconds: float
     after_s: float
     vision: float = 0.0
+    call_images: float = 0.0
     busy: float = 0.0
     wait_p50_s: float = 0.0
     wait_p95_s: float = 0.0
@@ -198,6 +200,7 @@ def play(case: Case | None, chunks: int) -> Wall:
         seconds,
         after_s,
         vision=done.vision / (RANKS * EPISODES * (chunks + 1)),
+        call_images=done.language / done.calls,
         busy=done.seconds / (case.workers * seconds),
         wait_p50_s=quantile(waits, 0.5),
         wait_p95_s=quantile(waits, 0.95),

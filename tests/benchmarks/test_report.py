@@ -53,7 +53,10 @@ def test_the_workers_table_shows_rates_over_one_worker() -> None:
 def test_the_rollouts_table_shows_what_a_critic_costs() -> None:
     walls = {
         "no critic": [Wall(20.0, 0.0), Wall(30.0, 0.0)],
-        "2 workers, overlapped": [Wall(22.0, 1.5, 1.25, 0.95, 0.1, 0.4), Wall(36.0, 2.5, 1.35, 0.85, 0.2, 0.6)],
+        "2 workers, overlapped": [
+            Wall(22.0, 1.5, 1.25, 30.0, 0.95, 0.1, 0.4),
+            Wall(36.0, 2.5, 1.35, 30.0, 0.85, 0.2, 0.6),
+        ],
     }
     line = next(line for line in shown(report.rollouts_table(walls, 64)).splitlines() if "2 workers" in line)
     cells = [cell.strip() for cell in line.split("│")[1:-1]]
