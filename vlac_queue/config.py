@@ -209,10 +209,10 @@ class VlacConfig(Settings):
     value_recursion: str = _one_of("default", "mix_f").setting(
         "default", "How VLAC's pair scores become values: default or mix_f (VLAC's value_simple)."
     )
-    eager_value: bool = setting(
-        False,
-        "Whether an idle worker asks VLAC's pair scores ahead, so that the value list is there at once; for "
-        "queues with one worker.",
+    value_ahead: bool = setting(
+        True,
+        "Whether idle workers score pairs of open episodes ahead, so that a value list is there at once; for "
+        "critics whose value lists are made of pair scores, such as vlac.",
     )
     ref_num: int = within(2, 11, "frames").setting(
         9, "Reference frames shown to VLAC, spread evenly over the run; 2..11."
