@@ -142,7 +142,8 @@ class Asker:
             if self._order != self.followed and time.monotonic() > self._ordered_at + _OVERDUE_S:
                 self._follow(self._order)
             pairs = self.pairs is not None and self.pairs.ready(asleep=self.asleep)
-            batch = self._batcher.take(0 if pairs else self._patience_s(worked))
+            orders = self._order != self.followed
+            batch = self._batcher.take(0 if pairs or orders else self._patience_s(worked))
             if self.pairs:
                 batch = self.pairs.take(batch)
             if batch:

@@ -5,6 +5,7 @@ All errors are Redis' own here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -252,8 +253,12 @@ def _found(wanted: PairsWanted, reply: Sequence[bytes]) -> PairsFound:
         if known == b"?":
             continue
         try:
-            scores[pair] = float(known)
-        except ValueError:  # claimed, or what a stranger wrote
+            score = float(known)
+        except ValueError:
+            score = math.nan
+        if math.isfinite(score):
+            scores[pair] = score
+        else:  # claimed, or what a stranger wrote
             mine.append(pair)
     return PairsFound(state != b"ok", scores, mine)
 

@@ -119,5 +119,5 @@ def test_settings_that_mean_nothing_are_refused_by_name(setting: str, value: obj
 
 
 def test_settings_come_from_the_workers_environment() -> None:
-    config = VlacConfig.from_env({"VLAC_DONE_BY": "goal", "VLAC_EAGER_VALUE": "true", "VLAC_REF_NUM": "5"})
-    assert (config.done_by, config.eager_value, config.ref_num) == ("goal", True, 5)
+    config = VlacConfig.from_env({"VLAC_DONE_BY": "goal", "VLAC_VALUE_AHEAD": "true", "VLAC_REF_NUM": "5"})
+    assert (config.done_by, config.value_ahead, config.ref_num) == ("goal", True, 5)
