@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from vlac_queue.commands.demo.rollouts import load_rollouts
 from vlac_queue.errors import CriticFailed
 from vlac_queue.frames import Frames
 from vlac_queue.messages import DoneVerdict, ValueVerdict
-from workers.critics import CriticAnswer, CriticQuery
+from workers.critics import CriticAnswer, CriticQuery, Pair
 from workers.critics.vlac import VlacCritic
 
 Load = Callable[..., VlacCritic]
@@ -126,15 +128,16 @@ def test_values_of_simulator_frames_are_vlacs_own(load: Load, gac: Any) -> None:
 
 
 @pytest.mark.parametrize("with_reference", [False, True])
-def test_values_asked_ahead_are_the_same(load: Load, run: Frames, reference: Frames, with_reference: bool) -> None:
-    fields: Any = {"reference": reference if with_reference else None, "token": "opening"}
-    eager = load(eager_value=True, ref_num=3)
-    for query in done_queries(run, history=True, done_threshold=1.0, **fields):
-        eager.answer([query])
-        while eager.work_ahead():
-            pass
-    (ours,) = eager.answer([value_query(run, **fields)])
-    assert value(ours) == load(ref_num=3).answer([value_query(run, **fields)])[0]
+def test_pairs_scored_one_by_one_make_the_same_values(
+    load: Load, run: Frames, reference: Frames, with_reference: bool
+) -> None:
+    critic = load(ref_num=3)
+    query = value_query(run, reference=reference if with_reference else None)
+    found = []
+    for first, second in pairwise(range(len(run))):
+        so_far = replace(query, frames=query.frames[: second + 1], frame=second)
+        found += critic.score([Pair(so_far, first, second)])
+    assert critic.value(found) == critic.answer([query])[0]
 
 
 def mixed_queries(run: Frames, reference: Frames) -> list[CriticQuery]:
