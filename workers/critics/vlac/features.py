@@ -138,5 +138,5 @@ class FrameFeatures:
 def _content(frame: Frames) -> bytes:
     """Return a name that only frames of this content have."""
     name = hashlib.sha256(str(frame.shape).encode())
-    name.update(np.ascontiguousarray(frame))
+    name.update(np.ascontiguousarray(frame).data)
     return name.digest()
