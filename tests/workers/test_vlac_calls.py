@@ -14,7 +14,6 @@ from workers.critics.vlac.calls import Reading, RowCalls, is_out_of_memory
 from workers.critics.vlac.rows import Row, read_number
 
 
-
 def image() -> Frames:
     return np.zeros((2, 2, 3), np.uint8)
 
