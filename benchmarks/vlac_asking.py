@@ -123,7 +123,7 @@ def load(peer: str, config: VlacConfig) -> None:
 
 
 def own_model(config: VlacConfig) -> Any:
-    """Return GAC_model as VLAC's examples use it, but for device, dtype, attention, and how long answers may be."""
+    """Return GAC_model as VLAC's examples use it, but for device, dtype, attention and length of answers."""
     import torch
     from evo_vlac.utils import model_utils
     from swift.llm import InferRequest, PtEngine, get_model_tokenizer, get_template

@@ -113,7 +113,7 @@ def table(rows: Sequence[Row], caption: str = "") -> Table:
     """Return what each peer's answers cost, question by question."""
     return report.table(
         "What VLAC's answers cost, asked of VLAC's own code and of the critic",
-        ("", "CPU s", "seconds", "GAC_model's over it", "images through vision, a frame", "tokens, a frame", "differ"),
+        ("", "CPU s", "seconds", "GAC_model's over it", "images seen a frame", "tokens a frame", "differ"),
         [
             [
                 f"{row.question}: {_TITLES[row.peer]}",
@@ -137,8 +137,9 @@ def verdict(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         if goal := GOALS.get((row.peer, row.question)):
             said = "reached" if row.over >= goal else "MISSED"
+            title = _TITLES[row.peer]
             lines.append(
-                f"{row.question}: {_TITLES[row.peer]} takes {row.over:.2f} times less than GAC_model; {said}: {goal}."
+                f"{row.question}: GAC_model takes {row.over:.2f} times as long as {title}; {said}: {goal}."
             )
     for peer in dict.fromkeys(row.peer for row in rows):
         seen = [row for row in rows if row.peer == peer and row.question in ("done", "value after done")]

@@ -9,7 +9,6 @@ import functools
 from typing import Any
 
 import torch
-from transformers import DynamicCache
 
 #: Tokens from which on sharing pays; an image has as many.
 _LEAST = 256
@@ -20,7 +19,7 @@ def share_prefix(language_model: Any) -> None:
 
     Args:
         language_model: as transformers generates with it; its keys and values are a DynamicCache, or tuples of
-            tensors as in InternLM2's own code.
+            tensors as in InternLM2's own code. Its class stays as it is.
     """
     whole = language_model.forward
 
@@ -29,9 +28,10 @@ def share_prefix(language_model: Any) -> None:
         count = _shared_tokens(inputs)
         if count < _LEAST:
             return whole(*args, **inputs)
-        # Both parts need keys and values of their own; generate takes over those that it gets back.
-        empty = None if inputs["past_key_values"] is None else DynamicCache()
-        read = whole(**_part(inputs, slice(count), rows=1) | {"past_key_values": empty}).past_key_values
+        # Still empty; InternLM2 has none then. generate goes on with those that it gets back.
+        cache = inputs.get("past_key_values")
+        first = {"past_key_values": None if cache is None else type(cache)()}
+        read = whole(**_part(inputs, slice(count), rows=1) | first).past_key_values
         rest = _part(inputs, slice(count, None)) | {"attention_mask": inputs["attention_mask"]}
         return whole(**rest | {"past_key_values": _repeated(read, len(inputs["inputs_embeds"]))})
 
@@ -63,7 +63,7 @@ def _part(inputs: dict[str, Any], tokens: slice, rows: int | None = None) -> dic
 
 def _repeated(cache: Any, rows: int) -> Any:
     """Return keys and values of one row as those of `rows` rows."""
-    if isinstance(cache, DynamicCache):
-        cache.batch_repeat_interleave(rows)
-        return cache
-    return tuple(tuple(tensor.repeat_interleave(rows, dim=0) for tensor in layer) for layer in cache)
+    if isinstance(cache, tuple):
+        return tuple(tuple(tensor.repeat_interleave(rows, dim=0) for tensor in layer) for layer in cache)
+    cache.batch_repeat_interleave(rows)
+    return cache
