@@ -31,12 +31,14 @@ from rich.table import Table
 
 from benchmarks import report
 from benchmarks.direct import Direct, Gpu, load, look, make_checkpoint, measure_direct
+from benchmarks.figures import line
 from benchmarks.load import full_queue
 from benchmarks.processes import check_alive, machine, worker
 from vlac_queue.client import CriticClient, Pending
 from vlac_queue.config import VlacConfig
 from vlac_queue.console import progress_bar
 from vlac_queue.control import WorkerInfo, critic_workers
+from vlac_queue.costs import Costs
 from vlac_queue.errors import ConfigError, CriticTimeout
 from vlac_queue.keys import Keys
 from vlac_queue.messages import DoneVerdict
@@ -212,6 +214,20 @@ def verdict(rows: Sequence[Row], allowed_bytes: float, max_images: int) -> list[
     return lines
 
 
+def costs(rows: Sequence[Row], source: str) -> Costs | None:
+    """Return what images and calls cost on torch, from batches that were one call each; None from fewer than two.
+
+    A batch of n known frames takes call_s + n * language_s, one of new frames n * vision_s more.
+    """
+    whole = [row for row in rows if row.batch <= row.direct.max_images]
+    if len(whole) < 2:
+        return None
+    counts = [row.batch for row in whole]
+    new = line(counts, [row.batch / row.direct.images_per_s for row in whole])
+    known = line(counts, [row.batch / row.direct.known_images_per_s for row in whole])
+    return Costs(max(0.0, new.each - known.each), known.each, max(0.0, known.fixed), False, source)
+
+
 def _gigabytes(count: float) -> str:
     return f"{count / 1e9:.2f}" if count else "-"
 
@@ -276,11 +292,13 @@ def main(
     says = verdict(rows, allowed, config.max_images)
     console = Console()
     console.print(table(rows, "\n".join(described.values())))
-    for line in says:
-        console.print(line, highlight=False)
+    for sentence in says:
+        console.print(sentence, highlight=False)
     if json_file:
         figures = [{"ratio": row.ratio, **asdict(row)} for row in rows]
-        text = json.dumps({**described, "allowed_bytes": allowed, "says": says, "rows": figures}, indent=2)
+        cost = costs(rows, f"measured on {gpu.name}")
+        written = {"costs": cost and asdict(cost), "allowed_bytes": allowed, "says": says, "rows": figures}
+        text = json.dumps({**described, **written}, indent=2)
         Path(json_file).write_text(text + "\n")
 
 

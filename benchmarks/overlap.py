@@ -29,6 +29,7 @@ from benchmarks.critics import MARKS
 from benchmarks.figures import interleaved, quantile
 from benchmarks.processes import wait_for_workers, worker
 from benchmarks.timed_vlac import total_work
+from benchmarks.workloads import stamped
 from verl_adapter.environments import Chunk
 from verl_adapter.watch import RolloutWatch
 from vlac_queue import CriticClient, Pending, VlacConfig
@@ -84,6 +85,7 @@ class Wall:
         seconds: until the slowest rank was through.
         after_s: of those, after its last chunk.
         vision: images through vision over frames pushed.
+        call_images: images whose tokens went through the language model in a call.
         busy: part of the time that the critics' GPUs worked, 0..1.
         wait_p50_s, wait_p95_s: from asking whether an episode is done until the answer was there.
     """
@@ -91,6 +93,7 @@ class Wall:
     seconds: float
     after_s: float
     vision: float = 0.0
+    call_images: float = 0.0
     busy: float = 0.0
     wait_p50_s: float = 0.0
     wait_p95_s: float = 0.0
@@ -155,24 +158,21 @@ def rank(make: Callable[[], NoCritic], number: int, chunks: int, start: Any, wal
     """Play one rank's rollout; put its seconds, those after the last chunk and its waits on the queue `walls`."""
     runs = [rollout.frames for rollout in load_rollouts()][:EPISODES]
     service = make()
+
+    def frames(chunk: int) -> list[Frames]:
+        return [stamped(run[chunk % len(run)], number, episode, chunk) for episode, run in enumerate(runs)]
+
     start.wait()
     started = time.perf_counter()
-    service.seen(0, [_frame(run, number, episode, 0) for episode, run in enumerate(runs)])
+    service.seen(0, frames(0))
     for chunk in range(1, chunks + 1):
         time.sleep(POLICY_S)
         service.acted()
         time.sleep(SIMULATOR_S)
-        service.seen(chunk * CHUNK, [_frame(run, number, episode, chunk) for episode, run in enumerate(runs)])
+        service.seen(chunk * CHUNK, frames(chunk))
     last = time.perf_counter()
     service.ended()
     walls.put((time.perf_counter() - started, time.perf_counter() - last, service.waits()))
-
-
-def _frame(run: Frames, rank: int, episode: int, chunk: int) -> Frames:
-    """Return a frame that no other episode and no other chunk shows."""
-    frame = run[chunk % len(run)].copy()
-    frame[0, 0], frame[0, 1] = (rank, episode, 0), (*divmod(chunk, 256), 0)
-    return frame
 
 
 def play(case: Case | None, chunks: int) -> Wall:
@@ -200,6 +200,7 @@ def play(case: Case | None, chunks: int) -> Wall:
         seconds,
         after_s,
         vision=done.vision / (RANKS * EPISODES * (chunks + 1)),
+        call_images=done.language / done.calls,
         busy=done.seconds / (case.workers * seconds),
         wait_p50_s=quantile(waits, 0.5),
         wait_p95_s=quantile(waits, 0.95),

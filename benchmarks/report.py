@@ -142,6 +142,7 @@ def rollouts_table(measured: Mapping[str, Sequence[overlap.Wall]], chunks: int) 
         f"{size}: policy {1000 * overlap.POLICY_S:.0f} ms, simulators {1000 * overlap.SIMULATOR_S:.0f} ms a chunk",
         ("", "seconds", "over no critic", "after last chunk", "done waits p50/p95", "vision a frame", "GPU busy"),
         rows,
+        wrap=True,
         caption=f"VLAC: an image {1000 * torch.vision_s:.1f} ms of vision and {1000 * torch.language_s:.1f} of "
         f"language, a call {1000 * torch.call_s:.0f} ms (with references, on vLLM, {1000 * vllm.call_s:.0f}); "
         f"{torch.source}",

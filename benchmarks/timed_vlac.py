@@ -27,8 +27,8 @@ from workers.critics.vlac.rows import Row
 
 #: Names a file of measured costs (`vlac_queue.costs.read_costs`) to use in place of the reckoned ones.
 COSTS_FILE = "BENCH_COSTS"
-#: Images whose features are kept: 1 MiB each, in 4 GiB.
-_KEPT_IMAGES = 4096
+#: Images whose features are kept, by engine: 4 GiB of 1 MiB each (`vision_cache_bytes`); a step of vLLM.
+_KEPT_IMAGES = {"pt": 4096, "vllm": 64}
 #: Images whose keys and values vLLM keeps for prompts that begin alike: 25 MB each, in 25 GB.
 _KEPT_PREFIXES = 1000
 
@@ -70,17 +70,25 @@ class Recent:
 
 
 class TimedModel:
-    """In the place of `VlacModel`: says, after the time that VLAC takes, that nothing is done or has moved."""
+    """In the place of `VlacModel`: says, after the time that VLAC takes, that nothing is done or has moved.
+
+    Args:
+        config: of its worker.
+        costs: of its engine.
+        report: file to write its work to.
+    """
 
     special_tokens = ()
     system_prompt = ""
 
-    def __init__(self, costs: Costs, report: Path | None = None) -> None:
+    def __init__(self, config: VlacConfig, costs: Costs, report: Path | None = None) -> None:
         self.gac = _Prompts()
         self.work = Work()
+        #: Most images in a call.
+        self.call_images = 1024 if config.engine == "vllm" else config.max_images
         self._costs = costs
         self._report = report
-        self._images = Recent(_KEPT_IMAGES)
+        self._images = Recent(_KEPT_IMAGES[config.engine])
         self._prefixes = Recent(_KEPT_PREFIXES)
 
     def complete(self, rows: Sequence[Row]) -> list[Completion]:
@@ -94,30 +102,34 @@ class TimedModel:
 
     def _count(self, rows: Sequence[Row]) -> float:
         """Count what a call computes; return the seconds that it takes."""
-        # Rows that show a frame share the array.
-        contents = {
-            id(image): zlib.crc32(np.ascontiguousarray(image).data) for row in rows for image in row.images
-        }
-        vision = language = 0
-        for row in rows:
-            prefix: Hashable = row.prompt
-            for image in row.images:
-                prefix = hash((prefix, contents[id(image)]))
-                if self._costs.shares_prefix and not self._prefixes.add(prefix):
-                    continue
-                language += 1
-                vision += self._images.add(contents[id(image)])
-        if not self._costs.shares_prefix:
-            language = len(rows) * max(len(row.images) for row in rows)  # torch pads them
+        images = {id(image): image for row in rows for image in row.images}
+        contents = {name: zlib.crc32(np.ascontiguousarray(image).data) for name, image in images.items()}
+        # Of each row its prompt and then its images, by content.
+        shown: list[list[Hashable]] = [
+            [row.prompt, *(contents[id(image)] for image in row.images)] for row in rows
+        ]
+        new = self._unknown(shown) if self._costs.keeps_prefixes else _padded(shown)
+        vision = sum(self._images.add(image) for image in new)
         costs, work = self._costs, self.work
-        took = costs.call_s + vision * costs.vision_s + language * costs.language_s
+        took = costs.call_s + vision * costs.vision_s + len(new) * costs.language_s
         work.calls += 1
         work.rows += len(rows)
         work.shown += sum(len(row.images) for row in rows)
         work.vision += vision
-        work.language += language
+        work.language += len(new)
         work.seconds += took
         return took
+
+    def _unknown(self, rows: Sequence[Sequence[Hashable]]) -> list[Hashable]:
+        """Return the images that follow upon another beginning than in any row before, as vLLM computes them."""
+        found = []
+        for prompt, *images in rows:
+            prefix = prompt
+            for image in images:
+                prefix = hash((prefix, image))
+                if self._prefixes.add(prefix):
+                    found.append(image)
+        return found
 
     def free_memory(self) -> None:
         """Do nothing: it takes none."""
@@ -152,8 +164,22 @@ class TimedVlac(VlacCritic):
         file, folder = os.environ.get(COSTS_FILE), os.environ.get(MARKS)
         costs = read_costs(Path(file), config.engine) if file else COSTS[config.engine]
         #: What sleeps.
-        self.model = model or TimedModel(costs, Path(folder) / str(os.getpid()) if folder else None)
+        self.model = model or TimedModel(config, costs, Path(folder) / str(os.getpid()) if folder else None)
         super().__init__(config, self.model)  # type: ignore[arg-type]
+
+
+def _padded(rows: Sequence[Sequence[Hashable]]) -> list[Hashable]:
+    """Return the images that torch computes: of each row, padded; or once what all begin with, and the rest.
+
+    Args:
+        rows: of each its prompt and its images.
+    """
+    lengths = set(map(len, rows))
+    if len(lengths) > 1:
+        return [image for row in rows for image in (*row[1:], *[row[-1]] * (max(lengths) - len(row)))]
+    alike = [len(set(column)) == 1 for column in zip(*rows, strict=True)] + [False]
+    common = max(1, alike.index(False))
+    return [*rows[0][1:common], *(image for row in rows for image in row[common:])]
 
 
 def total_work(folder: Path) -> Work:

@@ -34,20 +34,21 @@ class Costs:
         vision_s: an image through the vision tower; once a frame, where an engine keeps what it made of it.
         language_s: the 256 tokens of an image through the language model, with its part of the prompt's words.
         call_s: a call, whatever its size.
-        shares_prefix: whether images at the front of a prompt cost language only once, while it is kept.
+        keeps_prefixes: whether what prompts begin with costs language once, in whichever calls they are; else only
+            within a call all of whose prompts begin so.
         source: where the figures are from, in words.
     """
 
     vision_s: float
     language_s: float
     call_s: float
-    shares_prefix: bool
+    keeps_prefixes: bool
     source: str
 
 
 _TORCH = Costs(0.0022, 0.0028, 0.020, False, "reckoned for an H100, not measured")
 #: By engine (`VlacConfig.engine`).
-COSTS = {"pt": _TORCH, "vllm": replace(_TORCH, call_s=0.010, shares_prefix=True)}
+COSTS = {"pt": _TORCH, "vllm": replace(_TORCH, call_s=0.010, keeps_prefixes=True)}
 
 
 def read_costs(file: Path, engine: str) -> Costs:

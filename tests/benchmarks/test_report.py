@@ -11,6 +11,7 @@ from rich.table import Table
 from benchmarks import plots, report
 from benchmarks.figures import figure
 from benchmarks.goals import Goal
+from benchmarks.overlap import Wall
 from benchmarks.peers import OURS
 from benchmarks.workers import CRITICS
 from tests.benchmarks.test_goals import ROUND, TITLES
@@ -47,6 +48,19 @@ def test_the_episodes_table_shows_the_slope() -> None:
 def test_the_workers_table_shows_rates_over_one_worker() -> None:
     text = shown(report.workers_table(SERVED))
     assert "100 (1.00x)" in text and "200 (2.00x)" in text
+
+
+def test_the_rollouts_table_shows_what_a_critic_costs() -> None:
+    walls = {
+        "no critic": [Wall(20.0, 0.0), Wall(30.0, 0.0)],
+        "2 workers, overlapped": [
+            Wall(22.0, 1.5, 1.25, 30.0, 0.95, 0.1, 0.4),
+            Wall(36.0, 2.5, 1.35, 30.0, 0.85, 0.2, 0.6),
+        ],
+    }
+    line = next(line for line in shown(report.rollouts_table(walls, 64)).splitlines() if "2 workers" in line)
+    cells = [cell.strip() for cell in line.split("│")[1:-1]]
+    assert cells[1:] == ["29.00", "1.15", "2.00", "0.15 / 0.50", "1.30", "90%"]
 
 
 def test_goals_say_whether_they_are_met() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ from vlac_queue.errors import ConfigError
 from vlac_queue.messages import DoneVerdict, ValueVerdict
 from workers.critics import CriticQuery
 
-TORCH = Costs(vision_s=1e-5, language_s=1e-6, call_s=1e-4, shares_prefix=False, source="a test")
-VLLM = Costs(vision_s=1e-5, language_s=1e-6, call_s=1e-4, shares_prefix=True, source="a test")
+TORCH = Costs(vision_s=1e-5, language_s=1e-6, call_s=1e-4, keeps_prefixes=False, source="a test")
+VLLM = replace(TORCH, keeps_prefixes=True)
 
 
 def frames(count: int, first: int = 0) -> np.ndarray:
@@ -67,7 +68,7 @@ def test_rows_of_other_lengths_are_padded_on_torch(monkeypatch: pytest.MonkeyPat
     assert (model.work.calls, model.work.shown, model.work.language) == (1, 1 + 4, 3 * 2)
 
 
-def test_a_prefix_costs_language_once_where_the_engine_shares_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prefix_costs_language_once_on_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     reference, (one, other) = frames(9, 100), (frames(8), frames(8, 50))
     made, model = critic(VLLM, monkeypatch, max_images=1000)
     made.answer([value(one, reference)])
@@ -77,9 +78,17 @@ def test_a_prefix_costs_language_once_where_the_engine_shares_it(monkeypatch: py
     made.answer([value(other, reference)])
     assert model.work.language == 2 * (10 + 7 * 2) - 9  # the reference is known, another first frame isn't
 
+
+def test_a_prefix_costs_language_once_a_call_on_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    reference, (one, other) = frames(9, 100), (frames(8), frames(8, 50))
     made, model = critic(TORCH, monkeypatch, max_images=1000)
-    made.answer([value(one, reference)])
-    assert (model.work.language, model.work.vision) == (7 * 12, 9 + 8)
+    for calls in (1, 2):
+        made.answer([value(one, reference)])
+        assert (model.work.calls, model.work.language, model.work.vision) == (calls, calls * (10 + 7 * 2), 9 + 8)
+    made.answer([value(one, reference), value(other, reference)])
+    assert model.work.language == 2 * (10 + 7 * 2) + 9 + 14 * 3
+    made.answer([done(frames(1), 0), value(one, reference)])  # of other lengths: nothing is shared
+    assert model.work.language == 2 * (10 + 7 * 2) + 9 + 14 * 3 + 8 * 12
 
 
 def test_measured_costs_replace_the_reckoned_ones(tmp_path: Path) -> None:
@@ -94,7 +103,7 @@ def test_measured_costs_replace_the_reckoned_ones(tmp_path: Path) -> None:
 
 def test_the_work_of_workers_adds_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("1", "2"):
-        model = TimedModel(TORCH, tmp_path / name)
+        model = TimedModel(VlacConfig(), TORCH, tmp_path / name)
         made = TimedVlac(VlacConfig(critic="vlac"), model)
         made.load()
         made.answer([value(frames(3))])

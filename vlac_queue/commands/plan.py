@@ -17,6 +17,8 @@ from vlac_queue.texts import size
 
 #: Images in a call of the model on average, as the overlap benchmark's have them.
 CALL_IMAGES = 32
+#: Pairs in a call of pairs, each shown with the first frame of its episode, where they have reference frames.
+CALL_PAIRS = CALL_IMAGES // 3
 #: Part of the time that a worker whose queue is never empty keeps its GPU busy.
 BUSY = 0.95
 #: Redis' CPU seconds for a query, and for a byte of a frame, in and out; from the figures in docs/performance.md.
@@ -98,17 +100,7 @@ def make_plan(training: Training, costs: Costs, slowdown: float) -> Plan:
     Args:
         slowdown: most that a rollout may take, over one without a critic.
     """
-    last = training.chunks * training.frames  # index of the last frame; frame 0 comes before the first chunk
-    asked = range(training.done_stride, training.chunks + 1, training.done_stride)
-    done_frames = {chunk * training.frames for chunk in asked}
-    value_frames = {*range(0, last, training.value_stride), last}
-    pairs = len(value_frames) - 1
-    # VLAC shows the episode's first frame behind the reference frames.
-    prefix = training.reference_frames + 1 if training.reference_frames else 0
-    language = len(done_frames) + 2 * pairs + (bool(prefix) if costs.shares_prefix else prefix * pairs)
-    once = training.reference_frames
-    vision = training.episodes * len(done_frames | value_frames) + once
-    language = training.episodes * language + (once if costs.shares_prefix else 0)
+    done_queries, pairs, vision, language = _images(training, costs)
     gpu_s = vision * costs.vision_s + language * (costs.language_s + costs.call_s / CALL_IMAGES)
     rollout_s = training.chunks * training.chunk_s
     workers = math.ceil(gpu_s / (rollout_s * slowdown * BUSY))
@@ -117,7 +109,7 @@ def make_plan(training: Training, costs: Costs, slowdown: float) -> Plan:
     queries_per_s = training.episodes / (training.chunk_s * training.done_stride)
     redis_cores = queries_per_s * REDIS_QUERY_S + bytes_per_s * REDIS_BYTE_S
     return Plan(
-        done_queries=len(done_frames),
+        done_queries=done_queries,
         pairs=pairs,
         vision=vision,
         language=language,
@@ -127,12 +119,28 @@ def make_plan(training: Training, costs: Costs, slowdown: float) -> Plan:
         workers=workers,
         slowdown=max(1.0, gpu_s / (rollout_s * workers * BUSY)),
         frame_bytes=frame_bytes,
-        redis_bytes=training.episodes * (last + 1) * frame_bytes * REDIS_ROOM,
+        redis_bytes=training.episodes * (training.chunks * training.frames + 1) * frame_bytes * REDIS_ROOM,
         network_bytes_per_s=bytes_per_s,
         queries_per_s=queries_per_s,
         redis_cores=redis_cores,
         queues=math.ceil(redis_cores / REDIS_CORE),
     )
+
+
+def _images(training: Training, costs: Costs) -> tuple[int, int, int, int]:
+    """Return done queries and pairs of an episode, and images of all episodes through vision and through language."""
+    last = training.chunks * training.frames  # index of the last frame; frame 0 comes before the first chunk
+    asked = range(training.done_stride, training.chunks + 1, training.done_stride)
+    done_frames = {chunk * training.frames for chunk in asked}
+    value_frames = {*range(0, last, training.value_stride), last}
+    pairs = len(value_frames) - 1
+    language = training.episodes * (len(done_frames) + 2 * pairs)
+    if training.reference_frames:
+        # VLAC shows the episode's first frame behind the reference frames, which all episodes share.
+        firsts, references = (1, 1) if costs.keeps_prefixes else (pairs, training.episodes * pairs / CALL_PAIRS)
+        language += training.episodes * firsts + math.ceil(training.reference_frames * references)
+    vision = training.episodes * len(done_frames | value_frames) + training.reference_frames
+    return len(done_frames), pairs, vision, language
 
 
 class _Size(click.ParamType):
@@ -236,8 +244,10 @@ def _gpu_rows(training: Training, costs: Costs, made: Plan, slowdown: float) -> 
     """Return names, figures and their reckoning."""
     references = ""
     if training.reference_frames:
-        often = "once" if costs.shares_prefix else "with each pair"
-        references = f"; {training.reference_frames} reference frames and the episode's first, {often}"
+        shown = f"{training.reference_frames} reference frames"
+        references = f"; with each the episode's first frame, and with {CALL_PAIRS} pairs {shown}"
+        if costs.keeps_prefixes:
+            references = f"; {shown} once, and the episode's first frame once"
     vision, language, call = (1000 * seconds for seconds in (costs.vision_s, costs.language_s, costs.call_s))
     length = f"{training.chunks} x {training.chunk_s:g} s = {made.rollout_s:.1f} s"
     return [
