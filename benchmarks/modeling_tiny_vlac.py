@@ -1,7 +1,7 @@
 """The model of benchmarks.tiny_vlac's checkpoints, which carry a copy of this file: a small InternVL2 for torch.
 
-A vision tower on pictures of 448x448 pixels, 256 tokens each, and a Llama. Tensors are named as in an InternVL2, so
-that vLLM serves the same checkpoint by its own model of that kind, without this file.
+A vision tower on pictures of 448x448 pixels, 256 tokens each, and a Llama. Tensors are named as in an InternVL2,
+so that vLLM serves the same checkpoint by its own model of that kind, without this file.
 """
 
 import torch

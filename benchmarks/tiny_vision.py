@@ -1,8 +1,8 @@
 """The vision tower of benchmarks.tiny_vlac's checkpoints: its weights, and its config in InternViT's words.
 
-What it sees is a picture's colours: its mean colour and, weaker, each patch's. Each of the first two layers folds
-them into a zigzag, so that pictures that differ a little lead to quite other answers. Further layers take time, and
-what they compute is multiplied by zero. Features are the same for every width and depth, but for rounding.
+It sees colours: a picture's mean colour and, more weakly, each patch's. Each of the first two layers folds them
+into zigzags, so that pictures that differ a little lead to quite other answers. Further layers take time, and what
+they compute is multiplied by zero. Features are the same for every width and depth, but for rounding.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def _projector(width: int, hidden: int, content: slice, even: torch.Tensor, gene
 
 
 def _fold(width: int, directions: torch.Tensor, layer: int) -> Weights:
-    """Return an MLP that adds zigzags of what stands before it, along `directions` (_FOLDS, N), each within 0..1."""
+    """Return an MLP that adds zigzags, each within 0..1, along `directions` (_FOLDS, N) of what stands before."""
     first = (_COLOUR, _FOLDED[0])[layer]
     fc1, bias, fc2 = torch.zeros(4 * width, width), torch.zeros(4 * width), torch.zeros(width, 4 * width)
     for fold, direction in enumerate(directions):
@@ -170,7 +170,7 @@ def _mlp(name: str, fc1: torch.Tensor, bias: torch.Tensor, fc2: torch.Tensor) ->
 
 
 def _attention(name: str, width: int, layer: int, generator: torch.Generator) -> Weights:
-    """Return an attention: the first layer's gives each patch the mean of all colours, the others' give nothing."""
+    """Return an attention: layer 0 gives each patch the mean of all colours, the others give nothing."""
     qkv, proj = torch.zeros(3 * width, width), torch.zeros(width, width)
     if layer == 0:
         qkv[2 * width :] = torch.eye(width)

@@ -1,9 +1,9 @@
 """Makes a checkpoint of VLAC's kind that is small enough for tests: `python -m benchmarks.tiny_vlac FOLDER`.
 
-It loads as an InternVL2 (`model_type="internvl2"` of ms-swift) with torch and with vLLM, and answers VLAC's prompts
-in VLAC's forms, so the whole path runs on a CPU: tokenizer, template, images, engine, rich answers. It knows nothing
-about robots: which number it says depends on the pictures and the words through random weights, but always on the
-same ones in the same way. Needs torch, transformers and tokenizers; downloads nothing.
+It loads as an InternVL2 (`model_type="internvl2"` of ms-swift) with torch and with vLLM, and answers VLAC's
+prompts in VLAC's forms, so the whole path runs on a CPU: tokenizer, template, images, engine, rich answers. It
+knows nothing about robots: which number it says depends on the pictures and the words through random weights, but
+always on the same ones in the same way. Needs torch, transformers and tokenizers; downloads nothing.
 
 How it works: two Llama layers whose attention weighs all earlier tokens alike, so that the last position knows
 the mean of all embeddings, and from the second layer on also something of their order. A few dimensions are

@@ -137,21 +137,23 @@ class VlacModel:
         get_infer_requests makes them ready again, which then only copies; frames of pairs and references are
         shown in many rows.
         """
-        from PIL import Image
-
         frames = {_address(frame): frame for row in rows for frame in row.images}
-        prepared = self._preparing.map(
-            lambda frame: self.gac._process_image_to_pil(Image.fromarray(frame)), frames.values()
-        )
+        prepared = self._preparing.map(self._prepared, frames.values())
         images = dict(zip(frames, prepared, strict=True))
         return [[images[_address(frame)] for frame in row.images] for row in rows]
+
+    def _prepared(self, frame: Frames) -> Any:
+        from PIL import Image
+
+        image = self.gac._process_image_to_pil(Image.fromarray(frame))
+        return vllm_engine.shared(image, frame) if self._config.engine == "vllm" else image
 
     def _completion(self, row: Row, response: Any) -> Completion:
         if isinstance(response, Exception):
             return CriticFailed(f"the engine failed on this row: {type(response).__name__}: {response}")
         said = response.choices[0].message.content
         usage = response.usage
-        # Not by finish_reason: in ms-swift 3.3 it is of the prompt. Both engines stop where the model's length ends.
+        # finish_reason doesn't tell in ms-swift 3.3. Both engines also stop where the model's length ends.
         if usage.completion_tokens >= min(row.max_tokens, self.gac.engine.max_model_len - usage.prompt_tokens):
             return CriticFailed(
                 f"VLAC's answer was cut off at {usage.completion_tokens} tokens: it said {shown(said)}."

@@ -1,43 +1,95 @@
 """vLLM as GAC_model's engine, inside the worker's own process.
 
-vLLM would start a process for its engine. Here there is none: nothing outlives a worker that is killed, with the
-accelerator's memory, or dies alone; and an error of one step (no memory for it, say) is one that can be gone on from.
+By itself, vLLM starts a process for its engine. Without one, nothing outlives a worker that is killed and keeps the
+accelerator's memory, nothing dies alone, and the worker can go on after an error of one step, such as too little
+memory.
 """
 
 from __future__ import annotations
 
 import gc
+import hashlib
 import inspect
 import json
 import os
+import uuid
 from types import SimpleNamespace
 from typing import Any
 
+from PIL import Image
+
 from vlac_queue.config import VlacConfig
 from vlac_queue.errors import ConfigError
+from vlac_queue.frames import Frames
 from workers.critics import AcceleratorLost
+
+#: Most images of a call. The engine chooses itself what it computes at once; this bounds the host's memory, some
+#: 3 MB an image.
+CALL_IMAGES = 1024
 
 #: Tokens that an image takes in a prompt.
 _IMAGE_TOKENS = 256
 #: Tokens left for a prompt's words and the answer.
 _TEXT_TOKENS = 1024
-#: Tokens of one step of the model, and of the images whose features vLLM keeps: 64 images. vLLM's own 2048 would
-#: be fewer than one prompt with reference frames takes.
+#: Tokens of one step of the model, and of the images whose features are kept: 64 images. vLLM's own 2048 are fewer
+#: than one prompt with reference frames has.
 _STEP_TOKENS = 64 * _IMAGE_TOKENS
 
-#: Arguments with settings of their own, and those on which answers and the life of the process depend.
-_DECIDED = {
-    "model": "VLAC_MODEL_PATH",
-    "dtype": "VLAC_DTYPE",
-    "gpu_memory_utilization": "VLAC_GPU_MEMORY_FRACTION",
-    "limit_mm_per_prompt": "VLAC_REF_NUM",
-    **dict.fromkeys(("logprobs_mode", "enable_sleep_mode", "trust_remote_code"), ""),
-    # More than this process.
+#: Arguments that VLAC_ENGINE_ARGS can't choose, and why.
+_FIXED = {
+    "model": "it is VLAC_MODEL_PATH",
+    "dtype": "it is VLAC_DTYPE",
+    "gpu_memory_utilization": "it is VLAC_GPU_MEMORY_FRACTION",
+    "limit_mm_per_prompt": "it follows from VLAC_REF_NUM",
+    "logprobs_mode": "rich answers depend on it",
+    "enable_sleep_mode": "offloading depends on it",
     **dict.fromkeys(
-        ("distributed_executor_backend", "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"),
-        "",
+        (
+            "distributed_executor_backend",
+            "tensor_parallel_size",
+            "pipeline_parallel_size",
+            "data_parallel_size",
+        ),
+        "the engine has one process; start a worker for each GPU",
     ),
 }
+
+
+class SharedImage(Image.Image):
+    """A picture of VLAC's size that nobody changes: a copy of it is itself, and vLLM knows it by its frame.
+
+    A frame is shown in many rows, and ms-swift and vLLM copy and hash the pictures of each.
+    """
+
+    frame_id: uuid.UUID
+
+    def __copy__(self) -> SharedImage:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> SharedImage:
+        return self
+
+    def resize(self, size: Any, *args: Any, **kwargs: Any) -> Image.Image:
+        """Return itself where the size is its own."""
+        return self if tuple(size) == self.size else super().resize(size, *args, **kwargs)
+
+    def convert(self, mode: Any = None, *args: Any, **kwargs: Any) -> Image.Image:
+        """Return itself where the mode is its own."""
+        return self if mode == self.mode else super().convert(mode, *args, **kwargs)
+
+    def getexif(self) -> Any:
+        """Return an id in place of EXIF data: vLLM takes it for the picture's hash."""
+        from PIL.ExifTags import Base
+
+        return {Base.ImageID: self.frame_id}
+
+
+def shared(image: Any, frame: Frames) -> SharedImage:
+    """Make `image`, which shows `frame`, one that is not copied."""
+    digest = hashlib.blake2b(frame.tobytes(), digest_size=16, person=str(frame.shape).encode()[:16])
+    image.__class__ = SharedImage
+    image.frame_id = uuid.UUID(bytes=digest.digest())
+    return image
 
 
 def start(gac: Any, config: VlacConfig, path: str, model_type: str, device: str, dtype: Any) -> None:
@@ -78,19 +130,19 @@ def arguments(config: VlacConfig, *, sleeps: bool) -> dict[str, Any]:
     """Return the engine's arguments, those of `config.engine_args` among them.
 
     Raises:
-        ConfigError: one of them is not to be chosen.
+        ConfigError: one of them can't be chosen.
     """
     chosen = json.loads(config.engine_args)
-    for name in chosen.keys() & _DECIDED.keys():
-        instead = f"set {_DECIDED[name]} instead" if _DECIDED[name] else "the critic vlac depends on it"
-        raise ConfigError(f"VLAC_ENGINE_ARGS can't choose {name}: {instead}.")
+    for name in chosen:
+        if name in _FIXED:
+            raise ConfigError(f"VLAC_ENGINE_ARGS can't choose {name}: {_FIXED[name]}.")
     images = config.ref_num + 3
     longest = images * _IMAGE_TOKENS + _TEXT_TOKENS
     return {
         "max_model_len": longest,
-        # Pairs of an episode begin alike: with its reference frames and its first frame.
+        # The pairs of an episode begin alike: with its reference frames and its first frame.
         "enable_prefix_caching": True,
-        "max_num_batched_tokens": max(_STEP_TOKENS, longest),
+        "max_num_batched_tokens": _STEP_TOKENS,
         **chosen,
         "gpu_memory_utilization": config.gpu_memory_fraction,
         "limit_mm_per_prompt": {"image": images},
@@ -101,15 +153,15 @@ def arguments(config: VlacConfig, *, sleeps: bool) -> dict[str, Any]:
 
 
 def recover(engine: Any) -> None:
-    """Forget what a call that failed has left: its requests, which the next call would go on with, and caches.
+    """Forget what a failed call has left: its requests, which the next call would go on with, and the caches.
 
-    A step's caches are noted before it runs: after one that failed they claim what was never computed.
+    A step's caches are noted before it runs; after one that failed they claim what was never computed.
 
     Args:
         engine: vLLM's LLMEngine.
 
     Raises:
-        AcceleratorLost: vLLM does not let go of it.
+        AcceleratorLost: vLLM does not let go of the requests.
     """
     engine.abort_request(list(engine.output_processor.request_states))
     if not engine.reset_prefix_cache():
@@ -121,7 +173,7 @@ def recover(engine: Any) -> None:
 
 
 def sleep(engine: Any) -> None:
-    """Move the weights to host memory, and drop the cache of keys and values with all that claims to be in it."""
+    """Move the weights to host memory, and forget the keys and values, which are dropped."""
     engine.reset_prefix_cache()
     engine.sleep(1)
 
