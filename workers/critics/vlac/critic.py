@@ -60,7 +60,7 @@ class VlacCritic:
             from workers.critics.vlac.model import VlacModel
 
             self._model = VlacModel.load(self.config)
-        self._calls = RowCalls(self._model.complete, self._model.free_memory, self.config.max_images)
+        self._calls = RowCalls(self._model.complete, self._model.free_memory, self._model.call_images)
         self.prompt_hash = prompt_hash(self._model.gac, self.config, self._model.system_prompt)
         if self.config.eager_value:
             self._ahead = PairsAhead(self._pairs, self._calls.ask)

@@ -1,26 +1,21 @@
 """vLLM as GAC_model's engine, inside the worker's own process.
 
-By itself, vLLM starts a process for its engine. Without one, nothing outlives a worker that is killed and keeps the
-accelerator's memory, nothing dies alone, and the worker can go on after an error of one step, such as too little
-memory.
+By itself, vLLM starts a process for its engine. Without one, nothing outlives a worker that is killed and keeps
+the accelerator's memory, nothing dies alone, and the worker can go on after an error of one step, such as too
+little memory.
 """
 
 from __future__ import annotations
 
 import gc
-import hashlib
 import inspect
 import json
 import os
-import uuid
 from types import SimpleNamespace
 from typing import Any
 
-from PIL import Image
-
 from vlac_queue.config import VlacConfig
 from vlac_queue.errors import ConfigError
-from vlac_queue.frames import Frames
 from workers.critics import AcceleratorLost
 
 #: Most images of a call. The engine chooses itself what it computes at once; this bounds the host's memory, some
@@ -53,43 +48,6 @@ _FIXED = {
         "the engine has one process; start a worker for each GPU",
     ),
 }
-
-
-class SharedImage(Image.Image):
-    """A picture of VLAC's size that nobody changes: a copy of it is itself, and vLLM knows it by its frame.
-
-    A frame is shown in many rows, and ms-swift and vLLM copy and hash the pictures of each.
-    """
-
-    frame_id: uuid.UUID
-
-    def __copy__(self) -> SharedImage:
-        return self
-
-    def __deepcopy__(self, memo: Any) -> SharedImage:
-        return self
-
-    def resize(self, size: Any, *args: Any, **kwargs: Any) -> Image.Image:
-        """Return itself where the size is its own."""
-        return self if tuple(size) == self.size else super().resize(size, *args, **kwargs)
-
-    def convert(self, mode: Any = None, *args: Any, **kwargs: Any) -> Image.Image:
-        """Return itself where the mode is its own."""
-        return self if mode == self.mode else super().convert(mode, *args, **kwargs)
-
-    def getexif(self) -> Any:
-        """Return an id in place of EXIF data: vLLM takes it for the picture's hash."""
-        from PIL.ExifTags import Base
-
-        return {Base.ImageID: self.frame_id}
-
-
-def shared(image: Any, frame: Frames) -> SharedImage:
-    """Make `image`, which shows `frame`, one that is not copied."""
-    digest = hashlib.blake2b(frame.tobytes(), digest_size=16, person=str(frame.shape).encode()[:16])
-    image.__class__ = SharedImage
-    image.frame_id = uuid.UUID(bytes=digest.digest())
-    return image
 
 
 def start(gac: Any, config: VlacConfig, path: str, model_type: str, device: str, dtype: Any) -> None:
