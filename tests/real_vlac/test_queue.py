@@ -22,14 +22,14 @@ from vlac_queue.server import RedisServer
 
 
 @pytest.fixture(params=["workers.CriticWorker", None], ids=["CriticWorker", "forking"])
-def client(request: pytest.FixtureRequest, checkpoint: Path, tmp_path: Path) -> Iterator[CriticClient]:
+def client(request: pytest.FixtureRequest, served: dict[str, Any], tmp_path: Path) -> Iterator[CriticClient]:
     """A client with one worker that serves the tiny checkpoint."""
     with RedisServer() as server, open(tmp_path / "worker.log", "wb") as log:
         variables = {
             **{name: text for name, text in os.environ.items() if not name.startswith(("VLAC_", "RQ_"))},
             "RQ_REDIS_URL": server.url,
             "VLAC_CRITIC": "vlac",
-            "VLAC_MODEL_PATH": str(checkpoint),
+            **{f"VLAC_{name.upper()}": text for name, text in served.items()},
             "VLAC_REF_NUM": "3",
             "VLAC_DONE_BY": "reference",
             "VLAC_EAGER_VALUE": "true",
