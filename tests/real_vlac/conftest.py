@@ -1,4 +1,4 @@
-"""The real evo_vlac on a tiny checkpoint; runs in the environments of `make test-vlac` and `make test-vllm` only."""
+"""The real evo_vlac on a tiny checkpoint; runs in the environments of `make test-vlac` and `make test-vllm`."""
 
 from __future__ import annotations
 
