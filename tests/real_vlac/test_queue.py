@@ -101,20 +101,21 @@ def test_a_killed_worker_takes_its_engine_with_it_and_another_answers(
 ) -> None:
     settings = {**settings, "RQ_WORKER_CLASS": "workers.CriticWorker", "VLAC_EAGER_VALUE": "false"}
     _, values = gac.get_trajectory_critic(task=TASK, image_list=pictures(run))
-    with RedisServer() as server, worker(server.url, tmp_path / "first.log", **settings) as first:
-        with (
-            CriticClient(VlacConfig(redis_url=server.url, timeout_s=100)) as client,
-            client.episode(task=TASK) as episode,
-        ):
-            episode.push(run)
-            episode.ask_done().result()
-            started = psutil.Process(first.pid).children(recursive=True)
-            os.kill(first.pid, signal.SIGSTOP)
-            pending = episode.ask_value()
-            first.kill()
-            assert not psutil.wait_procs(started, timeout=20)[1]
-            with worker(server.url, tmp_path / "second.log", **settings):
-                assert list(pending.result().values) == values
+    with (
+        RedisServer() as server,
+        worker(server.url, tmp_path / "first.log", **settings) as first,
+        CriticClient(VlacConfig(redis_url=server.url, timeout_s=100)) as client,
+        client.episode(task=TASK) as episode,
+    ):
+        episode.push(run)
+        episode.ask_done().result()
+        started = psutil.Process(first.pid).children(recursive=True)
+        os.kill(first.pid, signal.SIGSTOP)
+        pending = episode.ask_value()
+        first.kill()
+        assert not psutil.wait_procs(started, timeout=20)[1]
+        with worker(server.url, tmp_path / "second.log", **settings):
+            assert list(pending.result().values) == values
 
 
 def test_a_worker_that_lost_its_accelerator_begins_anew(
