@@ -225,7 +225,9 @@ class VlacConfig(Settings):
         9, "Reference frames shown to VLAC, spread evenly over the run; 2..11."
     )
     max_images: int = _at_least(1, "images").setting(
-        32, "Most images in one call of the model, padding counted; halved when its memory runs out."
+        32,
+        "Most images in one call of the model on torch, padding counted; halved when its memory runs out. vLLM "
+        "chooses itself.",
     )
     done_threshold: float = within(0, 1).setting(0.9, "A score above this (strictly) means done; 0..1.")
     frame_stride: int = _at_least(0, "environment steps").setting(

@@ -6,10 +6,11 @@ VLLM_VENV := .venv-vllm
 VLLM_PIP := $(VLLM_VENV)/bin/pip install --quiet
 VLLM_PYTHON ?= python3.11
 
-# Without dynamo vLLM's start does not compile C++; of its cache the tests need little.
+# Without dynamo nothing is compiled at the start; unbound, the threads use all cores, also those of torch.
 .PHONY: test-vllm
-test-vllm: $(VLLM_VENV)/.installed  ## Run the suite against evo_vlac with torch and vLLM, on a CPU (VLAC_HOME=its checkout)
-	CUDA_VISIBLE_DEVICES= TORCHDYNAMO_DISABLE=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 \
+test-vllm: $(VLLM_VENV)/.installed  ## The same with torch and vLLM, on a CPU (VLAC_HOME=its checkout)
+	CUDA_VISIBLE_DEVICES= TORCHDYNAMO_DISABLE=1 VLLM_CPU_KVCACHE_SPACE=1 \
+		VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_NO_USAGE_STATS=1 \
 		$(VLLM_VENV)/bin/pytest tests/real_vlac --engines pt,vllm $(PYTEST)
 
 $(VLLM_VENV)/.installed: tests/real_vlac/vllm.mk tests/real_vlac/vllm-requirements.txt pyproject.toml | $(VLAC_HOME)
