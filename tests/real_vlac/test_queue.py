@@ -114,8 +114,10 @@ def test_a_killed_worker_takes_its_engine_with_it_and_another_answers(
         pending = episode.ask_value()
         first.kill()
         assert not psutil.wait_procs(started, timeout=20)[1]
-        with worker(server.url, tmp_path / "second.log", **settings):
+        with worker(server.url, tmp_path / "second.log", **settings) as second:
             assert list(pending.result().values) == values
+            second.terminate()
+            assert second.wait(timeout=30) == 0
 
 
 def test_a_worker_that_lost_its_accelerator_begins_anew(

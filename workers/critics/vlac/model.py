@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 #: VLAC's examples use these; with top_k 1 the answer is the likeliest, at any temperature.
 _TEMPERATURE, _TOP_K = 0.5, 1
+#: Most tokens of a prompt and its answer where the model's config doesn't say, as ms-swift has it.
+_LENGTH = 8192
 
 
 class VlacModel:
@@ -136,7 +138,8 @@ class VlacModel:
         said = response.choices[0].message.content
         usage = response.usage
         # finish_reason doesn't tell in ms-swift 3.3. Both engines also stop where the model's length ends.
-        if usage.completion_tokens >= min(row.max_tokens, self.gac.engine.max_model_len - usage.prompt_tokens):
+        room = (self.gac.engine.max_model_len or _LENGTH) - usage.prompt_tokens
+        if usage.completion_tokens >= min(row.max_tokens, room):
             return CriticFailed(
                 f"VLAC's answer was cut off at {usage.completion_tokens} tokens: it said {shown(said)}."
             )
