@@ -83,6 +83,8 @@ class VlacModel:
         """
         gac = self.gac
         gac.max_tokens = rows[0].max_tokens
+        # The engine sorts the whole vocabulary for each token to tell them.
+        gac.logprobs = any(row.rich for row in rows)
         gac.set_config()
         images = self._images.of(rows)
         requests = gac.get_infer_requests(prompt=[row.prompt for row in rows], images=images)
@@ -198,6 +200,8 @@ def _gac_class(gac_model: Any, config: VlacConfig) -> Any:
 def _start_torch(gac: Any, config: VlacConfig, path: str, model_type: str, device: str, dtype: Any) -> None:
     from swift.llm import PtEngine, get_model_tokenizer, get_template
 
+    from workers.critics.vlac.prefix import share_prefix
+
     gac.model, tokenizer = get_model_tokenizer(
         model_id_or_path=path,
         model_type=model_type,
@@ -205,6 +209,10 @@ def _start_torch(gac: Any, config: VlacConfig, path: str, model_type: str, devic
         device_map=device,
         attn_impl=_attention(config.attention, device, str(dtype)),
     )
+    share_prefix(gac.model.language_model)
+    # An answer needs the logits of the last position alone; InternLM2 would compute, and keep, those of all.
+    head = gac.model.language_model.get_output_embeddings()
+    head.register_forward_pre_hook(lambda module, hidden: (hidden[0][:, -1:],))
     gac.template = get_template(model_type, tokenizer)
     gac.engine = PtEngine.from_model_template(gac.model, gac.template, max_batch_size=0)
 
