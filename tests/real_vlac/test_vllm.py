@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -31,6 +32,10 @@ def value_query(run: Frames, **fields: Any) -> CriticQuery:
 def engine_of(critic: VlacCritic) -> Any:
     assert critic._model is not None
     return critic._model.gac.engine
+
+
+def runner_of(critic: VlacCritic) -> Any:
+    return engine_of(critic).engine.model_executor.driver_worker.worker.model_runner
 
 
 def encoded(critic: VlacCritic) -> list[int]:
@@ -133,8 +138,13 @@ def test_an_argument_that_vllm_does_not_know_is_refused(load: Load) -> None:
         load(engine_args='{"no_such_thing": 1}')
 
 
-def test_closed_and_loaded_again(load: Load, run: Frames) -> None:
+def test_closed_it_is_gone_and_can_be_loaded_again(
+    load: Load, run: Frames, caplog: pytest.LogCaptureFixture
+) -> None:
     critic = load()
     expected = critic.answer([value_query(run)])
+    weights, cache = weakref.ref(engine_of(critic).inner_model), weakref.ref(runner_of(critic).kv_caches[0])
+    caplog.clear()  # vLLM's first record holds its configuration, and that all its parts
     critic.close()
+    assert weights() is None and cache() is None
     assert load().answer([value_query(run)]) == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import importlib.util
 import logging
 from collections.abc import Sequence
@@ -38,8 +39,6 @@ class VlacModel:
         self._config = config
         self._device = device
         self._images: Images = gac.images
-        #: Most images in a call.
-        self.call_images = vllm_engine.CALL_IMAGES if config.engine == "vllm" else config.max_images
 
     @classmethod
     def load(cls, config: VlacConfig) -> VlacModel:
@@ -103,6 +102,9 @@ class VlacModel:
     def free_memory(self) -> None:
         """Give back what is kept for later."""
         self._images.clear()
+        self._empty_cache()
+
+    def _empty_cache(self) -> None:
         if self._device != "cpu":
             import torch
 
@@ -128,11 +130,13 @@ class VlacModel:
             self.gac.model.to(self._device)
 
     def close(self) -> None:
-        """Forget the weights."""
+        """Free the weights."""
         self._images.close()
         if self._config.engine == "vllm":
             vllm_engine.close(self.gac.engine.engine)
-        self.gac = None
+        del self.gac, self._images
+        gc.collect()  # models refer to themselves in circles
+        self._empty_cache()
 
     def _completion(self, row: Row, response: Any) -> Completion:
         if isinstance(response, Exception):

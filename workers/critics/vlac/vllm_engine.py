@@ -18,10 +18,6 @@ from vlac_queue.config import VlacConfig
 from vlac_queue.errors import ConfigError
 from workers.critics import AcceleratorLost
 
-#: Most images of a call. The engine chooses itself what it computes at once; this bounds the host's memory, some
-#: 3 MB an image.
-CALL_IMAGES = 1024
-
 #: Tokens that an image takes in a prompt.
 _IMAGE_TOKENS = 256
 #: Tokens left for a prompt's words and the answer.
@@ -54,7 +50,7 @@ def start(gac: Any, config: VlacConfig, path: str, model_type: str, device: str,
     """Give `gac` its engine.
 
     Raises:
-        ConfigError: vLLM is built for another device, or refuses an argument of VLAC_ENGINE_ARGS.
+        ConfigError: vLLM is built for another device, or refuses an argument or the memory that it may use.
     """
     # Read when the engine is made.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -77,8 +73,11 @@ def start(gac: Any, config: VlacConfig, path: str, model_type: str, device: str,
             engine_kwargs={name: value for name, value in chosen.items() if name not in known},
             **{name: value for name, value in chosen.items() if name in known},
         )
-    except TypeError as error:  # "unexpected keyword argument"
-        raise ConfigError(f"vLLM refuses VLAC_ENGINE_ARGS={config.engine_args}: {error}") from error
+    except (TypeError, ValueError) as error:  # an unknown argument; too little memory, or a value out of range
+        raise ConfigError(
+            f"vLLM can't start with VLAC_GPU_MEMORY_FRACTION={config.gpu_memory_fraction} and "
+            f"VLAC_ENGINE_ARGS={config.engine_args}: {error}"
+        ) from error
     gac.template = gac.engine.default_template
     # GAC_model.set_config writes torch's generation settings; vLLM's travel with each request.
     gac.model = SimpleNamespace(generation_config=SimpleNamespace())
@@ -137,6 +136,7 @@ def sleep(engine: Any) -> None:
 
 
 def close(engine: Any) -> None:
-    """Free the engine."""
+    """End the engine; its memory is free once nothing refers to it and garbage is collected."""
     engine.engine_core.shutdown()
-    gc.collect()
+    # vLLM has frozen what there was when it started, itself included, and what is frozen is never collected.
+    gc.unfreeze()
