@@ -70,7 +70,7 @@ def test_there_is_nowhere_to_offload_to_on_a_cpu() -> None:
 
 
 def test_closing_ends_the_engine() -> None:
-    model, _, engine = loaded("cuda:0")
+    model, _, engine = loaded("cpu")
     model.close()
     assert engine.events == ["shutdown"]
 
