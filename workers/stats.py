@@ -95,7 +95,9 @@ class WorkerStats:
 def _accelerator(fraction: float) -> tuple[str, int, int]:
     """Return the device in use, the bytes of its memory that this process has reserved, and how many it may."""
     torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+    # The thread of the critic may be importing it: then it lacks parts.
+    is_initialized = getattr(getattr(torch, "cuda", None), "is_initialized", None)
+    if torch is None or is_initialized is None or not is_initialized():
         return "cpu", 0, 0
     reserved = {device: int(torch.cuda.memory_reserved(device)) for device in range(torch.cuda.device_count())}
     device = max(reserved, key=lambda each: reserved[each])

@@ -176,10 +176,16 @@ def test_markup_in_one_task_leaves_its_neighbours_alone(load: Load, run: Frames,
     assert critic.answer(dirty) == critic.answer(clean)
 
 
+def language_model(critic: VlacCritic) -> Any:
+    assert critic._model is not None
+    gac = critic._model.gac
+    return (gac.engine.inner_model if critic.config.engine == "vllm" else gac.model).language_model
+
+
 def says(critic: VlacCritic, change: Callable[[Any], Any]) -> None:
     """Changes what the model says: `change` gets the logits of every step."""
-    assert critic._model is not None
-    head = critic._model.gac.model.language_model.lm_head  # type: ignore[attr-defined]
+    model = language_model(critic)
+    head = model.logits_processor if critic.config.engine == "vllm" else model.lm_head
     head.register_forward_hook(lambda module, inputs, logits: change(logits))
 
 
@@ -222,18 +228,16 @@ def test_out_of_memory_halves_the_call_and_changes_no_answer(load: Load, run: Fr
     queries = done_queries(run)
     expected = load().answer(queries)
     small = load()
-    rows: list[int] = []
+    tokens: list[int] = []
 
-    def at_most_two(module: Any, inputs: Any, kwargs: Any) -> None:
-        rows.append(len(kwargs["inputs_embeds"]) if kwargs.get("inputs_embeds") is not None else 0)
-        if rows[-1] > 2:
+    def no_more_than_a_third(module: Any, inputs: Any) -> None:
+        tokens.append(inputs[0].shape[:-1].numel())
+        if tokens[-1] > tokens[0] / 3:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
-    assert small._model is not None
-    model = small._model.gac.model.language_model  # type: ignore[attr-defined]
-    model.model.register_forward_pre_hook(at_most_two, with_kwargs=True)
+    language_model(small).model.norm.register_forward_pre_hook(no_more_than_a_third)
     assert small.answer(queries) == expected
-    assert max(rows) == len(run) and 1 in [count for count in rows if count <= 2]
+    assert tokens[1] < tokens[0] and tokens[2] <= tokens[0] / 3
 
 
 def test_answers_are_the_same_after_sleep(load: Load, run: Frames) -> None:

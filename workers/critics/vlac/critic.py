@@ -12,7 +12,7 @@ from vlac_queue.config import VlacConfig
 from vlac_queue.errors import CriticFailed
 from vlac_queue.messages import DoneVerdict, ValueVerdict
 from workers.critics import CriticAnswer, CriticQuery, Pair, compared, failed_pair
-from workers.critics.vlac.calls import Reading, RowCalls
+from workers.critics.vlac.calls import Reading, RowCalls, most_images
 from workers.critics.vlac.rows import Row, clean_task, done_rows, pair_rows, prompt_hash
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class VlacCritic:
             from workers.critics.vlac.model import VlacModel
 
             self._model = VlacModel.load(self.config)
-        self._calls = RowCalls(self._model.complete, self._model.free_memory, self.config.max_images)
+        self._calls = RowCalls(self._model.complete, self._model.free_memory, most_images(self.config))
         self.prompt_hash = prompt_hash(self._model.gac, self.config, self._model.system_prompt)
         config = self.config
         depends_on = (
