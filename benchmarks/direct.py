@@ -85,7 +85,8 @@ def make_checkpoint(folder: Path, layers: int, width: int) -> None:
         sizes = config["llm_config"]["num_hidden_layers"], config["llm_config"]["hidden_size"]
     except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(f"{folder} holds no checkpoint; remove it, or give another folder.") from None
-    if config.get("model_type") == "tiny_vlac" and sizes != (layers, width):
+    ours = "tiny_vlac" in config.get("auto_map", {}).get("AutoConfig", "")
+    if ours and sizes != (layers, width):
         raise ConfigError(
             f"{folder} holds a checkpoint of {sizes[0]} layers of width {sizes[1]}, and this run needs {layers} "
             f"of width {width}; remove it, or give another folder."
