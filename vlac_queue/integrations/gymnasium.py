@@ -31,7 +31,7 @@ Info = dict[str, Any]
 _RENDER = "render"
 
 
-class HiddenEnds(gymnasium.Wrapper[Any, Any, Any, Any]):
+class HiddenEnds(gymnasium.Wrapper):
     """Hides an environment's own ends, once `CriticReward` asks for it; until then it changes nothing.
 
     Its place is around each environment: `make_vec(..., wrappers=[HiddenEnds])`. The environment must be able to
@@ -42,7 +42,7 @@ class HiddenEnds(gymnasium.Wrapper[Any, Any, Any, Any]):
         begin_anew: whether the next step is a reset, and its action counts for nothing.
     """
 
-    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+    def __init__(self, env: gymnasium.Env) -> None:
         super().__init__(env)
         self.hiding = False
         self.begin_anew = False
@@ -64,7 +64,7 @@ class HiddenEnds(gymnasium.Wrapper[Any, Any, Any, Any]):
         return observation, reward, False, False, {**info, "vlac": ends}
 
 
-class CriticReward(VectorWrapper[Any, Any, Any, Any, Any]):
+class CriticReward(VectorWrapper):
     """Puts the critic's rewards and ends in the place of the environments' own.
 
     After each step it asks the critic whether each task is done, and waits for the answers. Done: `terminated`,
@@ -94,7 +94,7 @@ class CriticReward(VectorWrapper[Any, Any, Any, Any, Any]):
 
     def __init__(
         self,
-        env: VectorEnv[Any, Any, Any],
+        env: VectorEnv,
         tasks: str | Sequence[str],
         *,
         frames: str = _RENDER,
@@ -104,13 +104,13 @@ class CriticReward(VectorWrapper[Any, Any, Any, Any, Any]):
     ) -> None:
         if not evaluation:
             _check(env, frames)
-        super().__init__(env)
-        self._source = frames
         self._tasks = [tasks] * env.num_envs if isinstance(tasks, str) else list(tasks)
         if len(self._tasks) != env.num_envs:
             raise ConfigError(f"{len(self._tasks)} tasks were given for {env.num_envs} environments.")
-        self._references = references
         self._client = None if evaluation else CriticClient(config)
+        super().__init__(env)
+        self._source = frames
+        self._references = references
         self._gate: RolloutGate | None = None
         self._ended: Rows = np.zeros(env.num_envs, bool)
         if _hides_ends(env):
@@ -232,7 +232,7 @@ class CriticReward(VectorWrapper[Any, Any, Any, Any, Any]):
         return observations[self._source] if isinstance(observations, Mapping) else observations
 
 
-def _check(env: VectorEnv[Any, Any, Any], frames: str) -> None:
+def _check(env: VectorEnv, frames: str) -> None:
     """Raise ConfigError where the critic can't decide over these environments, or frames can't be had so."""
     if not isinstance(env, VectorEnv) or not isinstance(env.unwrapped, SyncVectorEnv | AsyncVectorEnv):
         raise ConfigError(
@@ -260,7 +260,7 @@ def _check(env: VectorEnv[Any, Any, Any], frames: str) -> None:
         raise ConfigError(f"frames must be {_RENDER!r} or one of {entries}, not {frames!r}.")
 
 
-def _hides_ends(env: VectorEnv[Any, Any, Any]) -> bool:
+def _hides_ends(env: VectorEnv) -> bool:
     """Return whether there is `HiddenEnds` around each environment."""
     vector = env.unwrapped
     known = isinstance(vector, SyncVectorEnv | AsyncVectorEnv)

@@ -236,6 +236,7 @@ class Alone(gymnasium.Env):
         self.envs.close()
 
 
+@pytest.mark.filterwarnings("ignore:.*most likely has a wrapper", "ignore:.*not having a spec")
 def test_gymnasiums_checkers_find_nothing(config: VlacConfig) -> None:
     check_env(HiddenEnds(Painted("..t.")))
     check_env(Alone(CriticReward(painted((".d..", "...")), "t", config=config)))
@@ -243,19 +244,23 @@ def test_gymnasiums_checkers_find_nothing(config: VlacConfig) -> None:
 
 @pytest.mark.parametrize("mode", ["NEXT_STEP", "SAME_STEP"])
 def test_gymnasiums_wrappers_read_what_it_gives(config: VlacConfig, mode: str) -> None:
-    envs = CriticReward(painted((".d", "..."), ("...",), mode=mode), "t", config=config)
-    with closing(RecordEpisodeStatistics(envs)) as counted:
-        listed = DictInfoToList(counted)
+    def make() -> CriticReward:
+        return CriticReward(painted((".d", "..."), ("...",), mode=mode), "t", config=config)
+
+    with closing(DictInfoToList(make())) as listed:
         observations, _ = listed.reset(seed=3)
         for _ in range(2):
             assert observations in listed.observation_space
-            observations, rewards, *_, infos = listed.step(np.zeros(2, int))
+            observations, rewards, *_, (ended, other) = listed.step(np.zeros(2, int))
     assert rewards.dtype == np.float64
-    ended, other = infos
-    assert ended["episode"]["r"] == 1.0 and ended["episode"]["l"] == 2
     assert other["vlac"] == {"score": 0.0, "env_reward": 0.25, "env_terminated": False, "env_truncated": False}
     final = ended["vlac"] if mode == "NEXT_STEP" else ended["final_info"]["vlac"]
     assert final["score"] == 1.0 and not final["masked"]
+
+    with closing(RecordEpisodeStatistics(make())) as counted:
+        *_, (*_, info) = steps(counted, 2)
+    assert info["_episode"].tolist() == [True, False]
+    assert (info["episode"]["r"][0], info["episode"]["l"][0]) == (1.0, 2)
 
 
 # What is refused, and with what advice.
