@@ -15,14 +15,18 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
-from gymnasium.vector.utils import iterate
 from numpy.typing import NDArray
 
 from vlac_queue import ConfigError, CriticClient, ProtocolError, RolloutGate, VlacConfig
 from vlac_queue.frames import Frames
+
+try:
+    import gymnasium
+    from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
+    from gymnasium.vector.utils import iterate
+except ImportError as error:
+    raise ImportError(f"gymnasium 1.1 or newer is needed: pip install 'gymnasium>=1.1' ({error})") from error
 
 Rows = NDArray[np.bool_]
 Info = dict[str, Any]
