@@ -193,8 +193,12 @@ class RolloutGate:
             self._settle(unsettled)
         return [self._runs[index].outcome() for index in chosen]
 
-    def reopen(self, indices: Iterable[int]) -> None:
-        """Close episodes, and open new ones of the same tasks in their places: their environments were reset.
+    def reopen(self, indices: Iterable[int], tasks: Sequence[str] | None = None) -> None:
+        """Close episodes, and open new ones in their places: their environments were reset.
+
+        Args:
+            indices: which ones.
+            tasks: the new ones' tasks in words, in the order of `indices`; None keeps those they had.
 
         Raises:
             ProtocolError, RedisUnavailable: an episode could not be opened.
@@ -202,9 +206,11 @@ class RolloutGate:
         chosen = list(indices)
         self._check_indices(chosen)
         self._client.close_many([self._runs[index].episode for index in chosen])
-        tasks = [self._tasks[index] for index in chosen]
-        references = [self._references[index] for index in chosen]
-        for index, episode in zip(chosen, self._client.episodes(tasks, references), strict=True):
+        if tasks is not None:
+            for index, task in zip(chosen, tasks, strict=True):
+                self._tasks[index] = task
+        news = [self._tasks[index] for index in chosen], [self._references[index] for index in chosen]
+        for index, episode in zip(chosen, self._client.episodes(*news), strict=True):
             self._runs[index] = _Run(episode)
 
     def close(self) -> None:
