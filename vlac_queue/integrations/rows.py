@@ -36,7 +36,7 @@ class RowRewards:
         self._rewarded = np.zeros(rows, bool)
 
     def step(
-        self, tasks: Sequence[str], frames: Sequence[Sequence[Frames]], ended: NDArray[np.bool_]
+        self, tasks: Sequence[str], frames: Sequence[Sequence[Frames] | Frames], ended: NDArray[np.bool_]
     ) -> NDArray[np.float64]:
         """Take what was seen after a step.
 
