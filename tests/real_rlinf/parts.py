@@ -51,15 +51,19 @@ class Policy(Worker):
 
     def act(self, input_channel: Channel, output_channel: Channel, rounds: int) -> None:
         batch = self.cfg.env.train.total_num_envs
+        common: dict[str, Any] = {"group_name": self.cfg.env.group_name, "tag": "train_rollout_results"}
+        common |= {"route_key": 0, "batch_size": batch}
         for _ in range(rounds):
-            common = {"group_name": self.cfg.env.group_name, "tag": "train_rollout_results", "route_key": 0}
-            self.recv_from(channel=input_channel, batch_size=batch, infer_batch_size_fn=lambda _: batch, **common)
-            actions = torch.ones(batch, self.cfg.actor.model.num_action_chunks, 7)
-            output = PolicyOutput(actions=actions, forward_inputs={"action": actions.flatten(1)})
-            self.send_to(
-                channel=output_channel,
-                data=output,
-                batch_size=batch,
-                split_fn=lambda data, sizes: [data],
+            self.recv_from(
+                channel=input_channel,
+                merge_fn=list,
+                infer_batch_size_fn=lambda seen: len(seen["obs"]["states"]),
                 **common,
             )
+            self.send_to(channel=output_channel, data=None, split_fn=self._actions, **common)
+
+    def _actions(self, _: None, sizes: list[int]) -> list[PolicyOutput]:
+        """One output for each environment worker, which has so many rows."""
+        shape = (self.cfg.actor.model.num_action_chunks, 7)
+        moves = [torch.ones(size, *shape) for size in sizes]
+        return [PolicyOutput(actions=move, forward_inputs={"action": move.flatten(1)}) for move in moves]

@@ -1,4 +1,4 @@
-"""RLinf's own environment worker, LiberoEnv, channels and reward worker, on Ray and a CPU, with a real queue behind."""
+"""RLinf's own environment worker, LiberoEnv and reward worker, on Ray and a CPU, with a real queue behind."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CHUNK = 2
 PLANS = [["...d....", "........", ".d.....d"], ["s......w", ".......d", "...s...."]]
 
 
-def config(mode: str, views: list[str], **train: Any) -> dict[str, Any]:
+def config(mode: str, views: list[str], *, env_workers: int, **train: Any) -> dict[str, Any]:
     """RLinf's config, as little of it as its workers read."""
     env = {
         "env_type": "libero",
@@ -53,8 +53,10 @@ def config(mode: str, views: list[str], **train: Any) -> dict[str, Any]:
         "runner": "${runner}",
     }
     return {
-        # Two environment workers and one reward worker: rows of both come to it in one batch.
-        "cluster": {"num_nodes": 1, "component_placement": {"actor,rollout,reward": "0", "env": "0:0-1"}},
+        "cluster": {
+            "num_nodes": 1,
+            "component_placement": {"actor,rollout,reward": "0", "env": f"0:0-{env_workers - 1}"},
+        },
         "runner": {"only_eval": False, "val_check_interval": -1},
         "algorithm": {"gamma": 0.99},
         "env": {"group_name": "EnvGroup", "train": env},
@@ -115,7 +117,8 @@ def by_the_gate(redis_url: str, told: dict[str, Any], view: str) -> list[float |
 
 @pytest.mark.timeout(600)
 def test_terminal_rewards_are_the_gates_at_the_end_of_each_episode(redis_url: str, tmp_path: Path) -> None:
-    workers = roll_out(config("terminal", ["main_images"]), redis_url, tmp_path)
+    # Rows of both environment workers come to the one reward worker in one batch.
+    workers = roll_out(config("terminal", ["main_images"], env_workers=2), redis_url, tmp_path)
     assert len(workers) == 2
     given = set()
     for told in workers:
@@ -134,17 +137,18 @@ def test_terminal_rewards_are_the_gates_at_the_end_of_each_episode(redis_url: st
 
 @pytest.mark.timeout(600)
 def test_rows_that_reset_at_different_steps_are_rewarded_by_both_cameras(redis_url: str, tmp_path: Path) -> None:
-    """RLinf resets a row when the simulator calls it done; that the reward model would refuse, so it isn't told."""
-    cfg = config(
-        "per_step", ["main_images", "wrist_images"], auto_reset=True, ignore_terminations=False, rollout_epoch=3
-    )
+    """RLinf resets a row when the simulator calls it done, which the reward model would refuse: it isn't told."""
+    views = ["main_images", "wrist_images"]
+    # One environment worker: RLinf itself can't merge what several send when rows of one alone were reset.
+    train = {"auto_reset": True, "ignore_terminations": False, "rollout_epoch": 3}
+    cfg = config("per_step", views, env_workers=1, **train)
     cfg["reward"]["model"]["env"] = {"auto_reset": True}
     lengths = set()
-    for told in roll_out(cfg, redis_url, tmp_path):
-        rewards = np.array(told["rewards"])
-        assert rewards.shape == (12, 2, CHUNK) and not rewards[..., :-1].any()
-        views = [by_the_gate(redis_url, told, view) for view in ("main_images", "wrist_images")]
-        for (row, first, last), *of_views in zip(episodes(told), *views, strict=True):
-            assert rewards[first:last, row].sum() == pytest.approx(min(of_views))
-            lengths.add(last - first)
+    (told,) = roll_out(cfg, redis_url, tmp_path)
+    rewards = np.array(told["rewards"])
+    assert rewards.shape == (12, 4, CHUNK) and not rewards[..., :-1].any()
+    of_views = [by_the_gate(redis_url, told, view) for view in views]
+    for (row, first, last), *of_episode in zip(episodes(told), *of_views, strict=True):
+        assert rewards[first:last, row].sum() == pytest.approx(min(of_episode))
+        lengths.add(last - first)
     assert len(lengths) > 1
