@@ -21,9 +21,10 @@ from rlinf.scheduler.cluster import load_user_extension_module
 from rlinf.workers.env.env_worker import EnvWorker
 from rlinf.workers.reward.reward_worker import EmbodiedRewardWorker
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Workers
 from vlac_queue import ConfigError, CriticClient, RolloutGate, VlacConfig
 from vlac_queue.integrations.rlinf import check_upstream
+from vlac_queue.server import RedisServer
 
 CONFIGS = Path(os.environ["RLINF_HOME"]) / "examples" / "embodiment" / "config"
 
@@ -82,11 +83,14 @@ def test_what_the_config_must_not_say_is_refused_when_the_worker_begins() -> Non
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("mode", ["terminal", "per_step"])
-def test_meta_worlds_rewards_are_the_gates_on_the_same_frames(mode: str, redis_url: str) -> None:
+def test_meta_worlds_rewards_are_the_gates_on_the_same_frames(
+    mode: str, server: RedisServer, workers: Workers
+) -> None:
+    workers.start("tests.workers.critics:TaskCritic")  # values by the red of a corner
     rows, limit, chunk = 2, 4, 2
     cfg = composed(
         "metaworld_50_grpo_openvlaoft",
-        f"reward.model.vlac.redis_url={redis_url}",
+        f"reward.model.vlac.redis_url={server.url}",
         f"reward.reward_mode={mode}",
         f"actor.model.num_action_chunks={chunk}",
         *(
@@ -108,7 +112,7 @@ def test_meta_worlds_rewards_are_the_gates_on_the_same_frames(mode: str, redis_u
             given.append(worker._format_reward_output(rewards).numpy())
     finally:
         envs.env.close()
-    with CriticClient(VlacConfig(redis_url=redis_url, timeout_s=30)) as client:
+    with CriticClient(VlacConfig(redis_url=server.url, timeout_s=30)) as client:
         gate = RolloutGate(client, ["t"] * 2 * rows)
         for step, frames in enumerate(shown):
             gate.observe(None, {row + rows * (step // 2): frames[row] for row in range(rows)})

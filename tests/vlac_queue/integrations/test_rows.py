@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import redis
 
+from tests.conftest import Workers, until
 from tests.verl_adapter.pixel_critic import picture
+from tests.workers.critics import frame
 from vlac_queue import CriticClient, CriticFailed, RolloutGate, VlacConfig
 from vlac_queue.integrations.rows import RowRewards
 
@@ -68,6 +71,21 @@ def test_a_reward_comes_at_the_step_of_its_done_or_at_the_end(config: VlacConfig
     with CriticClient(config) as client:
         assert play(client, [[".d..", "..."]], wait=True, steps=7)[:, 0].tolist() == [0, 1, 0, 0, 0, 0, 0.3]
         assert play(client, [[".d..", "..."]], wait=False, steps=7)[:, 0].tolist() == [0, 0, 0, 1, 0, 0, 0.3]
+
+
+def test_only_the_end_of_an_episode_waits_for_the_critic(
+    client: CriticClient, workers: Workers, tmp_path: Path
+) -> None:
+    """The critic holds its answers until a file is there; the steps before the end return all the same."""
+    workers.start("tests.workers.critics:TaskCritic")
+    answers = tmp_path / "answers"
+    judge = RowRewards(client, rows=1)
+    for _ in range(3):
+        assert judge.step([f"hold {answers}"], [[frame(60)]], np.array([False])) == [0.0]
+    assert client.stats.waited_s < 1
+    until((tmp_path / "answers.begun").exists)
+    answers.touch()
+    assert judge.step([f"hold {answers}"], [[frame(60)]], np.array([True])) == [pytest.approx(60 / 255)]
 
 
 @WAITS
