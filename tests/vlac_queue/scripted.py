@@ -72,8 +72,9 @@ class ScriptedClient:
         self.outcomes: list[Any] = []
 
     def episodes(self, tasks: Sequence[str], references: Any = None) -> list[ScriptedEpisode]:
-        self.opened = [ScriptedEpisode(script) for script, _ in zip(self._scripts, tasks, strict=True)]
-        return self.opened
+        made = [ScriptedEpisode(self._scripts.pop(0)) for _ in tasks]
+        self.opened += made
+        return made
 
     def push_each(self, pushes: Sequence[tuple[ScriptedEpisode, Any]]) -> list[VlacQueueError | None]:
         errors: list[VlacQueueError | None] = []
