@@ -22,7 +22,7 @@ from rich.text import Text
 
 from dashboards.history import Series
 from dashboards.pages import Page, View, listed, page
-from dashboards.reading import EPISODES_RECORDED, EPISODES_SHOWN, Reader
+from dashboards.reading import EPISODES_RECORDED, Reader
 from dashboards.record import Recorder, Recording, document, head
 from dashboards.screen import Screen
 from dashboards.snapshot import Look
@@ -32,6 +32,7 @@ from vlac_queue.config import VlacConfig
 from vlac_queue.console import queue_option, redis_url_option, replace_what_can_not_be_shown
 from vlac_queue.credentials import with_credentials
 from vlac_queue.errors import ConfigError
+from vlac_queue.reading import EPISODES_SHOWN
 
 #: Seconds between the two looks of --once and --json: rates are differences, and workers report every second.
 _TWO_LOOKS_S = 2.0

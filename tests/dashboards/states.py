@@ -9,21 +9,9 @@ from typing import Any
 
 from dashboards.history import Series
 from dashboards.pages import View
-from dashboards.snapshot import (
-    Episode,
-    Episodes,
-    Failed,
-    Look,
-    Percentiles,
-    PlainWorker,
-    QueueState,
-    Rates,
-    RedisState,
-    Snapshot,
-    Training,
-    Worker,
-)
+from dashboards.snapshot import Look, Percentiles, Rates, Snapshot, Worker
 from dashboards.verdict import judge
+from vlac_queue.records import Episode, Episodes, Failed, PlainWorker, QueueState, RedisState, Training
 
 URL = "redis://gpu7:6379/0"
 #: Noon of some day, in seconds since 1970.

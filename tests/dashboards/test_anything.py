@@ -11,13 +11,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from dashboards.history import History
 from dashboards.pages import View, page
-from dashboards.reading import _failed, _training
 from dashboards.record import document
-from dashboards.snapshot import Episodes, Look, QueueState, Reading, RedisState, Snapshot, WorkerReading, from_json
+from dashboards.snapshot import Look, Snapshot, from_json
 from dashboards.verdict import judge
 from tests.dashboards.test_prometheus import metrics
 from vlac_queue.control import WorkerInfo
 from vlac_queue.metrics import PHASES
+from vlac_queue.reading import failure_in, outcomes
+from vlac_queue.records import Episodes, QueueState, Reading, RedisState, WorkerReading
 
 _FIELDS = [name.encode() for name in WorkerInfo.__dataclass_fields__ if name != "name"]
 _NUMBERS = st.sampled_from([b"0", b"-1", b"1e308", b"-1e308", b"nan", b"inf", b"9" * 400, b"1.5", b"", b"0x10"])
@@ -38,10 +39,10 @@ def reading(time: float, hashes: list[Any], totals: dict[bytes, bytes], event: b
         WorkerReading(f"w{n}", WorkerInfo.from_hash(f"w{n}", said) if said else None, latency, taken=n)
         for n, (said, latency) in enumerate(hashes)
     )
-    failed = _failed(b"1767268800000-0", event)
+    failed = failure_in(b"1767268800000-0", event)
     return Reading(
         time, RedisState("7", 1, 2, "noeviction", 1), QueueState(3, 4.0, 5), Episodes(), workers, (),
-        _training(totals), (failed,) if failed else (),
+        outcomes(totals), (failed,) if failed else (),
     )  # fmt: skip
 
 

@@ -25,10 +25,11 @@ from rich.text import Text
 from dashboards.charts import bars, bins, gauge
 from dashboards.frame import elide, fit, pad
 from dashboards.pages import Page, View, listed, page
-from dashboards.snapshot import Episode, Episodes, Failed, Look, PlainWorker, QueueState, RedisState
+from dashboards.snapshot import Look
 from dashboards.tables import SORTS
 from dashboards.verdict import judge
 from tests.dashboards.states import AT, CRITIC_BOUND, LOOKS, MANY_WORKERS, TROUBLED, view, worker
+from vlac_queue.records import Episode, Episodes, Failed, PlainWorker, QueueState, RedisState
 
 _SCREENS = Path(__file__).parent / "screens"
 _PAGES: tuple[Page, ...] = ("overview", "workers", "episodes", "failures", "help")

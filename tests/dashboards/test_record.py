@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from dashboards.record import Recorder, Recording, document
-from dashboards.snapshot import Look, Snapshot, Training, from_json, to_json
+from dashboards.snapshot import Look, Snapshot, from_json, to_json
 from dashboards.verdict import judge
 from tests.dashboards.states import AT, CRITIC_BOUND, LOOKS, URL
+from vlac_queue.records import Training
 
 
 def write(path: Path, *looks: Look) -> Path:

@@ -17,11 +17,12 @@ from click.testing import CliRunner
 
 from dashboards.record import Recorder, Recording
 from dashboards.run import read_run
-from dashboards.snapshot import Look, Rates, Snapshot, Training, Worker
+from dashboards.snapshot import Look, Rates, Snapshot, Worker
 from dashboards.verdict import judge
 from tests.dashboards.states import AT, CRITIC_BOUND, FAILED, LATENCY, ROLLOUT_BOUND, URL, worker
 from tests.tools import need
 from vlac_queue.cli import main
+from vlac_queue.records import Training
 
 
 def looks(seconds: int = 120) -> Iterator[Look]:

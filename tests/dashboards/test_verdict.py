@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dashboards.snapshot import Episodes, Look, PlainWorker, QueueState, Rates, Snapshot
+from dashboards.snapshot import Look, Rates, Snapshot
 from dashboards.verdict import is_bad, judge, missing_workers, start_command
 from tests.dashboards.states import (
     AT,
@@ -21,6 +21,7 @@ from tests.dashboards.states import (
     URL,
     worker,
 )
+from vlac_queue.records import Episodes, PlainWorker, QueueState
 
 
 def first(snapshot: Snapshot | None, error: str = "", **place: Any) -> tuple[str, str, str]:
