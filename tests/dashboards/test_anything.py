@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from dashboards.diagnosis import judge
 from dashboards.history import History
 from dashboards.pages import View, page
 from dashboards.record import document
 from dashboards.snapshot import Look, Snapshot, from_json
-from dashboards.verdict import judge
 from tests.dashboards.test_prometheus import metrics
 from vlac_queue.control import WorkerInfo
 from vlac_queue.metrics import PHASES
@@ -61,12 +61,12 @@ def test_whatever_stands_on_redis_there_is_a_picture(
             reading(1000.0 + second, hashes, totals, json.dumps({"kind": "failure", **event}).encode())
         )
     look = Look(1_767_268_800.0, snapshot)
-    verdicts = judge(look)
+    diagnoses = judge(look)
     for shown in ("overview", "workers", "failures"):
-        view = View("redis://x", "vlac", look, verdicts, page=shown, sort="busy")  # type: ignore[arg-type]
+        view = View("redis://x", "vlac", look, diagnoses, page=shown, sort="busy")  # type: ignore[arg-type]
         lines = page(view, 100, 30)
         assert {line.cell_len for line in lines} == {100}
         assert all(line.plain.isprintable() for line in lines)
-    said = json.dumps(document(look, verdicts), allow_nan=False)
+    said = json.dumps(document(look, diagnoses), allow_nan=False)
     assert isinstance(from_json(Snapshot, json.loads(said)["snapshot"]), Snapshot)
     assert list(text_string_to_metric_families(metrics(look)))
