@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dashboards.diagnosis import Diagnosis
-from dashboards.snapshot import SCHEMA, Look, Snapshot, from_json, to_json
+from dashboards.snapshot import SCHEMA, Look, from_json, to_json
 from vlac_queue.texts import clean
 
 _KIND = "vlac-queue record"
@@ -117,13 +117,8 @@ def _parse(line: bytes) -> tuple[Look, tuple[Diagnosis, ...]]:
     said = json.loads(line)
     if not isinstance(said, dict):
         raise ValueError("it is no JSON object")
-    snapshot = said.get("snapshot")
-    look = Look(
-        at=from_json(float, said.get("at")),
-        snapshot=from_json(Snapshot, snapshot) if snapshot is not None else None,
-        error=from_json(str, said.get("error", "")),
-    )
-    diagnoses = tuple(from_json(Diagnosis, each) for each in said.get("verdicts", ()))
+    look = from_json(Look, said)
+    diagnoses = from_json(tuple[Diagnosis, ...], said.get("verdicts", []))
     if not diagnoses:
         raise ValueError("it has no diagnosis")
     return look, diagnoses

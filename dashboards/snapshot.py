@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from functools import cache
-from types import UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
+
+import msgspec
 
 from vlac_queue.control import WorkerInfo
 from vlac_queue.records import Episodes, Failed, PlainWorker, QueueState, RedisState, Training
@@ -145,43 +145,23 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(kind: type[Made], value: Any) -> Made:
-    """The reverse of `to_json`; what is missing takes its default, what is unknown is left out.
+    """Return what `to_json` made of a `kind`; what is missing takes its default, what is unknown is left out.
 
     Raises:
         ValueError: a value is not of its type, or one without a default is missing.
     """
-    if is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise ValueError(f"{kind.__name__} must be an object, not {value!r:.80}")
-        try:
-            given = {name: _read(hint, value[name]) for name, hint in _hints(kind).items() if name in value}
-            return kind(**given)
-        except TypeError as error:
-            raise ValueError(f"{kind.__name__}: {error}") from None
-    return _read(kind, value)
+    try:
+        return msgspec.convert(_fit(value), kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{error}") from None
 
 
-@cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
-
-
-def _read(hint: Any, value: Any) -> Any:
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is UnionType:
-        return None if value is None else _read(arguments[0], value)
-    if origin is tuple and isinstance(value, list):
-        return tuple(from_json(arguments[0], each) for each in value)
-    if origin is Mapping and isinstance(value, dict):
-        return {clean(key): from_json(arguments[1], each) for key, each in value.items()}
-    if origin is Literal and value in arguments:
-        return value
-    if is_dataclass(hint):
-        return from_json(hint, value)  # type: ignore[arg-type]
-    if hint is str and isinstance(value, str):
-        return clean(value)
-    if hint is bool and type(value) is bool:
-        return value
-    if type(value) in (int, hint) and hint in (int, float) and abs(value) <= _MAX_NUMBER:
-        return hint(value)
-    raise ValueError(f"{getattr(hint, '__name__', hint)} expected, not {value!r:.80}")
+def _fit(value: Any) -> Any:
+    """Return JSON values with texts that are fit for a terminal and numbers that can be reckoned with."""
+    if isinstance(value, dict):
+        return {clean(key): _fit(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_fit(each) for each in value]
+    if isinstance(value, float | int) and not abs(value) <= _MAX_NUMBER:
+        raise ValueError(f"{value!r:.80} is out of range")
+    return clean(value) if isinstance(value, str) else value
