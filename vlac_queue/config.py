@@ -221,6 +221,11 @@ class VlacConfig(Settings):
         32, "Most images in one call of the model, padding counted; halved when its memory runs out."
     )
     done_threshold: float = within(0, 1).setting(0.9, "A score above this (strictly) means done; 0..1.")
+    done_confirm: int = _at_least(1, "steps").setting(
+        1,
+        "Steps in a row at which the critic must say done until an episode ends, at the last of them; 1: the "
+        "first done ends it.",
+    )
     frame_stride: int = _at_least(0, "environment steps").setting(
         0, "Environment steps between frames sent within an action chunk; 0 sends the chunk's last frame only."
     )

@@ -45,8 +45,10 @@ class RolloutGate:
         on_failure: what a failed query does: "raise" it, "mask" its episode, or "retry" it (then raise). What
             could not be sent for `patience_s` is not tried again.
         retries: how often "retry" asks again.
+        done_confirm: at how many steps in a row the critic must say done; the episode ends at the last of them.
 
     Raises:
+        ConfigError: `on_failure` or `done_confirm` is none of those.
         ProtocolError, FrameError, RedisUnavailable: an episode could not be opened.
     """
 
@@ -59,11 +61,15 @@ class RolloutGate:
         overlap: bool | None = None,
         on_failure: str | None = None,
         retries: int | None = None,
+        done_confirm: int | None = None,
     ) -> None:
         config = client.config
         self.overlap = config.overlap if overlap is None else overlap
         self.on_failure = config.on_failure if on_failure is None else on_failure
         self.retries = config.retries if retries is None else retries
+        self.done_confirm = config.done_confirm if done_confirm is None else done_confirm
+        if self.done_confirm < 1:
+            raise ConfigError(f"done_confirm must be 1 or more steps, not {self.done_confirm!r}.")
         if self.on_failure not in ("raise", "mask", "retry"):
             raise ConfigError(f"on_failure must be raise, mask or retry, not {self.on_failure!r}.")
         if isinstance(tasks, str):
@@ -74,7 +80,7 @@ class RolloutGate:
         self._runs: list[_Run] = []
         self._outcomes: list[Outcome] | None = None
         try:
-            self._runs += map(_Run, client.episodes(tasks, references))
+            self._runs += [_Run(episode, self.done_confirm) for episode in client.episodes(tasks, references)]
         except BaseException:
             self.close()
             raise
@@ -364,8 +370,8 @@ class _Run(Course):
         answer_s, value_s: seconds that the answers took: of each step, and of the value.
     """
 
-    def __init__(self, episode: Episode) -> None:
-        super().__init__()
+    def __init__(self, episode: Episode, done_confirm: int) -> None:
+        super().__init__(done_confirm)
         self.episode = episode
         self.open: dict[int, Pending[Any]] = {}
         self.tries: dict[int, int] = {}

@@ -32,6 +32,7 @@ def run(request: pytest.FixtureRequest, redis_url: str) -> Callable[..., list[En
         on_failure: str = "raise",
         success_steps: dict[int, int] | None = None,
         decision_log: str = "",
+        done_confirm: int = 1,
     ) -> list[Ending]:
         config = VlacConfig(
             redis_url=redis_url,
@@ -39,6 +40,7 @@ def run(request: pytest.FixtureRequest, redis_url: str) -> Callable[..., list[En
             on_failure=on_failure,
             timeout_s=30,
             decision_log=decision_log,
+            done_confirm=done_confirm,
         )
         tasks = [f"task {index}" for index in range(len(episodes))]
         stopped: frozenset[int] = frozenset()
@@ -69,6 +71,12 @@ def _chunk(key: str, step: int, shown: Shown, success_step: int | None) -> Chunk
 def test_done_ends_the_episode_with_reward_1(run):
     (ending,) = run([(0, 10), DONE, (0, 30), (0, 40)])
     assert (ending.finish_step, ending.reward, ending.done, ending.masked) == (16, 1.0, True, False)
+
+
+def test_done_may_have_to_be_said_twice_in_a_row(run):
+    first, second = run([DONE, (0, 20), DONE, DONE, DONE], [DONE, (0, 20), DONE, (0, 30), (0, 40)], done_confirm=2)
+    assert (first.finish_step, first.reward, first.done) == (32, 1.0, True)
+    assert (second.finish_step, second.reward, second.done) == (40, pytest.approx(0.4), False)
 
 
 def test_an_episode_that_is_never_done_gets_its_last_value(run):
