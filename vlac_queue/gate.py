@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vlac_queue.audit import DoneAudit
 from vlac_queue.client import CriticClient, Episode, Pending
 from vlac_queue.errors import ConfigError, CriticTimeout, FrameError, ProtocolError, VlacQueueError
 from vlac_queue.frames import Frames
-from vlac_queue.messages import ValueVerdict
+from vlac_queue.messages import DoneVerdict, ValueVerdict
 from vlac_queue.rule import Course, Outcome
 
 _log = logging.getLogger(__name__)
@@ -77,6 +79,7 @@ class RolloutGate:
         if references is not None and len(references) != len(tasks):
             raise ProtocolError(f"{len(references)} references were given for {len(tasks)} tasks.")
         self._client = client
+        self._audit = DoneAudit(client)
         self._runs: list[_Run] = []
         self._outcomes: list[Outcome] | None = None
         try:
@@ -137,6 +140,7 @@ class RolloutGate:
         runs = self._send(seen, step)
         if not self.overlap:
             self._wait(runs)
+            self._ask_audit()
 
     def fail(self, step: int, errors: Mapping[int, VlacQueueError]) -> None:
         """End episodes that can't go on for a reason of the caller's, e.g. a simulator that broke.
@@ -197,7 +201,8 @@ class RolloutGate:
                 raise ProtocolError(f"episode {index} was never observed; call observe() before settle().")
         self._wait(self._runs)
         self._await_values([run for run in self._runs if run.decisive is None and run.failure is None])
-        outcomes = [run.outcome() for run in self._runs]
+        audit = self._audit.contradicted()
+        outcomes = [replace(run.outcome(), contradicted=audit.get(i)) for i, run in enumerate(self._runs)]
         try:
             self._client.publish_outcomes(list(zip(self.episodes, outcomes, strict=True)))
         except VlacQueueError as error:
@@ -274,6 +279,10 @@ class RolloutGate:
                     raise
         for run in self._runs:
             self._sort(run, None)
+        self._ask_audit()
+
+    def _ask_audit(self) -> None:
+        self._audit.ask({i: run.found_done for i, run in enumerate(self._runs) if run.found_done is not None})
 
     def _wait(self, runs: Sequence[_Run]) -> None:
         """Wait until each of `runs` is known to be over, or not done so far."""
@@ -309,10 +318,14 @@ class RolloutGate:
             run.answers[step] = answer
             run.answer_s[step] = pending.answer_s
             del run.open[step]
+            if answer is True:
+                run.dones[step] = pending
         decisive = run.decisive
         failure_or_done = run.answers.get(decisive) if decisive is not None else None
         if isinstance(failure_or_done, VlacQueueError) and self.on_failure != "mask":
             raise failure_or_done
+        if decisive is not None:
+            run.found_done = run.dones.get(decisive)
 
     def _asked_again(self, run: _Run, step: int) -> bool:
         if self.on_failure != "retry" or run.tries.get(step, 0) >= self.retries:
@@ -368,6 +381,8 @@ class _Run(Course):
         open: step -> the answer to come.
         tries: step -> how often it was asked again.
         answer_s, value_s: seconds that the answers took: of each step, and of the value.
+        dones: step -> the query that was answered with done.
+        found_done: the one of these that ended it, once that is known.
     """
 
     def __init__(self, episode: Episode, done_confirm: int) -> None:
@@ -377,3 +392,5 @@ class _Run(Course):
         self.tries: dict[int, int] = {}
         self.answer_s: dict[int, float] = {}
         self.value_s = 0.0
+        self.dones: dict[int, Pending[DoneVerdict]] = {}
+        self.found_done: Pending[DoneVerdict] | None = None

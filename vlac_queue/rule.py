@@ -1,7 +1,7 @@
 """The training rule, without I/O: when an episode ends, and with what reward.
 
 After each step the critic is asked whether the task is done. Done: the episode ends at that step, its
-reward is 1.0, and no value is asked. Never done: it ends at its last step, and the last entry of the
+reward is 1.0, and no value counts. Never done: it ends at its last step, and the last entry of the
 critic's value list, 0..100 made 0..1, is its reward. A failure of the critic is never a reward.
 
 A critic that errs now and then may have to say done at several steps in a row (`done_confirm`) before it counts.
@@ -9,7 +9,7 @@ A critic that errs now and then may have to say done at several steps in a row (
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vlac_queue.errors import VlacQueueError
 from vlac_queue.messages import ValueVerdict
@@ -27,6 +27,8 @@ class Outcome:
         masked: whether the critic failed and the episode must be left out of its group.
         values: the critic's value list, nominally 0..100; empty where it was not asked.
         error: what failed, where masked.
+        contradicted: whether the critic's value of an episode that it found done was below `audit_value`; None
+            where that was not asked or is not known. It depends on time, so outcomes are compared without it.
     """
 
     finish_step: int
@@ -35,6 +37,7 @@ class Outcome:
     masked: bool = False
     values: tuple[float, ...] = ()
     error: str = ""
+    contradicted: bool | None = field(default=None, compare=False)
 
 
 def value_reward(verdict: ValueVerdict) -> float:

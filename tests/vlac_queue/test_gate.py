@@ -182,6 +182,43 @@ def test_late_answers_in_any_order_change_nothing(scripts: Any, on_failure: str,
     assert run(overlap=True) == run(overlap=False)
 
 
+@BOTH
+def test_a_value_that_contradicts_done_is_noted_and_changes_nothing(overlap: bool) -> None:
+    scripts = [
+        script("d..", (0.0, 20.0)),
+        script("d..", (0.0, 90.0)),
+        script("d..", FAILED),
+        script("...", (0.0, 20.0)),
+    ]
+
+    def run(**config: Any) -> list[Outcome]:
+        return play(ScriptedClient(scripts, **config), 4, 3, overlap=overlap)
+
+    outcomes = run(audit_share=1.0, audit_value=50.0)
+    assert [outcome.contradicted for outcome in outcomes] == [True, False, None, None]
+    assert outcomes == run(audit_share=0.0)
+    assert [outcome.contradicted for outcome in run(audit_share=0.0)] == [None] * 4
+    assert [outcome.contradicted for outcome in run(audit_share=1.0, audit_value=10.0)] == [
+        False,
+        False,
+        None,
+        None,
+    ]
+
+
+@BOTH
+def test_an_audit_that_fails_is_left_out(overlap: bool) -> None:
+    client = ScriptedClient([script("d."), script("..")], audit_share=1.0)
+    client.audit_errors = [NoWorkers("none")]
+    assert [outcome.contradicted for outcome in play(client, 2, 2, overlap=overlap)] == [None, None]
+
+
+def test_about_the_share_that_is_set_is_audited() -> None:
+    client = ScriptedClient([script("d.")] * 400, audit_share=0.25)
+    play(client, 400, 2)
+    assert 50 < sum(episode.asked.count("value") for episode in client.opened) < 150
+
+
 def test_push_failures_follow_the_policy() -> None:
     full = QueueFull("full")
 
