@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("MUJOCO_GL", "egl")
 
@@ -28,17 +29,20 @@ import torch
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE as TASKS
 from metaworld.policies import ENV_POLICY_MAP as EXPERTS
 from torch import nn
+from training_picture import draw
 
 from vlac_queue import CriticClient, RolloutGate, VlacConfig
 from vlac_queue.commands.demo.processes import wait_until_ready, worker_processes
 from vlac_queue.commands.demo.simulator import ENVS
-from vlac_queue.plot import CURVE, DONE, TEXT, UNDONE, WRONG, figure_class, save
 from vlac_queue.server import RedisServer
+from vlac_queue.trust import Signs, fooled, fooled_from
 
 EPISODES, CHUNKS, CHUNK_STEPS = 32, 15, 8
 PIXELS = 64
 DEVIATION = 0.3  # of actions around what the policy means
-IMITATION_ERROR, LEARNING_RATE, PASSES, CLIP = 0.105, 4e-4, 4, 0.2
+IMITATION_ERROR = 0.105  # mean squared
+LEARNING_RATE, PASSES, BATCHES, CLIP = 4e-4, 4, 4, 0.2
+LEAST_SPREAD = 0.1  # of rewards; rare failures must not count ten times as much
 
 
 class Scene:
@@ -65,11 +69,11 @@ class Scene:
         return self.renderer.render()[::-1].copy()  # Meta-World's cameras hang upside down
 
     def expert_run(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return states, actions and a picture a chunk of the scripted expert, to one chunk after its success."""
+        """Return states, actions and a picture a chunk of the scripted expert, to two chunks after its success."""
         expert, environment, success = EXPERTS[self.task](), self.environments[0], 0
         state = environment.reset()[0]
         states, actions, pictures = [], [], [self.picture(0)]
-        while success < 2 and len(pictures) <= CHUNKS:
+        while success < 3 and len(pictures) <= CHUNKS:
             for _ in range(CHUNK_STEPS):
                 states.append(state)
                 actions.append(np.clip(expert.get_action(state), -1, 1))
@@ -146,9 +150,9 @@ def play(scene: Scene, policy: Policy, gate: RolloutGate | None) -> Played:
             active -= set(np.flatnonzero(success_at <= chunk))
     if gate:
         outcomes = gate.settle()
-        reward, done, finish = (
-            np.array([getattr(o, f) for o in outcomes]) for f in ("reward", "done", "finish_step")
-        )
+        reward = np.array([outcome.reward for outcome in outcomes])
+        done = np.array([outcome.done for outcome in outcomes])
+        finish = np.array([outcome.finish_step for outcome in outcomes])
     else:
         done = success_at <= CHUNKS
         reward, finish = done.astype(float), np.minimum(success_at, CHUNKS)
@@ -158,18 +162,20 @@ def play(scene: Scene, policy: Policy, gate: RolloutGate | None) -> Played:
 def improve(policy: Policy, played: Played) -> None:
     """Clipped policy gradient; what was simulated after an episode's end does not count."""
     reward = _tensor(played.reward)
-    advantage = (reward - reward.mean()) / (reward.std() + 1e-6)
+    advantage = (reward - reward.mean()) / (reward.std() + LEAST_SPREAD)
     chunk = torch.arange(len(played.states)) // CHUNK_STEPS
     counts = (chunk[:, None] < torch.as_tensor(played.finish)[None]).float()
 
-    def log_likelihood() -> torch.Tensor:
-        return -((played.actions - policy(played.states)) ** 2).sum(-1) / (2 * DEVIATION**2)
+    def log_likelihood(some: torch.Tensor) -> torch.Tensor:
+        return -((played.actions[:, some] - policy(played.states[:, some])) ** 2).sum(-1) / (2 * DEVIATION**2)
 
-    before = log_likelihood().detach()
+    before = log_likelihood(torch.arange(EPISODES)).detach()
     for _ in range(PASSES):
-        ratio = (log_likelihood() - before).exp()
-        gain = torch.minimum(ratio * advantage, ratio.clamp(1 - CLIP, 1 + CLIP) * advantage)
-        policy.descend(-(gain * counts).sum() / counts.sum())
+        for some in torch.randperm(EPISODES).chunk(BATCHES):
+            ratio = (log_likelihood(some) - before[:, some]).exp()
+            clipped = ratio.clamp(1 - CLIP, 1 + CLIP)
+            gain = torch.minimum(ratio * advantage[some], clipped * advantage[some])
+            policy.descend(-(gain * counts[:, some]).sum() / counts[:, some].sum())
 
 
 @dataclass(frozen=True)
@@ -184,75 +190,66 @@ class Iteration:
     chunks: float  # mean length
     seconds: float
 
+    @classmethod
+    def of(cls, number: int, played: Played, seconds: float) -> Iteration:
+        false_done = played.done & ~played.success
+        shares = (played.reward, played.done, played.success, false_done, played.finish)
+        return cls(number, *(each.mean().item() for each in shares), seconds)
+
+    def signs(self) -> Signs:
+        """What it shows of the critic."""
+        return Signs(self.done, denied=self.false_done / self.done if self.done else math.nan)
+
 
 @contextmanager
-def critic(options: argparse.Namespace) -> Iterator[CriticClient]:
+def critic(done_confirm: int) -> Iterator[CriticClient]:
     """A Redis, two workers and a client, until the block ends."""
     with ExitStack() as stack:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vlac-learn-")))
         url = stack.enter_context(RedisServer()).url
         workers = stack.enter_context(worker_processes(2, url, logs))
-        client = stack.enter_context(CriticClient(VlacConfig(redis_url=url, done_confirm=options.done_confirm)))
+        client = stack.enter_context(CriticClient(VlacConfig(redis_url=url, done_confirm=done_confirm)))
         wait_until_ready(workers, client, logs)
         yield client
 
 
-def train(options: argparse.Namespace) -> list[Iteration]:
-    """Warm a policy up by imitation, then let it learn; print each iteration."""
+def train(options: argparse.Namespace) -> tuple[list[Iteration], dict[str, torch.Tensor]]:
+    """Warm a policy up by imitation, then let it learn; return the iterations, and the policy that results."""
     torch.manual_seed(options.seed)
     torch.set_num_threads(1)
     scene, policy = Scene(options.task), Policy()
     states, actions, reference = scene.expert_run()
     policy.imitate(states, actions)
     history: list[Iteration] = []
-    with critic(options) if options.reward == "critic" else nullcontext() as client:
+    policies = [deepcopy(policy.state_dict())]  # before the first iteration, and after each
+    with critic(options.done_confirm) if options.reward == "critic" else nullcontext() as client:
         print("iteration  reward  done  true success  false dones  chunks  seconds")
-        for number in range(1, options.iterations + 1):
+        while len(history) < options.iterations:
             began = time.monotonic()
             if client:
-                tasks = [scene.words] * EPISODES
-                with RolloutGate(client, tasks, references=[reference] * EPISODES) as gate:
+                with RolloutGate(client, [scene.words] * EPISODES, references=[reference] * EPISODES) as gate:
                     played = play(scene, policy, gate)
             else:
                 played = play(scene, policy, None)
                 played.reward *= options.reward == "environment"
             improve(policy, played)
-            means = (
-                each.mean().item()
-                for each in (
-                    played.reward,
-                    played.done,
-                    played.success,
-                    played.done & ~played.success,
-                    played.finish,
-                )
-            )
-            row = Iteration(number, *means, time.monotonic() - began)
-            history.append(row)
-            print(
-                "{:9d}  {:6.2f}  {:4.2f}  {:12.2f}  {:11.2f}  {:6.1f}  {:7.1f}".format(*astuple(row)), flush=True
-            )
+            policies.append(deepcopy(policy.state_dict()))
+            history.append(Iteration.of(len(history) + 1, played, time.monotonic() - began))
+            print("{:9d}  {:6.2f}  {:4.2f}  {:12.2f}  {:11.2f}  {:6.1f}  {:7.1f}".format(*astuple(history[-1])))
+            if options.stop_when_fooled and fooled([each.signs() for each in history]):
+                print(f"stopped; the result is the policy of iteration {len(history) - 1}")
+                policies = policies[: len(history) - 1]
+                break
     scene.renderer.close()
-    return history
+    return history, policies[-1]
 
 
-def draw(runs: list[dict[str, Any]], path: Path) -> None:
-    """Draw runs side by side: reward, critic's done, true success and false dones by iteration."""
-    figure = figure_class()(figsize=(4 * len(runs), 3), layout="constrained")
-    for axes, run in zip(figure.subplots(1, len(runs), squeeze=False, sharey=True)[0], runs, strict=True):
-        rows, by_critic = run["iterations"], run["reward"] == "critic"
-        lines = [("reward", "reward", CURVE, "-"), ("success", "true success", DONE, "-")]
-        lines += [("done", "called done", UNDONE, "--"), ("false_done", "false dones", WRONG, "-")] * by_critic
-        for name, label, colour, style in lines:
-            axes.plot([r["number"] for r in rows], [r[name] for r in rows], style, color=colour, label=label)
-        told = f", done_confirm={run['done_confirm']}" if by_critic else ""
-        axes.set_title(f"{run['task']}, reward: {run['reward']}{told}, seed {run['seed']}", fontsize=8)
-        axes.set_xlabel("iteration", fontsize=8)
-        axes.set_ylim(-0.03, 1.03)
-        axes.tick_params(labelsize=8, colors=TEXT)
-        axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, loc="center right")
-    save(figure, path, dpi=100)
+def told(history: list[Iteration]) -> str:
+    """Return in words whether the critic was fooled."""
+    signs = [each.signs() for each in history]
+    if (index := fooled_from(signs)) is None:
+        return "the critic was not fooled"
+    return f"the critic was fooled from iteration {history[index].number} on: {fooled(signs)}"
 
 
 def main() -> None:
@@ -260,26 +257,25 @@ def main() -> None:
     parser.add_argument("--task", choices=sorted(ENVS), default="door-open-v3")
     parser.add_argument("--reward", choices=("critic", "environment", "none"), default="critic")
     parser.add_argument(
-        "--done-confirm", type=int, default=1, metavar="K", help="done counts said at K steps in a row"
+        "--done-confirm", type=int, default=1, metavar="K", help="done must be said K times in a row"
     )
     parser.add_argument("--iterations", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stop-when-fooled", action="store_true", help="end at the first sign that the critic is")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--png", type=Path, help="draw them to this file")
-    parser.add_argument(
-        "--draw", type=Path, nargs="+", metavar="JSON", help="train nothing, draw these runs to --png"
-    )
+    parser.add_argument("--policy", type=Path, help="write the weights of the resulting policy to this file")
     options = parser.parse_args()
-    if options.draw:
-        draw([json.loads(path.read_text()) for path in options.draw], options.png)
-        return
-    history = train(options)
-    told = ("task", "reward", "done_confirm", "seed")
-    run = {name: getattr(options, name) for name in told} | {"iterations": [asdict(row) for row in history]}
+    history, policy = train(options)
+    print(told(history))
+    run = {name: getattr(options, name) for name in ("task", "reward", "done_confirm", "seed")}
+    run |= {"told": told(history), "iterations": [asdict(each) for each in history]}
     if options.json:
         options.json.write_text(json.dumps(run, indent=1) + "\n")
     if options.png:
         draw([run], options.png)
+    if options.policy:
+        torch.save(policy, options.policy)
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
