@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,13 +20,9 @@ from copy import deepcopy
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
-os.environ.setdefault("MUJOCO_GL", "egl")
-
-import mujoco
 import numpy as np
 import torch
-from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE as TASKS
-from metaworld.policies import ENV_POLICY_MAP as EXPERTS
+from metaworld_scene import CHUNK_STEPS, CHUNKS, Scene
 from torch import nn
 from training_picture import draw
 
@@ -37,50 +32,11 @@ from vlac_queue.commands.demo.simulator import ENVS
 from vlac_queue.server import RedisServer
 from vlac_queue.trust import Signs, fooled, fooled_from
 
-EPISODES, CHUNKS, CHUNK_STEPS = 32, 15, 8
-PIXELS = 64
+EPISODES = 32
 DEVIATION = 0.3  # of actions around what the policy means
 IMITATION_ERROR = 0.105  # mean squared
 LEARNING_RATE, PASSES, BATCHES, CLIP = 4e-4, 4, 4, 0.2
-LEAST_SPREAD = 0.1  # of rewards; rare failures must not count ten times as much
-
-
-class Scene:
-    """Environments of one task that all begin at the same start, and a camera."""
-
-    def __init__(self, task: str) -> None:
-        self.task, self.words, self._view = task, ENVS[task].task, ENVS[task].camera
-        self.environments = [TASKS[f"{task}-goal-observable"](seed=0) for _ in range(EPISODES)]
-        model = self.environments[0].model
-        # With a buffer no larger than the picture, and without shadows, it takes 7 ms in place of 130.
-        model.vis.quality.offsamples = 0
-        model.vis.global_.offwidth = model.vis.global_.offheight = PIXELS
-        self.renderer = mujoco.Renderer(model, PIXELS, PIXELS)
-
-    def reset(self) -> np.ndarray:
-        """Begin all episodes; return their states, float64 (EPISODES, 39)."""
-        return np.stack([environment.reset()[0] for environment in self.environments])
-
-    def picture(self, index: int) -> np.ndarray:
-        """Return what the camera sees of an episode, uint8 (PIXELS, PIXELS, 3)."""
-        self.renderer.update_scene(self.environments[index].data, camera=self._view)
-        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-            self.renderer.scene.flags[flag] = 0
-        return self.renderer.render()[::-1].copy()  # Meta-World's cameras hang upside down
-
-    def expert_run(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return states, actions and a picture a chunk of the scripted expert, to two chunks after its success."""
-        expert, environment, success = EXPERTS[self.task](), self.environments[0], 0
-        state = environment.reset()[0]
-        states, actions, pictures = [], [], [self.picture(0)]
-        while success < 3 and len(pictures) <= CHUNKS:
-            for _ in range(CHUNK_STEPS):
-                states.append(state)
-                actions.append(np.clip(expert.get_action(state), -1, 1))
-                state, *_, info = environment.step(actions[-1])
-            pictures.append(self.picture(0))
-            success += bool(info["success"])
-        return np.stack(states), np.stack(actions), np.stack(pictures)
+LEAST_SPREAD = 0.05  # of rewards: a single failure must not count ten times as much
 
 
 class Policy(nn.Module):
@@ -217,7 +173,7 @@ def train(options: argparse.Namespace) -> tuple[list[Iteration], dict[str, torch
     """Warm a policy up by imitation, then let it learn; return the iterations, and the policy that results."""
     torch.manual_seed(options.seed)
     torch.set_num_threads(1)
-    scene, policy = Scene(options.task), Policy()
+    scene, policy = Scene(options.task, EPISODES), Policy()
     states, actions, reference = scene.expert_run()
     policy.imitate(states, actions)
     history: list[Iteration] = []
