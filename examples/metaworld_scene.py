@@ -24,10 +24,12 @@ class Scene:
         self.task, self.words, self._view = task, ENVS[task].task, ENVS[task].camera
         self.environments = [TASKS[f"{task}-goal-observable"](seed=0) for _ in range(count)]
         model = self.environments[0].model
-        # With a buffer no larger than the picture, and without shadows, it takes 7 ms in place of 130.
+        # With a buffer no larger than the picture, without shadows and fine meshes, it takes 5 ms in place of 130.
         model.vis.quality.offsamples = 0
         model.vis.global_.offwidth = model.vis.global_.offheight = PIXELS
         self.renderer = mujoco.Renderer(model, PIXELS, PIXELS)
+        self._coarse = mujoco.MjvOption()
+        self._coarse.flags[mujoco.mjtVisFlag.mjVIS_CONVEXHULL] = True
 
     def reset(self) -> np.ndarray:
         """Begin all episodes; return their states, float64 (count, 39)."""
@@ -35,7 +37,7 @@ class Scene:
 
     def picture(self, index: int) -> np.ndarray:
         """Return what the camera sees of an episode, uint8 (PIXELS, PIXELS, 3)."""
-        self.renderer.update_scene(self.environments[index].data, camera=self._view)
+        self.renderer.update_scene(self.environments[index].data, self._view, self._coarse)
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
             self.renderer.scene.flags[flag] = 0
         return self.renderer.render()[::-1].copy()  # Meta-World's cameras hang upside down
