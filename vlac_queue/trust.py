@@ -25,6 +25,11 @@ class Signs:
     contradicted: float = math.nan
     denied: float = math.nan
 
+    def doubtful(self, name: str) -> float:
+        """Return the share of all episodes that were found done and are `contradicted` or `denied`."""
+        share: float = getattr(self, name)
+        return self.done * share if self.done else 0.0
+
 
 def fooled(stretches: Sequence[Signs]) -> str:
     """Return by what the last stretch shows that the critic is fooled, in words; "" where it does not.
@@ -32,20 +37,18 @@ def fooled(stretches: Sequence[Signs]) -> str:
     It does if, beside an earlier one, no fewer episodes are found done, and of all episodes `RISE` more are found
     done though the critic's own value, or the simulator, says otherwise.
     """
-    if not stretches:
-        return ""
-    now = stretches[-1]
+    *earlier, now = stretches or [Signs(0.0)]
     for name, words in (
         ("contradicted", "contradicted by the critic's own value"),
         ("denied", "false by the simulator"),
     ):
-        for before in stretches[:-1]:
-            doubtful, earlier = now.done * getattr(now, name), before.done * getattr(before, name)
+        for before in earlier:
             # A comparison with NaN is false.
-            if now.done >= before.done and doubtful - earlier >= RISE:
+            if now.done >= before.done and now.doubtful(name) - before.doubtful(name) >= RISE:
+                was = f"before: {before.done:.0%}, {before.doubtful(name) / max(before.done, 1e-9):.0%}"
                 return (
-                    f"{now.done:.0%} of the episodes are found done (before: {before.done:.0%}), and "
-                    f"{getattr(now, name):.0%} of these are {words} (before: {getattr(before, name):.0%})"
+                    f"{now.done:.0%} of the episodes are found done, and {getattr(now, name):.0%} of these are "
+                    f"{words} ({was})"
                 )
     return ""
 

@@ -50,6 +50,12 @@ def test_anything_else_is_none(name: str, now: Signs) -> None:
     assert fooled([Signs(0.4, 0.1, 0.1), now]) == ""
 
 
+def test_before_the_first_done_nothing_was_doubtful() -> None:
+    words = "97% of the episodes are found done, and 100% of these are false by the simulator (before: 0%, 0%)"
+    assert fooled([Signs(0.0), Signs(0.97, NAN, 1.0)]) == words
+    assert fooled([Signs(0.0), Signs(0.97)]) == ""
+
+
 def test_it_began_where_it_never_ended() -> None:
     bad = Signs(1.0, NAN, 0.9)
     assert fooled_from([*LEARNING, bad, *LEARNING, bad, bad]) == 9
