@@ -84,9 +84,9 @@ class VlacCritic:
         ]
 
     def pairs_at_once(self, query: CriticQuery) -> int:
-        """Return how many pairs fill a call of the model."""
-        images = 2 if query.reference is None else self.config.ref_num + 3
-        return max(1, self.max_images // images)
+        """Return how many pairs fill a call of `max_images`; what they begin with, they share."""
+        shared = 0 if query.reference is None else self.config.ref_num + 1
+        return max(1, (min(self.max_images, self.config.max_images) - shared) // 2)
 
     def score(self, pairs: Sequence[Pair]) -> list[Reading]:
         """Return VLAC's score of each pair, nominally -100..100, or why there is none."""
