@@ -84,8 +84,6 @@ class TimedModel:
     def __init__(self, config: VlacConfig, costs: Costs, report: Path | None = None) -> None:
         self.gac = _Prompts()
         self.work = Work()
-        #: Most images in a call.
-        self.call_images = 1024 if config.engine == "vllm" else config.max_images
         self._costs = costs
         self._report = report
         self._images = Recent(_KEPT_IMAGES[config.engine])
