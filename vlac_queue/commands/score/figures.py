@@ -67,7 +67,7 @@ class Score:
 
     source: str  # the recording's file or folder
     task: str
-    stride: int  # every stride-th frame was looked at
+    stride: int  # every stride-th frame was looked at, and the last
     frames: tuple[int, ...]  # numbers of those asked about, ascending
     done_scores: tuple[float, ...]  # of each of `frames`, 0..1
     done_threshold: float  # a score above this (strictly) means done, 0..1
