@@ -69,7 +69,7 @@ lint: setup  ## Check style and types: ruff, mypy
 # The newest versions that pyproject.toml allows go to the lock file.
 lock: setup  ## Write the newest versions to .ci/requirements.txt
 	$(PIP) uv
-	printf 'hatchling\neditables\n' | $(BIN)/uv pip compile pyproject.toml - --extra dev --universal --upgrade --quiet \
+	printf 'hatchling\neditables\n' | $(BIN)/uv pip compile pyproject.toml - --extra dev --universal --python-version 3.10 --upgrade --quiet \
 		--generate-hashes --no-annotate --custom-compile-command 'make lock' --output-file $(LOCK)
 
 # Asks the Python Packaging Advisory Database about the versions in the lock file; not part of CI, which may be offline.

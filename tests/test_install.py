@@ -37,6 +37,12 @@ def files(folder: Path) -> set[Path]:
     return {path.relative_to(folder) for path in found if "__pycache__" not in path.parts}
 
 
+def test_the_lock_file_is_made_for_the_oldest_python() -> None:
+    # Else uv takes the Python it runs on for the oldest one, and its pins are refused below it.
+    (oldest,) = re.findall(r'requires-python = ">=(.*)"', (ROOT / "pyproject.toml").read_text())
+    assert f"--python-version {oldest} " in (ROOT / "Makefile").read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_installed_package_is_whole_and_plays_the_demo(installed: Path, tmp_path: Path) -> None:

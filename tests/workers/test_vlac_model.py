@@ -11,6 +11,7 @@ import pytest
 from vlac_queue import VlacConfig
 from vlac_queue.errors import ConfigError, CriticFailed
 from workers.critics.vlac import model as model_module
+from workers.critics.vlac.images import PreparedImages
 from workers.critics.vlac.model import VlacModel
 from workers.critics.vlac.rows import Row, read_number
 
@@ -28,6 +29,7 @@ class StandInGacModel:
     def __init__(self, responses: Sequence[Any]) -> None:
         self.template = SimpleNamespace(processor=SimpleNamespace(all_special_tokens=["<image>"]))
         self.system_prompt: str | None = None
+        self.images = PreparedImages(self._process_image_to_pil)
         self.infer_stats = SimpleNamespace(reset=lambda: None)
         self.max_tokens = 10_240
         self.configured: list[int] = []

@@ -6,15 +6,14 @@ import functools
 import importlib.util
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
 from vlac_queue.config import VlacConfig
 from vlac_queue.errors import ConfigError, CriticFailed
-from vlac_queue.frames import Frames
 from vlac_queue.packages import install_command
 from workers.critics.vlac.calls import Completion, is_out_of_memory
+from workers.critics.vlac.images import Images, PreparedImages
 from workers.critics.vlac.installation import check_installation
 from workers.critics.vlac.rows import Row, shown
 
@@ -22,8 +21,6 @@ logger = logging.getLogger(__name__)
 
 #: VLAC's examples use these; with top_k 1 the answer is the likeliest, at any temperature.
 _TEMPERATURE, _TOP_K = 0.5, 1
-#: Threads that make images ready; a call has up to max_images of them, at some milliseconds each.
-_PREPARING_THREADS = 4
 #: Tokens that an image takes in a prompt.
 _IMAGE_TOKENS = 256
 #: Tokens left for a prompt's words and the answer.
@@ -41,8 +38,7 @@ class VlacModel:
         self.system_prompt: str = gac.system_prompt or ""
         self._config = config
         self._device = device
-        # Pillow lets go of the interpreter's lock while it resizes.
-        self._preparing = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="vlac-images")
+        self._images: Images = gac.images
 
     @classmethod
     def load(cls, config: VlacConfig) -> VlacModel:
@@ -87,7 +83,7 @@ class VlacModel:
         gac = self.gac
         gac.max_tokens = rows[0].max_tokens
         gac.set_config()
-        images = self._prepared_images(rows)
+        images = self._images.of(rows)
         requests = gac.get_infer_requests(prompt=[row.prompt for row in rows], images=images)
         responses, _ = gac.chat(requests)
         # They keep an entry for every answer ever given.
@@ -97,7 +93,8 @@ class VlacModel:
         return [self._completion(row, response) for row, response in zip(rows, responses, strict=True)]
 
     def free_memory(self) -> None:
-        """Give back what the allocator keeps for later."""
+        """Give back what is kept for later."""
+        self._images.clear()
         if self._device != "cpu":
             import torch
 
@@ -120,23 +117,8 @@ class VlacModel:
 
     def close(self) -> None:
         """Forget the weights."""
-        self._preparing.shutdown()
+        self._images.close()
         self.gac = None
-
-    def _prepared_images(self, rows: Sequence[Row]) -> list[list[Any]]:
-        """Return each row's PIL images, made ready by VLAC's own function: once for each frame, several at a time.
-
-        get_infer_requests makes them ready again, which then only copies; frames of pairs and references are
-        shown in many rows.
-        """
-        from PIL import Image
-
-        frames = {_address(frame): frame for row in rows for frame in row.images}
-        prepared = self._preparing.map(
-            lambda frame: self.gac._process_image_to_pil(Image.fromarray(frame)), frames.values()
-        )
-        images = dict(zip(frames, prepared, strict=True))
-        return [[images[_address(frame)] for frame in row.images] for row in rows]
 
     def _completion(self, row: Row, response: Any) -> Completion:
         if isinstance(response, Exception):
@@ -170,11 +152,6 @@ def _imported(config: VlacConfig) -> tuple[Any, Any]:
     return torch, model_utils
 
 
-def _address(frame: Frames) -> tuple[Any, ...]:
-    """Return the same for arrays that show the same memory in the same way."""
-    return frame.__array_interface__["data"][0], frame.shape, frame.strides
-
-
 def _gac_class(gac_model: Any, config: VlacConfig) -> Any:
     """Return GAC_model with an `init_model` that knows more than one attention, dtype, device and engine."""
 
@@ -192,6 +169,7 @@ def _gac_class(gac_model: Any, config: VlacConfig) -> Any:
 
             start = _start_vllm if config.engine == "vllm" else _start_torch
             start(self, config, model_path, model_type, device_map, torch_dtype)
+            self.images = _images(self, config)
             # A progress bar for each call would fill the worker's log.
             self.engine.infer = functools.partial(self.engine.infer, use_tqdm=False)
             self.infer_stats = InferStats()
@@ -233,6 +211,15 @@ def _start_vllm(gac: Any, config: VlacConfig, path: str, model_type: str, device
     gac.template = gac.engine.default_template
     # GAC_model.set_config writes torch's generation settings; vLLM's travel with each request.
     gac.model = SimpleNamespace(generation_config=SimpleNamespace())
+
+
+def _images(gac: Any, config: VlacConfig) -> Images:
+    images = PreparedImages(gac._process_image_to_pil)
+    if config.engine == "vllm":
+        return images
+    from workers.critics.vlac.features import FrameFeatures
+
+    return FrameFeatures(gac.model, images, config.vision_cache_bytes)
 
 
 def _device(name: str, torch: Any) -> str:
