@@ -2,8 +2,8 @@
 
 Both get the same frames, interleaved in one run: `label` reads them from AV1 videos of 256x256 while it asks; the
 queue gets them decoded, in steps of 16 episodes, with the next step sent before the answers to the last are waited
-for. The critics: `BatchCritic`, which sleeps 50 ms a batch and 2 ms a row, as a GPU does; and `InstantCritic`, with
-which decoding and the queue share the CPU and nothing else limits.
+for. The critics: `BatchCritic`, which sleeps 50 ms a batch and 2 ms a row, as a GPU does; and `InstantCritic`,
+with which decoding and the queue share the CPU and nothing else limits.
 """
 
 from __future__ import annotations
