@@ -12,6 +12,7 @@ from vlac_queue.console import replace_what_can_not_be_shown
 _COMMANDS = {
     "acl": "vlac_queue.commands.acl.command",
     "bench": "benchmarks.command",
+    "calibrate": "vlac_queue.commands.calibrate.command",
     "demo": "vlac_queue.commands.demo.command",
     "doctor": "vlac_queue.commands.doctor.command",
     "episodes": "vlac_queue.commands.episodes.command",
