@@ -40,7 +40,7 @@ def write_curves(tally: Tally, path: Path, *, now: float, chosen: tuple[int, int
         axes.grid(color="#eaeef2", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
     handles, labels = axes.get_legend_handles_labels()
-    axes.legend(handles, labels, fontsize=8, frameon=False, loc="upper right")
+    axes.legend(handles, labels, fontsize=8, frameon=False, loc="lower left")
     save(figure, path, dpi=150)
 
 
