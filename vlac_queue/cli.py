@@ -16,6 +16,7 @@ _COMMANDS = {
     "demo": "vlac_queue.commands.demo.command",
     "doctor": "vlac_queue.commands.doctor.command",
     "episodes": "vlac_queue.commands.episodes.command",
+    "export": "vlac_queue.commands.export.command",
     "label": "vlac_queue.commands.label.command",
     "report": "dashboards.report",
     "rescore": "vlac_queue.commands.rescore.command",

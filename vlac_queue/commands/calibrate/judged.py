@@ -78,12 +78,12 @@ def _of_log(folder: Path, note: Callable[[str], object]) -> Iterator[tuple[Judge
             scores=tuple(verdict.score for verdict in verdicts.values()),
             whole=record.first_done is None or record.value is not None,
             threshold=record.done_threshold,
-            truth=_truth(record),
+            truth=truth_of(record),
         )
         yield judged, (record.id,)
 
 
-def _truth(record: EpisodeRecord) -> Truth | None:
+def truth_of(record: EpisodeRecord) -> Truth | None:
     """Return a person's word, or else the simulator's; where both know of a success, the simulator's frame."""
     if (mark := record.mark) is not None:
         return Truth(
