@@ -233,8 +233,8 @@ class VlacConfig(Settings):
     )
     reference_negatives: str = setting(
         "",
-        "File of frames that look like the end and are not, for the critic reference: .npz with 'frames', perhaps "
-        "'task' and 'progress' of each; `vlac-queue export --format negatives` makes it.",
+        "File (.npz with 'frames', perhaps 'task') of frames that look like the end and are not, for the critic "
+        "reference; `vlac-queue export --format negatives` makes it.",
     )
     timeout_s: float = Check("above 0 seconds", lambda seconds: seconds > 0).setting(
         120.0, "Seconds until an unanswered query raises CriticTimeout."

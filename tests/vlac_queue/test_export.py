@@ -17,10 +17,8 @@ from click.testing import CliRunner, Result
 
 from tests.conftest import Workers
 from tests.workers.critics import NAME, frame
-from vlac_queue import CriticClient, VlacConfig
+from vlac_queue import CriticClient
 from vlac_queue.cli import main
-from workers.critics import CriticQuery
-from workers.critics.reference import ReferenceCritic
 
 
 def export(*arguments: Any) -> Result:
@@ -75,29 +73,6 @@ def test_a_log_without_mistakes_writes_nothing(client: CriticClient, workers: Wo
     result = export(tmp_path / "log", "--format", "negatives", "-o", tmp_path / "negatives.npz")
     assert result.exit_code == 1 and "no frame that was found done and is not" in result.stderr
     assert not (tmp_path / "negatives.npz").exists()
-
-
-def test_what_was_learned_is_not_called_done_again(log: Path, tmp_path: Path) -> None:
-    """The frames of the log that fooled the critic, asked of the critic `reference` with and without them."""
-    export(log, "--format", "negatives", "-o", tmp_path / "negatives.npz")
-    reds = np.arange(0, 255, 50, dtype=np.uint8)
-    reference = np.zeros((len(reds), 32, 32, 3), np.uint8)
-    reference[:, 0, 0, 0] = reds
-
-    def scores(task: str, **settings: str) -> list[float]:
-        critic = ReferenceCritic(VlacConfig(**settings))  # type: ignore[arg-type]
-        critic.load()
-        queries = [
-            CriticQuery("done", task, frame(red, side=32)[None], 0, reference=reference, reference_id="r")
-            for red in (0, 50, 230, 240, 250)
-        ]
-        return [answer.score for answer in critic.answer(queries)]  # type: ignore[union-attr]
-
-    before, after = scores("turn"), scores("turn", reference_negatives=str(tmp_path / "negatives.npz"))
-    assert before == [0.0, 0.2, 1.0, 1.0, 1.0]
-    # 240 and 250 are nearer to what was learned than to the end, and to its beginning nothing changes.
-    assert after == [0.0, 0.2, 0.0, 0.0, 1.0]
-    assert scores("lift", reference_negatives=str(tmp_path / "negatives.npz")) == before
 
 
 class _Gac:

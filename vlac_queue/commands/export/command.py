@@ -78,4 +78,4 @@ def export(
             with writing(out, "--out"):
                 counts = write_set(folder, out, prompts, Choice(frames, false_dones, validation), note)
             click.echo("\n".join(f"{name:19} {count:,}" for name, count in counts.items()))
-            click.echo(f"Written: {out}; ROOT_IMAGE_DIR={out.absolute()} tells ms-swift where its images are")
+            click.echo(f"Written: {out}; run `swift sft` in that folder, since images are named from there")

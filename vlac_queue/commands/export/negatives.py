@@ -55,7 +55,7 @@ def write_negatives(folder: Path, path: Path, most: int, above: float | None, no
     tasks = [each.task for each in negatives]
     with path.open("wb") as file:
         frames = np.stack([each.frame for each in negatives])
-        np.savez_compressed(file, frames=frames, task=tasks, progress=np.zeros(len(tasks), np.float32))
+        np.savez_compressed(file, frames=frames, task=tasks)
     return dict(Counter(tasks))
 
 
