@@ -18,6 +18,7 @@ _COMMANDS = {
     "episodes": "vlac_queue.commands.episodes.command",
     "export": "vlac_queue.commands.export.command",
     "label": "vlac_queue.commands.label.command",
+    "plan": "vlac_queue.commands.plan",
     "report": "dashboards.report",
     "rescore": "vlac_queue.commands.rescore.command",
     "score": "vlac_queue.commands.score.command",
