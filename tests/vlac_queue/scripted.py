@@ -27,7 +27,7 @@ class Script:
     values: list[tuple[float, ...] | VlacQueueError] = field(default_factory=lambda: [(0.0, 50.0)])
 
 
-@dataclass
+@dataclass(eq=False)
 class ScriptedEpisode:
     script: Script
     frames: int = 0
@@ -73,8 +73,9 @@ class ScriptedClient:
         self.outcomes: list[Any] = []
 
     def episodes(self, tasks: Sequence[str], references: Any = None) -> list[ScriptedEpisode]:
-        self.opened = [ScriptedEpisode(script) for script, _ in zip(self._scripts, tasks, strict=True)]
-        return self.opened
+        made = [ScriptedEpisode(self._scripts.pop(0)) for _ in tasks]
+        self.opened += made
+        return made
 
     def push_each(self, pushes: Sequence[tuple[ScriptedEpisode, Any]]) -> list[VlacQueueError | None]:
         errors: list[VlacQueueError | None] = []

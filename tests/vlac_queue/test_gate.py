@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
@@ -313,6 +314,21 @@ def test_settling_again_counts_nothing_twice() -> None:
             ["done"],
             ["done", "value"],
         ]
+
+
+def test_episodes_are_settled_and_opened_again_while_others_go_on() -> None:
+    client = ScriptedClient([script("..", (0.0, 30.0)), script("..d"), script(".")])
+    with RolloutGate(client, ["a", "b"], references=[None, FRAME], overlap=False) as gate:
+        gate.observe(None, {0: FRAME, 1: FRAME})
+        gate.observe(None, {0: FRAME, 1: FRAME})
+        first, other = client.opened
+        assert gate.settle([0]) == [Outcome(2, False, 0.3, values=(0.0, 30.0))]
+        assert gate.finished() == {0} and gate.scores == [0.0, 0.0]
+        gate.reopen([0])
+        assert first.closed and not other.closed and math.isnan(gate.scores[0])
+        gate.observe(None, {0: FRAME, 1: FRAME})
+        assert gate.settle() == [Outcome(1, False, 0.5, values=(0.0, 50.0)), Outcome(3, True, 1.0)]
+        assert gate.scores == [0.0, 1.0] and first.asked == ["done", "done", "value"]
 
 
 def test_frames_before_the_first_step_are_pushed_but_not_asked_about() -> None:
