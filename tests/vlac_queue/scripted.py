@@ -66,7 +66,7 @@ class ScriptedClient:
         self._chance = chance or random.Random(0)
         self._open: list[ScriptedPending] = []
         self.opened: list[ScriptedEpisode] = []
-        #: Errors of the next pushes (one an episode), of the next calls that ask and that audit, before they work again.
+        #: Errors of the next pushes (one an episode), calls that ask and calls that audit, before they work again.
         self.push_errors: list[VlacQueueError | None] = []
         self.ask_errors: list[VlacQueueError | None] = []
         self.audit_errors: list[VlacQueueError | None] = []
