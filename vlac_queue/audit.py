@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 
-from vlac_queue.client import CriticClient, Episode, Pending
+from vlac_queue.client import CriticClient, Pending
 from vlac_queue.errors import VlacQueueError
 from vlac_queue.messages import DoneVerdict, ValueVerdict
 
@@ -27,43 +27,42 @@ class DoneAudit:
         self._client = client
         # Of its own: what a training draws at random stays the same.
         self._random = random.Random()
-        # None: not drawn, or not asked.
-        self._asked: dict[Episode, Pending[ValueVerdict] | None] = {}
+        self._seen: set[str] = set()
+        self._asked: dict[str, Pending[ValueVerdict]] = {}
 
-    def ask(self, found: Sequence[Pending[DoneVerdict]]) -> None:
+    def ask(self, found: Mapping[str, Pending[DoneVerdict]]) -> None:
         """Ask about some of the episodes that are new here.
 
         Args:
-            found: the queries by which episodes were found done.
+            found: id of the episode -> the query by which it was found done.
         """
-        new = [pending for pending in found if pending.episode not in self._asked]
-        if not new:
-            return
-        # A gate that opens episodes in the places of others goes on for ever.
-        self._asked = {episode: asked for episode, asked in self._asked.items() if not episode.closed}
-        self._asked.update({pending.episode: None for pending in new})
-        drawn = [pending for pending in new if self._random.random() < self._client.config.audit_share]
+        new = found.keys() - self._seen
+        self._seen |= new
+        drawn = [name for name in sorted(new) if self._random.random() < self._client.config.audit_share]
         if drawn:
             try:
-                for asked in self._client.ask_value_up_to(drawn):
-                    self._asked[asked.episode] = asked
+                asked = self._client.ask_value_up_to([found[name] for name in drawn])
+                self._asked.update(zip(drawn, asked, strict=True))
             except VlacQueueError as error:
                 _log.warning("%d of the critic's dones are not audited: %s", len(drawn), error)
 
-    def contradicted(self, episodes: Sequence[Episode]) -> list[bool | None]:
-        """Return whether the value of each episode is below `audit_value`; None where it is not here by now."""
-        audits = [self._asked.get(episode) for episode in episodes]
-        if late := [audit for audit in audits if audit is not None and not audit.answered]:
-            try:
-                self._client.poll(late)
-            except VlacQueueError as error:
-                _log.warning("%d values for the audit of the critic's dones were not read: %s", len(late), error)
-        return [self._judge(audit) for audit in audits]
+    def forget(self, episodes: Iterable[str]) -> None:
+        """Drop episodes that were closed."""
+        for name in episodes:
+            self._seen.discard(name)
+            self._asked.pop(name, None)
 
-    def _judge(self, audit: Pending[ValueVerdict] | None) -> bool | None:
-        if audit is None or not audit.answered:
-            return None
-        try:
-            return audit.verdict().values[-1] < self._client.config.audit_value
-        except VlacQueueError:
-            return None
+    def contradicted(self) -> dict[str, bool]:
+        """Return the episodes whose value is here by now, and whether it is below `audit_value`."""
+        known = {}
+        if left := [pending for pending in self._asked.values() if not pending.answered]:
+            try:
+                self._client.poll(left)
+            except VlacQueueError as error:
+                _log.warning("%d values for the audit of the critic's dones were not read: %s", len(left), error)
+        for name, pending in self._asked.items():
+            try:
+                known[name] = pending.verdict().values[-1] < self._client.config.audit_value
+            except VlacQueueError:  # not answered, or failed
+                continue
+        return known

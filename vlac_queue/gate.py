@@ -83,9 +83,9 @@ class RolloutGate:
         if references is not None and len(references) != len(tasks):
             raise ProtocolError(f"{len(references)} references were given for {len(tasks)} tasks.")
         self._client = client
-        self._audit = DoneAudit(client)
         self._tasks = list(tasks)
         self._references = [None] * len(tasks) if references is None else list(references)
+        self._audit = DoneAudit(client)
         self._runs: list[_Run] = []
         try:
             episodes = client.episodes(self._tasks, self._references)
@@ -200,9 +200,9 @@ class RolloutGate:
         """
         chosen = list(range(len(self._runs)) if indices is None else indices)
         self._check_indices(chosen)
-        if unsettled := [index for index in chosen if not self._runs[index].settled]:
+        if unsettled := [index for index in chosen if self._runs[index].told is None]:
             self._settle(unsettled)
-        return [self._runs[index].outcome() for index in chosen]
+        return [told for index in chosen if (told := self._runs[index].told) is not None]
 
     def reopen(self, indices: Iterable[int], tasks: Sequence[str] | None = None) -> None:
         """Close episodes, and open new ones in their places: their environments were reset.
@@ -217,6 +217,7 @@ class RolloutGate:
         chosen = list(indices)
         self._check_indices(chosen)
         self._client.close_many([self._runs[index].episode for index in chosen])
+        self._audit.forget([self._runs[index].episode.id for index in chosen])
         if tasks is not None:
             for index, task in zip(chosen, tasks, strict=True):
                 self._tasks[index] = task
@@ -241,11 +242,11 @@ class RolloutGate:
                 raise ProtocolError(f"episode {index} was never observed; call observe() before settle().")
         self._wait(runs)
         self._await_values([run for run in runs if run.decisive is None and run.failure is None])
-        for run, contradicted in zip(runs, self._audit.contradicted([run.episode for run in runs]), strict=True):
-            run.contradicted = contradicted
-            run.settled = True
+        audit = self._audit.contradicted()
+        for run in runs:
+            run.told = replace(run.outcome(), contradicted=audit.get(run.episode.id))
         try:
-            self._client.publish_outcomes([(run.episode, run.outcome()) for run in runs])
+            self._client.publish_outcomes([(run.episode, run.told) for run in runs if run.told])
         except VlacQueueError as error:
             # They are for people; training has them all the same.
             _log.warning("outcomes of %d episodes are missing on dashboards: %s", len(runs), error)
@@ -322,7 +323,7 @@ class RolloutGate:
         self._ask_audit()
 
     def _ask_audit(self) -> None:
-        self._audit.ask([run.found_done for run in self._runs if run.found_done is not None])
+        self._audit.ask({run.episode.id: run.found_done for run in self._runs if run.found_done is not None})
 
     def _wait(self, runs: Sequence[_Run]) -> None:
         """Wait until each of `runs` is known to be over, or not done so far."""
@@ -423,10 +424,9 @@ class _Run(Course):
         tries: step -> how often it was asked again.
         score: of the last answer that came; NaN before.
         answer_s, value_s: seconds that the answers took: of each step, and of the value.
+        told: its outcome, once that was told.
         dones: step -> the query that was answered with done.
         found_done: the one of these that ended it, once that is known.
-        contradicted: as `Outcome` has it.
-        settled: whether its outcome was told.
     """
 
     def __init__(self, episode: Episode, done_confirm: int) -> None:
@@ -437,10 +437,9 @@ class _Run(Course):
         self.score = math.nan
         self.answer_s: dict[int, float] = {}
         self.value_s = 0.0
+        self.told: Outcome | None = None
         self.dones: dict[int, Pending[DoneVerdict]] = {}
         self.found_done: Pending[DoneVerdict] | None = None
-        self.contradicted: bool | None = None
-        self.settled = False
 
     @property
     def last(self) -> int:
@@ -450,8 +449,4 @@ class _Run(Course):
     @property
     def over(self) -> bool:
         """Whether it is known to end, or has been ended."""
-        return self.settled or super().over
-
-    def outcome(self) -> Outcome:
-        """Return how it ends, with what the audit knows."""
-        return replace(super().outcome(), contradicted=self.contradicted)
+        return self.told is not None or super().over

@@ -138,7 +138,7 @@ class Training:
         episodes, done, masked: how many ended, were found done, and were left without a reward.
         reward_sum: of those that have one.
         values, value_sum: episodes never done, and their value rewards (0..1) summed.
-        audited, contradicted: dones whose value was asked too, and those whose value was low (`audit_share`).
+        audited, contradicted: dones of which the value was asked too, and those of them that it speaks against.
         audit: how the critic compares with the simulator (verl_adapter), by name; None: nothing of the kind.
         audit_at: when, in seconds since 1970; 0: never.
     """

@@ -27,9 +27,10 @@ class Script:
     values: list[tuple[float, ...] | VlacQueueError] = field(default_factory=lambda: [(0.0, 50.0)])
 
 
-@dataclass(eq=False)
+@dataclass
 class ScriptedEpisode:
     script: Script
+    id: str = ""
     frames: int = 0
     closed: bool = False
     asked: list[str] = field(default_factory=list)
@@ -66,14 +67,14 @@ class ScriptedClient:
         self._chance = chance or random.Random(0)
         self._open: list[ScriptedPending] = []
         self.opened: list[ScriptedEpisode] = []
-        #: Errors of the next pushes (one an episode), calls that ask and calls that audit, before they work again.
+        #: Errors of the next pushes (one an episode), of the next calls that ask and that audit.
         self.push_errors: list[VlacQueueError | None] = []
         self.ask_errors: list[VlacQueueError | None] = []
         self.audit_errors: list[VlacQueueError | None] = []
         self.outcomes: list[Any] = []
 
     def episodes(self, tasks: Sequence[str], references: Any = None) -> list[ScriptedEpisode]:
-        made = [ScriptedEpisode(self._scripts.pop(0)) for _ in tasks]
+        made = [ScriptedEpisode(self._scripts.pop(0), f"{len(self.opened) + i}") for i in range(len(tasks))]
         self.opened += made
         return made
 
