@@ -63,7 +63,7 @@ def plots(run: Run) -> list[Plot]:
         _plot(run, "Latency by phase", "", "95th percentile of each phase; over a minute.",
               [(f"{phase}_p95", phase, colour) for phase, colour in zip(PHASES[:-1], _CYCLE, strict=False)],
               latency, logarithmic=True),
-        _plot(run, "Rewards", "", "Done rate, value of those never done, audited dones contradicted; over a minute.",
+        _plot(run, "Rewards", "", "Done rate, value of those never done, contradicted dones; over a minute.",
               [("done_rate", "done rate", _GREEN), ("value", "value", _VIOLET),
                ("contradicted", "contradicted", _RED)], lambda v: f"{v:.1f}", top=1.0,
               missing="No episode of training ended while it was recorded."),
