@@ -216,7 +216,15 @@ def _flow(view: View, snapshot: Snapshot, width: int, chart_rows: int) -> list[T
         *_chart(view, view.series.queries, "", width, chart_rows, "green"),
         _named("episodes", Text(f"{episodes.open:,} open, {size(episodes.frame_bytes)}{limit}")),
         _named("critics", _busy(view, snapshot, width - 9)),
+        *_pairs(snapshot),
     ]
+
+
+def _pairs(snapshot: Snapshot) -> list[Text]:
+    """What was scored ahead of value queries; nothing where the critics compare no pairs."""
+    ahead = sum(worker.pairs_ahead for worker in snapshot.workers)
+    unused = sum(worker.pairs_unused for worker in snapshot.workers)
+    return [_named("pairs", Text(f"{ahead:,} ahead, {percent(unused / ahead)} for nothing"))] if ahead else []
 
 
 def _busy(view: View, snapshot: Snapshot, width: int) -> Text:
