@@ -13,8 +13,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import click
 from rich.console import Console
@@ -77,20 +78,18 @@ def main(
     interval: float,
     once: bool,
     as_json: bool,
-    record: str | None,
     replay: str | None,
     speed: float,
-    export: str | None,
-    port: int | None,
-    bind: str,
+    **outputs: Any,
 ) -> None:
     """Shows the queue, its workers and what they do, and says in a sentence what holds it up.
 
     Only reads from Redis. q or Ctrl-C ends it; ? tells the other keys.
     """
-    if replay and (record or export or port is not None or once or as_json):
+    goes_on = any(outputs[name] is not None for name in ("record", "export", "port"))
+    if replay and (goes_on or once or as_json):
         raise click.UsageError("--replay goes with --speed only")
-    if (once or as_json) and (record or export or port is not None):
+    if (once or as_json) and goes_on:
         raise click.UsageError(
             "--once and --json look once; --record, --export and --port go on: give one or the other"
         )
@@ -99,33 +98,36 @@ def main(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     console = Console(highlight=False)
     stop, shown = threading.Event(), Shown()
+    with _ended_in_order(130 if once or as_json else 0), ExitStack() as stack:
+        if replay:
+            recording = Recording(replay)
+            note = "replay" if speed == 1 else f"replay {speed:g}x"
+            view = _empty_view(recording.url, recording.queue, recording.interval_s, note, console)
+            feed = Feed(replayed(recording, speed, stop, shown), stop)
+        else:
+            reader = Reader(VlacConfig(redis_url=with_credentials(redis_url), queue=queue))
+            if once or as_json:
+                sys.exit(_once(reader, queue, as_json, console))
+            view = _empty_view(reader.url, queue, interval, "recording" if outputs["record"] else "", console)
+            looks = watched(reader, interval, stop, shown, episodes=EPISODES_RECORDED if outputs["record"] else 0)
+            feed = Feed(looks, stop, _takers(stack, view, **outputs))
+        stack.enter_context(closing(feed))
+        if outputs["record"] == "-":
+            feed.drain()
+        elif console.is_terminal and not console.is_dumb_terminal:
+            with Screen(console) as screen:
+                show(feed, screen, view, shown, keep_open=bool(replay))
+        else:
+            _print_each(feed, console, view)
+
+
+@contextmanager
+def _ended_in_order(interrupted: int) -> Iterator[None]:
+    """Ends with the exit code `interrupted` at Ctrl-C, and tells errors in a sentence."""
     try:
-        with ExitStack() as stack:
-            if replay:
-                recording = Recording(replay)
-                note = "replay" if speed == 1 else f"replay {speed:g}x"
-                view = _empty_view(recording.url, recording.queue, recording.interval_s, note, console)
-                feed = Feed(replayed(recording, speed, stop, shown), stop)
-            else:
-                reader = Reader(VlacConfig(redis_url=with_credentials(redis_url), queue=queue))
-                if once or as_json:
-                    sys.exit(_once(reader, queue, as_json, console))
-                note = "recording" if record else ""
-                view = _empty_view(reader.url, queue, interval, note, console)
-                takers = _takers(stack, record, export, port, bind, reader.url, queue, interval)
-                looks = watched(reader, interval, stop, shown, episodes=EPISODES_RECORDED if record else 0)
-                feed = Feed(looks, stop, takers)
-            stack.enter_context(closing(feed))
-            if record == "-":
-                feed.drain()
-            elif console.is_terminal and not console.is_dumb_terminal:
-                with Screen(console) as screen:
-                    show(feed, screen, view, shown, keep_open=bool(replay))
-            else:
-                _print_each(feed, console, view)
+        yield
     except KeyboardInterrupt:
-        if once or as_json:
-            sys.exit(130)  # elsewhere it is one of the two ways to end it
+        sys.exit(interrupted)
     except ConfigError as error:
         raise click.UsageError(str(error)) from None
     except FileExistsError as error:
@@ -339,24 +341,17 @@ def _once(reader: Reader, queue: str, as_json: bool, console: Console) -> int:
 
 
 def _takers(
-    stack: ExitStack,
-    record: str | None,
-    export: str | None,
-    port: int | None,
-    bind: str,
-    url: str,
-    queue: str,
-    interval_s: float,
+    stack: ExitStack, view: View, record: str | None, export: str | None, port: int | None, bind: str
 ) -> list[Callable[[Judged], None]]:
     """What else is done with each look."""
     takers: list[Callable[[Judged], None]] = []
     if record:
-        recorder = stack.enter_context(closing(Recorder(record, url, queue, interval_s)))
+        recorder = stack.enter_context(closing(Recorder(record, view.url, view.queue, view.interval_s)))
         takers.append(lambda judged: recorder.add(*judged))
     if export or port is not None:
         from dashboards.prometheus import Exporter  # takes some 25 ms to import: for who uses it
 
-        exporter = Exporter(queue)
+        exporter = Exporter(view.queue)
         takers.append(lambda judged: exporter.take(*judged))
         if export:
             takers.append(lambda _: exporter.write(export))
