@@ -28,6 +28,8 @@ _STYLE: Any = {
     "svg.fonttype": "none", "text.parse_math": False, "text.color": _TEXT, "axes.labelcolor": _TEXT,
     "xtick.color": _TEXT, "ytick.color": _TEXT, "axes.edgecolor": _GREY, "font.size": 9, "legend.frameon": False,
 }  # fmt: skip
+#: The same picture is the same file.
+_UNDATED = {"Date": None, "Creator": None}
 #: Most points of a curve; longer recordings are drawn by the means of so many spans.
 _POINTS = 600
 
@@ -136,8 +138,7 @@ def _plot(
         if len(curves) > 1 or columns is run.audit:
             axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(drawn), borderaxespad=0.1,
                         columnspacing=1.2, handlelength=1.2)  # fmt: skip
-        file = io.StringIO()
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        figure.savefig(file := io.StringIO(), format="svg", transparent=True, metadata=_UNDATED)
     return Plot(title, _inline(file.getvalue(), title), note)
 
 

@@ -2,6 +2,8 @@
 
 What has to be atomic is a short Lua script (lua/), which takes many episodes at once: what a step costs does not
 grow by a round trip an episode. All errors are Redis' own here; the client turns them into ours.
+
+The file is long since it holds all that a rollout sends to Redis, and nothing else does.
 """
 
 from __future__ import annotations
