@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
-from rich.cells import cell_len
 from rich.text import Text
 
 from dashboards.charts import ASCII_BLOCKS, BLOCKS, bars, bins, gauge
 from dashboards.diagnosis import Diagnosis
-from dashboards.frame import Frame, elide, fit
+from dashboards.frame import Frame, ascii_only, elide, fit
 from dashboards.history import Series
 from dashboards.snapshot import Look, Snapshot
 from dashboards.tables import EPISODE_COLUMNS, FAILURE_COLUMNS, SORTS, WORKER_COLUMNS, Column, Item, lines_of
@@ -116,7 +115,7 @@ def page(view: View, width: int, height: int | None = None) -> list[Text]:
     if rows is not None:
         body = body[:rows] + [frame.row(Text())] * (rows - len(body))
     lines = [*head, *body, frame.bottom(_KEYS[view.page] if height is not None else "")]
-    return [fit(_ascii(line) if view.ascii else line, width) for line in lines]
+    return [fit(ascii_only(line) if view.ascii else line, width) for line in lines]
 
 
 def listed(view: View) -> int:
@@ -348,13 +347,6 @@ def _workers(
 
 
 # Texts.
-
-
-def _ascii(line: Text) -> Text:
-    """The line with question marks, as wide, for letters that the terminal lacks; without its styles then."""
-    if line.plain.isascii():
-        return line
-    return Text("".join(char if char.isascii() else "?" * cell_len(char) for char in line.plain))
 
 
 def _named(name: str, text: Text) -> Text:
