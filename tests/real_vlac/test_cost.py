@@ -1,4 +1,4 @@
-"""What the torch engine computes: each frame, and what prompts begin with, once; and no logits that nobody reads."""
+"""What the torch engine computes: frames and beginnings of prompts once, and no logits that nobody reads."""
 
 from __future__ import annotations
 
