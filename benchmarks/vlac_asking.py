@@ -66,7 +66,6 @@ class Cost:
     answers: tuple[float, ...]
 
 
-#: Asks what is loaded.
 Ask = Callable[[Question], Sequence[float]]
 _ask: Ask
 _passes: Passes
@@ -101,8 +100,8 @@ def make_small(folder: Path, layers: int, width: int) -> None:
     make(folder, large=Large(layers, width, vocab=_VOCABULARY))
 
 
-def load(peer: str, config: VlacConfig) -> None:
-    """Load VLAC's own model (OWN), or the critic on an engine.
+def load(peer: str, config: VlacConfig, warm_up: Sequence[Question]) -> None:
+    """Load VLAC's own model (OWN), or the critic on an engine; ask it something.
 
     Raises:
         ConfigError: something is missing.
@@ -111,15 +110,17 @@ def load(peer: str, config: VlacConfig) -> None:
     if peer == OWN:
         gac = own_model(config)
         _ask, _passes = functools.partial(_ask_own, gac), Passes(gac.model)
-        return
-    if peer == "vllm" and config.device == "cpu":
-        os.environ.update(_VLLM_ON_CPU)
-    model = VlacModel.load(config)
-    critic = VlacCritic(config, model)
-    critic.load()
-    engine = model.gac.engine.engine
-    runs = engine.model_executor.driver_worker.worker.model_runner.model if peer == "vllm" else model.gac.model
-    _ask, _passes = functools.partial(_ask_critic, critic), Passes(runs)
+    else:
+        if peer == "vllm" and config.device == "cpu":
+            os.environ.update(_VLLM_ON_CPU)
+        model = VlacModel.load(config)
+        critic = VlacCritic(config, model)
+        critic.load()
+        engine = model.gac.engine.engine
+        runs = engine.model_executor.driver_worker.worker.model_runner.model if peer == "vllm" else model.gac.model
+        _ask, _passes = functools.partial(_ask_critic, critic), Passes(runs)
+    for question in warm_up:
+        ask(question)
 
 
 def own_model(config: VlacConfig) -> Any:
@@ -133,7 +134,7 @@ def own_model(config: VlacConfig) -> Any:
     model_utils.TemplateInputs = InferRequest
     on_gpu = config.device != "cpu"
 
-    class OwnGac(model_utils.GAC_model):  # type: ignore[misc]
+    class OwnGac(model_utils.GAC_model):
         def init_model(self, path: str) -> None:
             self.model, tokenizer = get_model_tokenizer(
                 path,

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -65,14 +66,36 @@ def installed() -> list[str]:
     return [engine for engine, package in ENGINES.items() if importlib.util.find_spec(package)]
 
 
-def settings(peer: str, folder: str) -> VlacConfig:
-    """Return the settings of a peer on a CPU."""
-    config = VlacConfig(model_path=folder, device="cpu", dtype="float32")
-    if peer != "vllm":
+def compare(config: VlacConfig, engines: Sequence[str], frames: int) -> list[Row]:
+    """Load GAC_model and the critic on each engine, in processes of their own, and ask all of them the same.
+
+    Args:
+        config: of a worker; its engine doesn't count.
+        frames: of an episode.
+
+    Raises:
+        ConfigError: something is missing.
+    """
+    asked = questions(frames)
+    warm_up = [replace(question, frames=255 - question.frames[:2]) for question in asked.values()]
+    with ExitStack() as stack, progress_bar() as progress:
+        peers = {
+            peer: stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"))) for peer in (OWN, *engines)
+        }
+        for peer, process in progress.track(list(peers.items()), description="loading"):
+            process.submit(load, peer, _settings(config, peer), warm_up).result()
+        rows = measure(peers, asked, on_gpu=config.device != "cpu")
+        return list(progress.track(rows, total=len(asked) * len(peers), description="questions"))
+
+
+def _settings(config: VlacConfig, peer: str) -> VlacConfig:
+    if peer == OWN:
         return config
-    # Its cache of keys and values holds 512 blocks of 128 tokens.
-    arguments = json.dumps({"num_gpu_blocks_override": 512, "enforce_eager": True})
-    return replace(config, engine="vllm", engine_args=arguments)
+    if peer == "vllm" and config.device == "cpu":
+        # A cache of keys and values of 512 blocks of 128 tokens.
+        arguments = json.dumps({"num_gpu_blocks_override": 512, "enforce_eager": True})
+        return replace(config, engine=peer, engine_args=arguments)
+    return replace(config, engine=peer)
 
 
 def questions(count: int) -> dict[str, Question]:
@@ -109,31 +132,35 @@ def measure(peers: Mapping[str, Executor], asked: Mapping[str, Question], on_gpu
             yield Row(name, peer, len(question.frames), cost, over, differ)
 
 
-def table(rows: Sequence[Row], caption: str = "") -> Table:
-    """Return what each peer's answers cost, question by question."""
-    return report.table(
-        "What VLAC's answers cost, asked of VLAC's own code and of the critic",
-        ("", "CPU s", "seconds", "GAC_model's over it", "images seen a frame", "tokens a frame", "differ"),
-        [
+def tables(rows: Sequence[Row]) -> list[Table]:
+    """Return what each peer's answers cost, a table for each question."""
+    return [
+        report.table(
+            f"{question[0].upper()}{question[1:]}, {asked[0].frames} frames",
+            ("", "CPU s", "seconds", "GAC_model's over it", "images seen a frame", "tokens a frame", "differ"),
             [
-                f"{row.question}: {_TITLES[row.peer]}",
-                f"{row.cost.cpu_s:.1f}",
-                f"{row.cost.wall_s:.1f}",
-                f"{row.over:.2f}",
-                f"{row.cost.vision / row.frames:.2f}",
-                f"{row.cost.tokens / row.frames:,.0f}",
-                f"{row.differ} of {len(row.cost.answers)}",
-            ]
-            for row in rows
-        ],
-        caption=caption,
-        wrap=True,
-    )  # fmt: skip
+                [
+                    _TITLES[row.peer],
+                    f"{row.cost.cpu_s:.1f}",
+                    f"{row.cost.wall_s:.1f}",
+                    f"{row.over:.2f}",
+                    f"{row.cost.vision / row.frames:.2f}",
+                    f"{row.cost.tokens / row.frames:,.0f}",
+                    f"{row.differ} of {len(row.cost.answers)}",
+                ]
+                for row in asked
+            ],
+        )
+        for question, found in groupby(rows, key=lambda row: row.question)
+        for asked in [list(found)]
+    ]
 
 
 def verdict(rows: Sequence[Row]) -> list[str]:
     """Return sentences on what the figures say."""
-    lines = []
+    lines: list[str] = []
+    if not rows:
+        return lines
     for row in rows:
         if goal := GOALS.get((row.peer, row.question)):
             said = "reached" if row.over >= goal else "MISSED"
@@ -167,28 +194,19 @@ def verdict(rows: Sequence[Row]) -> list[str]:
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Write the figures to this file too.")
 def main(frames: int, layers: int, width: int, engines: Sequence[str], json_file: str | None) -> None:
     """Measures what VLAC's answers cost, in VLAC's own code and in the critic."""
-    with tempfile.TemporaryDirectory(prefix="vlac-peer-") as folder, ExitStack() as stack:
-        peers = {
-            peer: stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"))) for peer in (OWN, *engines)
-        }
+    with tempfile.TemporaryDirectory(prefix="vlac-peer-") as folder:
         try:
-            peers[OWN].submit(make_small, Path(folder), layers, width).result()
-            for peer, process in peers.items():
-                process.submit(load, peer, settings(peer, folder)).result()
+            with ProcessPoolExecutor(1, get_context("spawn")) as process:
+                process.submit(make_small, Path(folder), layers, width).result()
+            rows = compare(VlacConfig(model_path=folder, device="cpu", dtype="float32"), engines, frames)
         except ConfigError as error:
             raise click.ClickException(str(error)) from None
-        asked = questions(frames)
-        with progress_bar() as progress:
-            rows = list(
-                progress.track(
-                    measure(peers, asked, on_gpu=False), total=len(asked) * len(peers), description="questions"
-                )
-            )
     described = {"machine": machine(), "model": f"{layers} layers of width {width}, float32, random weights"}
     says = verdict(rows)
     console = Console()
-    console.print(table(rows, "\n".join(described.values())))
-    for line in says:
+    for table in tables(rows):
+        console.print(table)
+    for line in (*described.values(), *says):
         console.print(line, highlight=False)
     if json_file:
         text = json.dumps({**described, "says": says, "rows": [asdict(row) for row in rows]}, indent=2)
