@@ -20,8 +20,10 @@ from workers.critics import CriticQuery
 from workers.critics.vlac import VlacCritic
 from workers.critics.vlac.model import VlacModel
 
-#: vLLM on a CPU: nothing is compiled at the start, and threads use all cores.
-_VLLM_ON_CPU = {
+#: On a CPU, one thread each: threads that wait for one another take CPU time as well.
+#: And vLLM compiles nothing at the start.
+_ON_CPU = {
+    "OMP_NUM_THREADS": "1",
     "CUDA_VISIBLE_DEVICES": "",
     "TORCHDYNAMO_DISABLE": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -107,12 +109,12 @@ def load(peer: str, config: VlacConfig, warm_up: Sequence[Question]) -> None:
         ConfigError: something is missing.
     """
     global _ask, _passes
+    if config.device == "cpu":
+        os.environ.update(_ON_CPU)
     if peer == OWN:
         gac = own_model(config)
         _ask, _passes = functools.partial(_ask_own, gac), Passes(gac.model)
     else:
-        if peer == "vllm" and config.device == "cpu":
-            os.environ.update(_VLLM_ON_CPU)
         model = VlacModel.load(config)
         critic = VlacCritic(config, model)
         critic.load()
