@@ -78,8 +78,7 @@ class Passes:
 
     def __init__(self, model: Any) -> None:
         self.vision = self.tokens = 0
-        tower = getattr(model, "vision_model", None) or model.vision
-        tower.register_forward_pre_hook(self._see, with_kwargs=True)
+        model.vision_model.register_forward_pre_hook(self._see, with_kwargs=True)
         model.language_model.model.layers[0].register_forward_pre_hook(self._read, with_kwargs=True)
 
     def _see(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

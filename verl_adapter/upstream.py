@@ -1,16 +1,12 @@
-"""What of SimpleVLA-RL we lean on, looked up in its source before anything starts.
-
-Exchanging a module's name does nothing, silently, once upstream calls it otherwise. So each name that is
-subclassed, exchanged or called must be there with the parameters it had at the supported commit.
-"""
+"""What of SimpleVLA-RL we lean on, looked up in its source before anything starts."""
 
 from __future__ import annotations
 
-import ast
 from importlib.util import find_spec
 from pathlib import Path
 
 from vlac_queue import ConfigError
+from vlac_queue.upstream import Needed, misfits
 
 REPOSITORY = "https://github.com/PRIME-RL/SimpleVLA-RL"
 #: The commit that this adapter is written and tested against.
@@ -20,8 +16,7 @@ _ROLLOUT = "workers/rollout/rob_rollout.py"
 _TRAINER = "trainer/ppo/ray_trainer.py"
 _MAIN = "trainer/main_ppo.py"
 
-#: File of the package and name -> its parameters; None where the name only has to be there.
-_NEEDED: dict[tuple[str, str], str | None] = {
+_NEEDED: Needed = {
     (_ROLLOUT, "env_worker"): (
         "task_name task_id trial_id config input_queue output_queue is_valid global_steps max_steps"
     ),
@@ -73,42 +68,9 @@ def check_upstream(verl: Path | None = None) -> None:
         ConfigError: names are missing or have other parameters; the message lists all of them.
     """
     verl = verl or find_verl()
-    names = {file: _names(verl / file) for file, _ in _NEEDED}
-    wrong = []
-    for (file, name), parameters in _NEEDED.items():
-        there = names[file]
-        if name not in there:
-            wrong.append(f"{file}: {name} is missing")
-        elif parameters is not None and there[name] != parameters:
-            wrong.append(f"{file}: {name} takes ({there[name]}), not ({parameters})")
+    wrong = misfits(verl, _NEEDED)
     if wrong:
         raise ConfigError(
             f"the package verl in {verl} is not the SimpleVLA-RL that this adapter knows; use commit "
             f"{SUPPORTED_COMMIT} of {REPOSITORY}, or another release of vlac-queue:\n  " + "\n  ".join(wrong)
         )
-
-
-def _names(path: Path) -> dict[str, str]:
-    """Return what a module defines or imports, and its classes' methods, with the parameters of functions."""
-    try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    found: dict[str, str] = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom | ast.Import):
-            found.update({alias.asname or alias.name: "" for alias in node.names})
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef):
-            found[node.name] = _parameters(node)
-        elif isinstance(node, ast.ClassDef):
-            found[node.name] = ""
-            for inner in node.body:
-                if isinstance(inner, ast.FunctionDef):
-                    found[f"{node.name}.{inner.name}"] = _parameters(inner)
-    return found
-
-
-def _parameters(function: ast.FunctionDef) -> str:
-    arguments = function.args
-    return " ".join(each.arg for each in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs])

@@ -1,19 +1,25 @@
-"""`RolloutGate`: the training rule for a vector of episodes, for any RL framework."""
+"""`RolloutGate`: the training rule for a vector of episodes, for any RL framework.
+
+One class in more than 350 lines: half of them are its documentation, and its parts share one state.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vlac_queue.audit import DoneAudit
 from vlac_queue.client import CriticClient, Episode, Pending
 from vlac_queue.errors import ConfigError, CriticTimeout, FrameError, ProtocolError, VlacQueueError
 from vlac_queue.frames import Frames
-from vlac_queue.messages import ValueVerdict
+from vlac_queue.messages import DoneVerdict, ValueVerdict
 from vlac_queue.rule import Course, Outcome
 
 _log = logging.getLogger(__name__)
@@ -45,8 +51,10 @@ class RolloutGate:
         on_failure: what a failed query does: "raise" it, "mask" its episode, or "retry" it (then raise). What
             could not be sent for `patience_s` is not tried again.
         retries: how often "retry" asks again.
+        done_confirm: at how many steps in a row the critic must say done; the episode ends at the last of them.
 
     Raises:
+        ConfigError: `on_failure` or `done_confirm` is none of those.
         ProtocolError, FrameError, RedisUnavailable: an episode could not be opened.
     """
 
@@ -59,11 +67,15 @@ class RolloutGate:
         overlap: bool | None = None,
         on_failure: str | None = None,
         retries: int | None = None,
+        done_confirm: int | None = None,
     ) -> None:
         config = client.config
         self.overlap = config.overlap if overlap is None else overlap
         self.on_failure = config.on_failure if on_failure is None else on_failure
         self.retries = config.retries if retries is None else retries
+        self.done_confirm = config.done_confirm if done_confirm is None else done_confirm
+        if self.done_confirm < 1:
+            raise ConfigError(f"done_confirm must be 1 or more steps, not {self.done_confirm!r}.")
         if self.on_failure not in ("raise", "mask", "retry"):
             raise ConfigError(f"on_failure must be raise, mask or retry, not {self.on_failure!r}.")
         if isinstance(tasks, str):
@@ -71,10 +83,13 @@ class RolloutGate:
         if references is not None and len(references) != len(tasks):
             raise ProtocolError(f"{len(references)} references were given for {len(tasks)} tasks.")
         self._client = client
+        self._tasks = list(tasks)
+        self._references = [None] * len(tasks) if references is None else list(references)
+        self._audit = DoneAudit(client)
         self._runs: list[_Run] = []
-        self._outcomes: list[Outcome] | None = None
         try:
-            self._runs += map(_Run, client.episodes(tasks, references))
+            episodes = client.episodes(self._tasks, self._references)
+            self._runs += [_Run(episode, self.done_confirm) for episode in episodes]
         except BaseException:
             self.close()
             raise
@@ -83,6 +98,11 @@ class RolloutGate:
     def episodes(self) -> list[Episode]:
         """The episodes, in the order of the tasks; for their counters."""
         return [run.episode for run in self._runs]
+
+    @property
+    def scores(self) -> list[float]:
+        """The critic's score of each episode, 0..1, in the answer that came last; NaN before the first."""
+        return [run.score for run in self._runs]
 
     @property
     def critic_s(self) -> float:
@@ -109,13 +129,13 @@ class RolloutGate:
         """
         seen = self._by_index(frames)
         self._check_indices(seen)
-        self._send(seen, None)
+        self._send(seen)
 
-    def observe(self, step: int, frames: Mapping[int, Frames] | Frames) -> None:
+    def observe(self, step: int | None, frames: Mapping[int, Frames] | Frames) -> None:
         """Take what was seen after a step, and ask the critic whether the task is done.
 
         Args:
-            step: number of the step, ascending for each episode.
+            step: number of the step, ascending for each episode; None is the next one of each, counted from 1.
             frames: index of the episode -> its new frames, uint8 (T,H,W,3) or (H,W,3), RGB; the critic is
                 asked about the last. Or an array of all N episodes, (N,T,H,W,3) or (N,H,W,3). Episodes known to
                 be over are passed over, so all may be given.
@@ -125,12 +145,16 @@ class RolloutGate:
             FrameError, ProtocolError: frames, indices or steps are not usable.
         """
         seen = self._by_index(frames)
-        self._check_ascending(step, seen)
+        if step is None:
+            self._check_indices(seen)
+        else:
+            self._check_ascending(step, seen)
         if self.overlap:
             self._take_in()
-        runs = self._send(seen, step)
+        runs = self._send(seen, lambda run: run.last + 1 if step is None else step)
         if not self.overlap:
             self._wait(runs)
+            self._ask_audit()
 
     def fail(self, step: int, errors: Mapping[int, VlacQueueError]) -> None:
         """End episodes that can't go on for a reason of the caller's, e.g. a simulator that broke.
@@ -161,19 +185,45 @@ class RolloutGate:
         self._take_in()
         return frozenset(index for index, run in enumerate(self._runs) if run.over)
 
-    def settle(self) -> list[Outcome]:
-        """End all episodes: wait for what is out, ask the values of those that were never done.
+    def settle(self, indices: Iterable[int] | None = None) -> list[Outcome]:
+        """End episodes: wait for what is out, ask the values of those that were never done.
+
+        Args:
+            indices: which ones; None is all.
 
         Returns:
-            One outcome for each episode, in the order of the tasks; the same ones when called again.
+            One outcome for each of them, in their order; the same ones when called again.
 
         Raises:
             VlacQueueError: the critic failed, and `on_failure` says to raise it.
             ProtocolError: an episode was never observed.
         """
-        if self._outcomes is None:
-            self._outcomes = self._settle()
-        return list(self._outcomes)
+        chosen = list(range(len(self._runs)) if indices is None else indices)
+        self._check_indices(chosen)
+        if unsettled := [index for index in chosen if self._runs[index].told is None]:
+            self._settle(unsettled)
+        return [told for index in chosen if (told := self._runs[index].told) is not None]
+
+    def reopen(self, indices: Iterable[int], tasks: Sequence[str] | None = None) -> None:
+        """Close episodes, and open new ones in their places: their environments were reset.
+
+        Args:
+            indices: which ones.
+            tasks: the new ones' tasks in words, in the order of `indices`; None keeps those they had.
+
+        Raises:
+            ProtocolError, RedisUnavailable: an episode could not be opened.
+        """
+        chosen = list(indices)
+        self._check_indices(chosen)
+        self._client.close_many([self._runs[index].episode for index in chosen])
+        self._audit.forget([self._runs[index].episode.id for index in chosen])
+        if tasks is not None:
+            for index, task in zip(chosen, tasks, strict=True):
+                self._tasks[index] = task
+        news = [self._tasks[index] for index in chosen], [self._references[index] for index in chosen]
+        for index, episode in zip(chosen, self._client.episodes(*news), strict=True):
+            self._runs[index] = _Run(episode, self.done_confirm)
 
     def close(self) -> None:
         """Close the episodes: their keys leave Redis."""
@@ -185,19 +235,21 @@ class RolloutGate:
     def __exit__(self, *raised: Any) -> None:
         self._client.leave(self.episodes, raised[1])
 
-    def _settle(self) -> list[Outcome]:
-        for index, run in enumerate(self._runs):
+    def _settle(self, indices: Sequence[int]) -> None:
+        runs = [self._runs[index] for index in indices]
+        for index, run in zip(indices, runs, strict=True):
             if not run.steps and run.failure is None:
                 raise ProtocolError(f"episode {index} was never observed; call observe() before settle().")
-        self._wait(self._runs)
-        self._await_values([run for run in self._runs if run.decisive is None and run.failure is None])
-        outcomes = [run.outcome() for run in self._runs]
+        self._wait(runs)
+        self._await_values([run for run in runs if run.decisive is None and run.failure is None])
+        audit = self._audit.contradicted()
+        for run in runs:
+            run.told = replace(run.outcome(), contradicted=audit.get(run.episode.id))
         try:
-            self._client.publish_outcomes(list(zip(self.episodes, outcomes, strict=True)))
+            self._client.publish_outcomes([(run.episode, run.told) for run in runs if run.told])
         except VlacQueueError as error:
             # They are for people; training has them all the same.
-            _log.warning("outcomes of %d episodes are missing on dashboards: %s", len(outcomes), error)
-        return outcomes
+            _log.warning("outcomes of %d episodes are missing on dashboards: %s", len(runs), error)
 
     def _by_index(self, frames: Mapping[int, Frames] | Frames) -> Mapping[int, Frames]:
         """Return frames by the index of their episode.
@@ -225,19 +277,19 @@ class RolloutGate:
     def _check_ascending(self, step: int, indices: Collection[int]) -> None:
         self._check_indices(indices)
         for index in indices:
-            steps = self._runs[index].steps
-            if steps and step <= steps[-1]:
+            run = self._runs[index]
+            if run.steps and step <= run.last:
                 raise ProtocolError(
-                    f"episode {index} was observed at step {steps[-1]} already, step {step} must be later."
+                    f"episode {index} was observed at step {run.last} already, step {step} must be later."
                 )
 
-    def _send(self, frames: Mapping[int, Frames], step: int | None) -> list[_Run]:
+    def _send(self, frames: Mapping[int, Frames], step_of: Callable[[_Run], int] | None = None) -> list[_Run]:
         """Push to the episodes that go on, and at a step ask about them; return those that got their frames."""
         left = [(self._runs[index], batch) for index, batch in frames.items() if not self._runs[index].over]
         pushes = [(run.episode, batch) for run, batch in left]
         results: Sequence[Pending[Any] | VlacQueueError | None]
         try:
-            results = self._client.push_each(pushes) if step is None else self._client.observe_each(pushes)
+            results = self._client.push_each(pushes) if step_of is None else self._client.observe_each(pushes)
         except _MISTAKES:
             raise
         except VlacQueueError as error:
@@ -245,13 +297,13 @@ class RolloutGate:
         outcomes = [(run, result) for (run, _), result in zip(left, results, strict=True)]
         failed = [(run, each) for run, each in outcomes if isinstance(each, VlacQueueError)]
         for run, sent in outcomes:
-            if step is not None and sent is not None and not isinstance(sent, VlacQueueError):
-                run.open[step] = sent
-                run.steps.append(step)
+            if step_of is not None and sent is not None and not isinstance(sent, VlacQueueError):
+                run.steps.append(step_of(run))
+                run.open[run.last] = sent
         for run, failure in failed:
             if isinstance(failure, _MISTAKES):
                 raise failure
-            self._end(run, step if step is not None else (run.steps[-1] if run.steps else 0), failure)
+            self._end(run, step_of(run) if step_of is not None else run.last, failure)
         return [run for run, sent in outcomes if not isinstance(sent, VlacQueueError)]
 
     def _take_in(self) -> None:
@@ -268,6 +320,10 @@ class RolloutGate:
                     raise
         for run in self._runs:
             self._sort(run, None)
+        self._ask_audit()
+
+    def _ask_audit(self) -> None:
+        self._audit.ask({run.episode.id: run.found_done for run in self._runs if run.found_done is not None})
 
     def _wait(self, runs: Sequence[_Run]) -> None:
         """Wait until each of `runs` is known to be over, or not done so far."""
@@ -293,7 +349,8 @@ class RolloutGate:
                 continue
             answer: bool | VlacQueueError
             try:
-                answer = pending.verdict().done
+                verdict = pending.verdict()
+                answer, run.score = verdict.done, verdict.score
             except VlacQueueError as failure:
                 # "No answer yet" is CriticTimeout too: the error at hand says more.
                 answer = error if error is not None and isinstance(failure, CriticTimeout) else failure
@@ -303,10 +360,14 @@ class RolloutGate:
             run.answers[step] = answer
             run.answer_s[step] = pending.answer_s
             del run.open[step]
+            if answer is True:
+                run.dones[step] = pending
         decisive = run.decisive
         failure_or_done = run.answers.get(decisive) if decisive is not None else None
         if isinstance(failure_or_done, VlacQueueError) and self.on_failure != "mask":
             raise failure_or_done
+        if decisive is not None:
+            run.found_done = run.dones.get(decisive)
 
     def _asked_again(self, run: _Run, step: int) -> bool:
         if self.on_failure != "retry" or run.tries.get(step, 0) >= self.retries:
@@ -323,7 +384,7 @@ class RolloutGate:
             if not (runs := [run for run, _ in failed]):
                 break
         for run, error in failed:
-            self._end(run, run.steps[-1], error)
+            self._end(run, run.last, error)
 
     def _try_values(self, runs: Sequence[_Run]) -> list[tuple[_Run, VlacQueueError]]:
         """Ask for the values of `runs`, and wait; return why some could not be had."""
@@ -361,13 +422,31 @@ class _Run(Course):
     Attributes:
         open: step -> the answer to come.
         tries: step -> how often it was asked again.
+        score: of the last answer that came; NaN before.
         answer_s, value_s: seconds that the answers took: of each step, and of the value.
+        told: its outcome, once that was told.
+        dones: step -> the query that was answered with done.
+        found_done: the one of these that ended it, once that is known.
     """
 
-    def __init__(self, episode: Episode) -> None:
-        super().__init__()
+    def __init__(self, episode: Episode, done_confirm: int) -> None:
+        super().__init__(done_confirm)
         self.episode = episode
         self.open: dict[int, Pending[Any]] = {}
         self.tries: dict[int, int] = {}
+        self.score = math.nan
         self.answer_s: dict[int, float] = {}
         self.value_s = 0.0
+        self.told: Outcome | None = None
+        self.dones: dict[int, Pending[DoneVerdict]] = {}
+        self.found_done: Pending[DoneVerdict] | None = None
+
+    @property
+    def last(self) -> int:
+        """The last step observed; 0 before the first."""
+        return self.steps[-1] if self.steps else 0
+
+    @property
+    def over(self) -> bool:
+        """Whether it is known to end, or has been ended."""
+        return self.told is not None or super().over

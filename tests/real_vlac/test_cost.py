@@ -25,8 +25,7 @@ class Counted:
     def __init__(self, critic: VlacCritic) -> None:
         self.frames, self.tokens, self.logits = 0, 0, 0
         model: Any = critic._model.gac.model  # type: ignore[union-attr]
-        tower = model.vision_model if hasattr(model, "vision_model") else model.projector
-        tower.register_forward_pre_hook(self._see)
+        model.vision_model.register_forward_pre_hook(self._see)
         model.language_model.model.layers[0].register_forward_pre_hook(self._read)
         model.language_model.lm_head.register_forward_hook(self._say)
 
@@ -41,8 +40,8 @@ class Counted:
 
 
 @pytest.fixture(autouse=True)
-def torch_alone(request: pytest.FixtureRequest) -> None:
-    if "engine" in request.fixturenames and request.getfixturevalue("engine") != "pt":
+def torch_alone(engine: str) -> None:
+    if engine != "pt":
         pytest.skip("vLLM has caches of its own")
 
 

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
+from vlac_queue.config import VlacConfig
 from vlac_queue.errors import CriticFailed
 from workers.critics import AcceleratorLost
 from workers.critics.vlac.rows import Row, shown
@@ -28,6 +29,15 @@ _STICKY = (
     "uncorrectable ecc error",
     "gpu is lost",
 )
+
+
+#: Most images of a call on vLLM: some 3 MB of main memory each.
+_VLLM_IMAGES = 1024
+
+
+def most_images(config: VlacConfig) -> int:
+    """Return the most images of a call; vLLM chooses itself how many of them it computes at once."""
+    return _VLLM_IMAGES if config.engine == "vllm" else config.max_images
 
 
 class RowCalls:
