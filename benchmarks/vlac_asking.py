@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import io
 import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,7 +163,9 @@ def ask(question: Question) -> Cost:
     """Ask what is loaded."""
     vision, tokens = _passes.vision, _passes.tokens
     cpu_s, wall_s = time.process_time(), time.perf_counter()
-    answers = tuple(map(float, _ask(question)))
+    # GAC_model prints every answer.
+    with redirect_stdout(None), redirect_stderr(io.StringIO()):
+        answers = tuple(map(float, _ask(question)))
     return Cost(
         time.process_time() - cpu_s,
         time.perf_counter() - wall_s,
