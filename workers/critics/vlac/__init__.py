@@ -10,7 +10,7 @@
     ahead         pair scores asked while nobody waits
     critic        `VlacCritic`, which puts them together
 
-Only `model` imports torch, ms-swift and evo_vlac, and only when it loads.
+Only `model` imports torch, ms-swift and evo_vlac, and only when it loads; then `features` and `prefix`, which need them.
 """
 
 from workers.critics.vlac.critic import VlacCritic
