@@ -118,3 +118,14 @@ def test_rows_read_their_reference_frames_once(load: Load, run: Frames, referenc
     # 9 reference frames, the first frame, and the 5 pairs; words and what is said are fewer than an image each.
     images = 10 + 2 * 5
     assert images * 256 < counted.tokens < images * 256 + 10 * 256
+
+
+def test_the_likeliest_tokens_are_those_of_ms_swift() -> None:
+    import torch
+    from swift.llm import PtEngine
+
+    from workers.critics.vlac.likeliest import likeliest
+
+    steps = list(torch.randn(3, 4, 500, generator=torch.Generator().manual_seed(0)))
+    said = torch.tensor([[0, 1, 2], [499, 3, 3], [7, 8, 9], [10, 20, 30]])
+    assert likeliest(steps, said, 10) == PtEngine.preprocess_logits(steps, said, 10)
