@@ -22,8 +22,7 @@ from workers.critics import CriticQuery
 from workers.critics.vlac import VlacCritic
 from workers.critics.vlac.model import VlacModel
 
-#: On a CPU, one thread each: threads that wait for one another take CPU time as well.
-#: And vLLM compiles nothing at the start.
+#: On a CPU. One thread each, since threads that wait for one another take CPU time; nothing is compiled first.
 _ON_CPU = {
     "OMP_NUM_THREADS": "1",
     "CUDA_VISIBLE_DEVICES": "",

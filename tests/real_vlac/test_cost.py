@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -129,3 +130,44 @@ def test_the_likeliest_tokens_are_those_of_ms_swift() -> None:
     steps = list(torch.randn(3, 4, 500, generator=torch.Generator().manual_seed(0)))
     said = torch.tensor([[0, 1, 2], [499, 3, 3], [7, 8, 9], [10, 20, 30]])
     assert likeliest(steps, said, 10) == PtEngine.preprocess_logits(steps, said, 10)
+
+
+class Tuples:
+    """A language model whose keys and values are tuples of tensors, as InternLM2's are."""
+
+    def __init__(self) -> None:
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        config = LlamaConfig(100, 32, 64, 2, 2, attn_implementation="eager")
+        self._model = LlamaForCausalLM(config).eval()
+        #: Tokens of each call.
+        self.tokens: list[int] = []
+
+    def forward(self, inputs_embeds: Any, attention_mask: Any, past_key_values: Any = None) -> Any:
+        from transformers import DynamicCache
+
+        self.tokens.append(inputs_embeds.shape[0] * inputs_embeds.shape[1])
+        cache = DynamicCache() if past_key_values is None else DynamicCache.from_legacy_cache(past_key_values)
+        inputs = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask, "past_key_values": cache}
+        said = self._model(**inputs, use_cache=True)
+        return SimpleNamespace(logits=said.logits, past_key_values=cache.to_legacy_cache())
+
+
+def test_keys_and_values_in_tuples_are_shared_too() -> None:
+    import torch
+
+    from workers.critics.vlac.prefix import share_prefix
+
+    model = Tuples()
+    begins = torch.randn(1, 300, 32).expand(3, -1, -1)
+    inputs = {
+        "inputs_embeds": torch.cat([begins, torch.randn(3, 20, 32)], dim=1),
+        "attention_mask": torch.ones(3, 320, dtype=torch.long),
+    }
+    with torch.inference_mode():
+        whole = model.forward(**inputs)
+        share_prefix(model)
+        shared = model.forward(**inputs)
+    assert model.tokens == [3 * 320, 300, 3 * 20]
+    assert torch.allclose(shared.logits[:, -1], whole.logits[:, -1], atol=1e-5)
+    assert [keys.shape for keys, _ in shared.past_key_values] == [keys.shape for keys, _ in whole.past_key_values]
