@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from itertools import groupby
+from itertools import groupby, permutations
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from vlac_queue.commands.demo.rollouts import load_rollouts
 from vlac_queue.config import VlacConfig
 from vlac_queue.console import progress_bar
 from vlac_queue.errors import ConfigError
+from vlac_queue.frames import Frames
 
 _TASK = "open the drawer"
 #: The critic's engines, with the package that each needs.
@@ -40,8 +41,10 @@ ENGINES = {"pt": "torch", "vllm": "vllm"}
 _TITLES = {OWN: "GAC_model, torch", "pt": "vlac-queue, torch", "vllm": "vlac-queue, vLLM"}
 #: What the critic on an engine must save of GAC_model's time.
 GOALS = {("pt", "value"): 1.4, ("vllm", "value, 9 reference frames"): 8.0}
-#: Recorded frames, three times over: as they are, mirrored and inverted.
-_EPISODES, _MOST_FRAMES = 3, 100
+#: Orders of a frame's channels.
+_CHANNELS = tuple(permutations(range(3)))
+#: Three episodes of as many have no frame twice.
+_MOST_FRAMES = 500
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,12 @@ def compare(config: VlacConfig, engines: Sequence[str], frames: int) -> list[Row
         ConfigError: something is missing.
     """
     asked = questions(frames)
-    # In other colours, so that no cache knows a frame.
+    # Darker, so that no cache knows a frame.
     warm_up = [
         replace(
             question,
-            frames=question.frames[:2, ..., ::-1],
-            reference=None if question.reference is None else question.reference[..., ::-1],
+            frames=question.frames[:2] // 2,
+            reference=None if question.reference is None else question.reference // 2,
         )
         for question in asked.values()
     ]
@@ -111,10 +114,9 @@ def questions(count: int) -> dict[str, Question]:
 
     The second is about the frames of the first, as a rollout asks; the others are about frames not seen before.
     """
-    shown = np.concatenate([rollout.frames for rollout in load_rollouts("expert")])
-    pool = np.concatenate([shown, shown[:, :, ::-1], 255 - shown])
-    # Frames far from one another, so that answers differ.
-    episodes = [pool[i::_EPISODES][:: len(shown) // count][:count] for i in range(_EPISODES)]
+    recorded = np.concatenate([rollout.frames for rollout in load_rollouts("expert")])
+    frames = [_recoloured(recorded, index) for index in range(3 * count)]
+    episodes = [np.stack(frames[start : start + count]) for start in range(0, 3 * count, count)]
     reference = load_rollouts("reference")[-1].frames
     return {
         "done": Question("done", _TASK, episodes[0]),
@@ -122,6 +124,12 @@ def questions(count: int) -> dict[str, Question]:
         "value": Question("value", _TASK, episodes[1]),
         "value, 9 reference frames": Question("value", _TASK, episodes[2], reference),
     }
+
+
+def _recoloured(recorded: Frames, index: int) -> Frames:
+    """Return one of the recorded frames in other colours: far from the one before, so that answers differ."""
+    frame = recorded[7 * index % len(recorded)][..., _CHANNELS[index % len(_CHANNELS)]]
+    return 255 - frame if index // len(_CHANNELS) % 2 else frame
 
 
 def measure(peers: Mapping[str, Executor], asked: Mapping[str, Question], on_gpu: bool) -> Iterator[Row]:
@@ -187,7 +195,7 @@ def verdict(rows: Sequence[Row]) -> list[str]:
 
 @click.command()
 @click.option(
-    "--frames", type=click.IntRange(2, _MOST_FRAMES), default=13, show_default=True, help="Frames of an episode."
+    "--frames", type=click.IntRange(2, _MOST_FRAMES), default=17, show_default=True, help="Frames of an episode."
 )
 @click.option("--layers", default=4, show_default=True, help="Layers of each of the model's two parts.")
 @click.option("--width", default=512, show_default=True, help="Width of the language model.")
