@@ -253,6 +253,11 @@ class VlacConfig(Settings):
     reference: str | None = setting(
         None, "File (.npz with 'frames', or .npy) of a successful run, uint8 (T,H,W,3); optional."
     )
+    reference_negatives: str = setting(
+        "",
+        "File (.npz with 'frames', perhaps 'task') of frames that look like the end and are not, for the critic "
+        "reference; `vlac-queue export --format negatives` makes it.",
+    )
     timeout_s: float = Check("above 0 seconds", lambda seconds: seconds > 0).setting(
         120.0, "Seconds until an unanswered query raises CriticTimeout."
     )

@@ -30,6 +30,7 @@ class Script:
 @dataclass
 class ScriptedEpisode:
     script: Script
+    id: str = ""
     frames: int = 0
     closed: bool = False
     asked: list[str] = field(default_factory=list)
@@ -73,7 +74,7 @@ class ScriptedClient:
         self.outcomes: list[Any] = []
 
     def episodes(self, tasks: Sequence[str], references: Any = None) -> list[ScriptedEpisode]:
-        made = [ScriptedEpisode(self._scripts.pop(0)) for _ in tasks]
+        made = [ScriptedEpisode(self._scripts.pop(0), f"{len(self.opened) + i}") for i in range(len(tasks))]
         self.opened += made
         return made
 
