@@ -58,7 +58,8 @@ def judge(look: Look, *, url: str = VlacConfig.redis_url, queue: str = "vlac") -
         return (Diagnosis("bad", "redis-away", look.error),)
     snapshot = look.snapshot
     flow = _flow(snapshot)
-    found = [*_redis(snapshot), *_workers(snapshot, url, queue), *_answers(snapshot), *([flow] if flow else [])]
+    found = [*_redis(snapshot), *_workers(snapshot, url, queue), *_answers(snapshot), *_training(snapshot)]
+    found += [flow] if flow else []
     # sorted() keeps the order of equals, which is that of the checks.
     return tuple(sorted(found, key=lambda diagnosis: _ORDER.index(diagnosis.severity)))
 
@@ -139,6 +140,11 @@ def _answers(snapshot: Snapshot) -> Iterator[Diagnosis]:
             "failing",
             f"{failures:,} of {many(queries, 'query')} failed within a minute{last}",
         )
+
+
+def _training(snapshot: Snapshot) -> Iterator[Diagnosis]:
+    if snapshot.fooled:
+        yield Diagnosis("bad", "critic-fooled", f"the critic seems fooled, see docs/trust.md: {snapshot.fooled}")
 
 
 def _flow(snapshot: Snapshot) -> Diagnosis | None:

@@ -284,7 +284,8 @@ def _told(snapshot: Snapshot) -> str:
         return "no outcomes yet"
     masked = f", {training.masked:,} masked" if training.masked else ""
     value = f", value {training.mean_value:.2f}" if training.mean_value is not None else ""
-    return f"{many(training.episodes, 'episode')}, done {percent(training.done_rate)}{value}{masked}"
+    audited = f", {training.contradicted:,} of {training.audited:,} dones contradicted" if training.audited else ""
+    return f"{many(training.episodes, 'episode')}, done {percent(training.done_rate)}{value}{masked}{audited}"
 
 
 def _last_error(snapshot: Snapshot) -> str:

@@ -17,9 +17,9 @@ $(LEARN_VENV)/.ready: pyproject.toml tests/learn/requirements.txt
 	$(LEARN_VENV)/bin/pip install -q -e '.[learn,gymnasium]' -r tests/learn/requirements.txt
 	touch $@
 
-learn: setup-learn  ## Train a policy by the critic's rewards (LEARN='--help')
+learn: setup-learn  ## Train a policy by the critic's rewards, some minutes (LEARN='--help')
 	@mkdir -p learn-out
-	MUJOCO_GL="$(MUJOCO_GL)" $(LEARN_VENV)/bin/python examples/train_metaworld.py \
+	MUJOCO_GL="$(MUJOCO_GL)" $(LEARN_VENV)/bin/python -W ignore examples/train_metaworld.py \
 	  --json learn-out/figures.json --png learn-out/figures.png $(LEARN)
 
 test-learn: setup-learn  ## Train until policies have learned, and check it
