@@ -90,4 +90,5 @@ help:  ## Show this list
 clean:  ## Delete .venv and caches
 	rm -rf $(VENV) demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-include benchmarks/bench.mk examples/learn.mk tests/real_rlinf/rlinf.mk tests/real_vlac/vlac.mk tests/real_verl/verl.mk
+# Suites with an environment of their own.
+include $(sort $(wildcard */*.mk */*/*.mk))

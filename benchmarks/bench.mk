@@ -4,7 +4,7 @@
 PEERS_VENV := .venv-peers
 
 .PHONY: bench-peers
-bench-peers: $(PEERS_VENV)/.ready  ## Measure it against Celery, Dramatiq, FastAPI and Ray Serve too
+bench-peers: $(PEERS_VENV)/.ready  ## Measure it against Celery, FastAPI and Ray Serve too
 	$(PEERS_VENV)/bin/vlac-queue bench $(BENCH)
 
 $(PEERS_VENV)/.ready: pyproject.toml

@@ -19,9 +19,9 @@ from rich.table import Table
 from benchmarks import report
 from benchmarks.goals import Goal
 from benchmarks.measuring import ApartError
+from benchmarks.overlap import CASES
 from benchmarks.peers import PEERS
 from benchmarks.processes import machine
-from benchmarks.profile import profile
 from benchmarks.sections import SECTIONS, Size, chosen_peers
 from vlac_queue.console import errors_as_messages, writing
 from vlac_queue.plot import figure_class
@@ -59,22 +59,22 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 @click.option("--most-episodes", default=512, show_default=True, type=click.IntRange(16), help="Most at once.")
 @click.option("--most-workers", default=8, show_default=True, type=click.IntRange(2), help="Most workers.")
 @click.option("--chunks", default=64, show_default=True, help="Action chunks of an episode of the rollouts.")
+@click.option(
+    "--rollout",
+    "rollouts",
+    type=click.Choice([name for name, case in CASES.items() if case]),
+    multiple=True,
+    help="Play this rollout, beside the one without a critic; may be given again.  [default: all]",
+)
 @click.option("--json", "json_file", type=_FILE, help="Write all figures.")
 @click.option("--markdown", "markdown_file", type=_FILE, help="Write the tables as Markdown.")
 @click.option("--plots", "plots_folder", type=_FOLDER, help="Draw pictures there.")
-@click.option(
-    "--profile",
-    "profile_folder",
-    type=_FOLDER,
-    help="Only sample client and worker, and write flame graphs there (needs py-spy).",
-)
 def bench(
     sections: tuple[str, ...],
     names: tuple[str, ...],
     json_file: Path | None,
     markdown_file: Path | None,
     plots_folder: Path | None,
-    profile_folder: Path | None,
     **size: Any,
 ) -> None:
     """Measures the queue on this machine, against what one would use instead.
@@ -85,10 +85,6 @@ def bench(
     # A terminated benchmark takes its processes along, as an interrupted one does.
     signal.signal(signal.SIGTERM, _interrupt)
     with errors_as_messages():
-        if profile_folder:
-            print(profile(profile_folder, size["seconds"]))
-            print(f"Written: {profile_folder}/client.svg, worker.svg, profile.txt")
-            return
         if plots_folder:
             figure_class()  # better missed now than after the work
             with writing(plots_folder, "--plots"):

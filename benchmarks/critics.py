@@ -77,12 +77,6 @@ class SteadyCritic(InstantCritic):
     batch_s = 0.050
 
 
-class RolloutCritic(InstantCritic):
-    """60 ms a batch: the critic of benchmarks.overlap."""
-
-    batch_s = 0.060
-
-
 @dataclass(frozen=True)
 class Marks:
     """What a worker wrote: when its critic was loaded, and when each batch began and ended."""

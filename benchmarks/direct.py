@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
-from benchmarks.workloads import simulator
+from benchmarks.workloads import simulator, stamped
 from vlac_queue.config import VlacConfig
 from vlac_queue.errors import ConfigError
 from vlac_queue.messages import DoneVerdict
@@ -19,6 +20,8 @@ _TASK = "open the drawer"
 _WARM_UP, _LEAST = 2, 3
 
 _critic: VlacCritic
+#: Number frames, so that none comes again.
+_steps = count()
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,14 @@ class Direct:
     """What was measured.
 
     Attributes:
+        images_per_s: of frames never seen before.
+        known_images_per_s: of frames whose features the critic keeps, so that they cost language only.
         peak_bytes: most that torch's allocator reserved on the GPU.
         max_images: most images of a call at the end: below VLAC_MAX_IMAGES where memory ran out.
     """
 
     images_per_s: float
+    known_images_per_s: float
     failed: int
     peak_bytes: int
     max_images: int
@@ -79,7 +85,8 @@ def make_checkpoint(folder: Path, layers: int, width: int) -> None:
         sizes = config["llm_config"]["num_hidden_layers"], config["llm_config"]["hidden_size"]
     except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(f"{folder} holds no checkpoint; remove it, or give another folder.") from None
-    if config.get("model_type") == "tiny_vlac" and sizes != (layers, width):
+    ours = "tiny_vlac" in config.get("auto_map", {}).get("AutoConfig", "")
+    if ours and sizes != (layers, width):
         raise ConfigError(
             f"{folder} holds a checkpoint of {sizes[0]} layers of width {sizes[1]}, and this run needs {layers} "
             f"of width {width}; remove it, or give another folder."
@@ -95,24 +102,36 @@ def load(config: VlacConfig) -> None:
 
 
 def measure_direct(batch: int, seconds: float) -> Direct:
-    """Ask batch after batch for about `seconds` seconds, after some to warm up."""
+    """Ask batch after batch for about `seconds` seconds, and then as long about frames that the critic knows."""
     import torch
 
     _critic.wake()
     on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    failed, asked = 0, 0
+    images_per_s, failed = _rate(batch, seconds, new=True)
+    known_images_per_s, failed_too = _rate(batch, seconds, new=False)
+    peak = torch.cuda.max_memory_reserved() if on_gpu else 0
+    max_images = _critic.max_images
+    _critic.offload()
+    return Direct(images_per_s, known_images_per_s, failed + failed_too, peak, max_images)
+
+
+def _rate(batch: int, seconds: float, *, new: bool) -> tuple[float, int]:
+    """Return images/s after some batches to warm up, and failed queries.
+
+    Args:
+        new: whether all frames are others than ever before; else the batch is always the same.
+    """
+    failed, asked, step = 0, 0, next(_steps)
     started = now = 0.0
     while asked < _WARM_UP + _LEAST or now - started < seconds:
         if asked == _WARM_UP:
             started = time.monotonic()
-        frames = simulator().step(asked, batch)
-        answers = _critic.answer([CriticQuery("done", _TASK, frame[None], asked) for frame in frames])
+        step = next(_steps) if new else step
+        frames = [stamped(frame, step, i) for i, frame in enumerate(simulator().step(step, batch))]
+        answers = _critic.answer([CriticQuery("done", _TASK, frame[None], step) for frame in frames])
         now = time.monotonic()
         failed += sum(not isinstance(answer, DoneVerdict) for answer in answers)
         asked += 1
-    peak = torch.cuda.max_memory_reserved() if on_gpu else 0
-    max_images = _critic.max_images
-    _critic.offload()
-    return Direct((asked - _WARM_UP) * batch / (now - started), failed, peak, max_images)
+    return (asked - _WARM_UP) * batch / (now - started), failed

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -24,19 +25,20 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import click
-import psutil
 import redis
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks import report
 from benchmarks.direct import Direct, Gpu, load, look, make_checkpoint, measure_direct
+from benchmarks.figures import line
 from benchmarks.load import full_queue
 from benchmarks.processes import check_alive, machine, worker
 from vlac_queue.client import CriticClient, Pending
 from vlac_queue.config import VlacConfig
 from vlac_queue.console import progress_bar
 from vlac_queue.control import WorkerInfo, critic_workers
+from vlac_queue.costs import Costs
 from vlac_queue.errors import ConfigError, CriticTimeout
 from vlac_queue.keys import Keys
 from vlac_queue.messages import DoneVerdict
@@ -125,7 +127,7 @@ def measure_queued(environ: Mapping[str, str], batch: int, seconds: float) -> Qu
 
 
 def _keep_full(
-    client: CriticClient, process: psutil.Process, batch: int, seconds: float
+    client: CriticClient, process: subprocess.Popen[bytes], batch: int, seconds: float
 ) -> tuple[list[float], float]:
     """Ask so that `_OPEN` batches are always open, then wait for all of them.
 
@@ -144,7 +146,9 @@ def _keep_full(
     return answered, time.monotonic() - started
 
 
-def _wait(client: CriticClient, process: psutil.Process, question: Sequence[Pending[DoneVerdict]]) -> None:
+def _wait(
+    client: CriticClient, process: subprocess.Popen[bytes], question: Sequence[Pending[DoneVerdict]]
+) -> None:
     """Wait for the answers; they are not looked at, the worker counts its failures."""
     while True:
         try:
@@ -153,7 +157,7 @@ def _wait(client: CriticClient, process: psutil.Process, question: Sequence[Pend
             check_alive(process)
 
 
-def _published(connection: redis.Redis, process: psutil.Process, *, queries: int) -> WorkerInfo:
+def _published(connection: redis.Redis, process: subprocess.Popen[bytes], *, queries: int) -> WorkerInfo:
     """Return what the worker says of itself once it has loaded and answered `queries` queries."""
     while True:
         check_alive(process)
@@ -208,6 +212,20 @@ def verdict(rows: Sequence[Row], allowed_bytes: float, max_images: int) -> list[
         if row.failed:
             lines.append(f"Batch {row.batch}: {many(row.failed, 'query')} FAILED; its rates count as if answered.")
     return lines
+
+
+def costs(rows: Sequence[Row], source: str) -> Costs | None:
+    """Return what images and calls cost on torch, from batches that were one call each; None from fewer than two.
+
+    A batch of n known frames takes call_s + n * language_s, one of new frames n * vision_s more.
+    """
+    whole = [row for row in rows if row.batch <= row.direct.max_images]
+    if len(whole) < 2:
+        return None
+    counts = [row.batch for row in whole]
+    new = line(counts, [row.batch / row.direct.images_per_s for row in whole])
+    known = line(counts, [row.batch / row.direct.known_images_per_s for row in whole])
+    return Costs(max(0.0, new.each - known.each), known.each, max(0.0, known.fixed), False, source)
 
 
 def _gigabytes(count: float) -> str:
@@ -274,11 +292,13 @@ def main(
     says = verdict(rows, allowed, config.max_images)
     console = Console()
     console.print(table(rows, "\n".join(described.values())))
-    for line in says:
-        console.print(line, highlight=False)
+    for sentence in says:
+        console.print(sentence, highlight=False)
     if json_file:
         figures = [{"ratio": row.ratio, **asdict(row)} for row in rows]
-        text = json.dumps({**described, "allowed_bytes": allowed, "says": says, "rows": figures}, indent=2)
+        cost = costs(rows, f"measured on {gpu.name}")
+        written = {"costs": cost and asdict(cost), "allowed_bytes": allowed, "says": says, "rows": figures}
+        text = json.dumps({**described, **written}, indent=2)
         Path(json_file).write_text(text + "\n")
 
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 
 from benchmarks.peers.ours import TASK
-from benchmarks.workloads import EPISODE_STEPS, simulator
+from benchmarks.workloads import EPISODE_STEPS, simulator, stamped
 from vlac_queue.client import CriticClient, Pending
 from vlac_queue.messages import DoneVerdict
 
@@ -37,7 +37,8 @@ def full_queue(
             if groups[0][0].frames == EPISODE_STEPS:
                 client.close_many(groups[0])
                 groups[0] = client.episodes(tasks)
-            asked.append(client.observe_many(zip(groups[0], simulator().step(step, batch), strict=True)))
+            frames = [stamped(frame, step, i) for i, frame in enumerate(simulator().step(step, batch))]
+            asked.append(client.observe_many(zip(groups[0], frames, strict=True)))
             groups.rotate(-1)
             step += 1
     finally:

@@ -1,45 +1,102 @@
-"""Wall time of a rollout with the critic over the same rollout without it.
+"""What a rollout costs: its wall time with VLAC over the same rollout without a critic, by the number of GPUs.
 
 8 ranks of 8 episodes, 64 chunks each (LIBERO's 512 steps): a policy step takes 200 ms, the simulators of a rank
-150 ms a chunk, the critic 60 ms a batch of up to 16; all of these sleep. Two workers serve all ranks. Frames are
-recorded ones, 256x256x3. No episode is ever done, so that after the last chunk all 64 want a value list at once,
-and the workers decode each of their frames: on few cores that, not the waiting, is most of what remains. The HTTP
-service keeps no frames, and is spared it; its row is there where FastAPI is installed (`make bench-peers`).
+150 ms a chunk. The critic is VLAC's own code on a model that sleeps for as long as VLAC would compute on a GPU
+(benchmarks/timed_vlac.py, vlac_queue/costs.py), in as many workers as there would be GPUs: on torch without
+reference frames, and with 9 of them on vLLM, which computes prompts that begin alike once. Frames are recorded
+ones, 256x256x3, made different for each episode and chunk, since vision is spared a frame that it knows. No
+episode is ever done, so that after the last chunk all 64 want a value list at once: the most that a rollout asks.
 """
 
 from __future__ import annotations
 
-import http.client
-import json
 import multiprocessing
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from functools import partial
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from queue import Empty
 from typing import Any
 
-from rich.table import Table
+import click
+import numpy as np
 
-from benchmarks.figures import interleaved, ratio
-from benchmarks.peers import PEERS
-from benchmarks.peers.bodies import body_of
-from benchmarks.processes import module, wait_for_port, wait_for_workers, worker
-from benchmarks.report import table as report_table
+from benchmarks.critics import MARKS
+from benchmarks.figures import interleaved, quantile
+from benchmarks.processes import wait_for_workers, worker
+from benchmarks.timed_vlac import total_work
+from benchmarks.workloads import stamped
 from verl_adapter.environments import Chunk
 from verl_adapter.watch import RolloutWatch
-from vlac_queue import CriticClient, VlacConfig
+from vlac_queue import CriticClient, Pending, VlacConfig
 from vlac_queue.commands.demo.rollouts import load_rollouts
+from vlac_queue.errors import VlacQueueError
 from vlac_queue.frames import Frames
-from vlac_queue.server import RedisServer, free_port
+from vlac_queue.server import RedisServer
 
-RANKS, EPISODES, WORKERS = 8, 8, 2
+RANKS, EPISODES = 8, 8
 POLICY_S, SIMULATOR_S = 0.200, 0.150
-#: Of benchmarks.critics:RolloutCritic, a batch of up to 16.
-CRITIC_S, BATCH = 0.060, 16
 #: Environment steps in a chunk.
 CHUNK = 8
-#: Seconds until a rollout is through, and those of them after its last chunk.
-Wall = tuple[float, float]
+TASK = "open the drawer"
+#: Settings of the workers, by engine: those that docs/vlac.md gives for such a GPU.
+SETTINGS = {
+    engine: {
+        "VLAC_CRITIC": "benchmarks.timed_vlac:TimedVlac",
+        "VLAC_ENGINE": engine,
+        "VLAC_MAX_BATCH": "32",
+        "VLAC_MAX_IMAGES": max_images,
+    }
+    for engine, max_images in (("pt", "128"), ("vllm", "256"))
+}
+#: Seconds that a query may take: value lists of all ranks wait for one another.
+_TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """How a rollout is judged: by so many workers, with or without reference frames, while it goes on or not."""
+
+    workers: int
+    references: bool
+    overlap: bool
+
+    def __str__(self) -> str:
+        references = ", 9 references" if self.references else ""
+        return f"{self.workers} workers{references}, {'overlapped' if self.overlap else 'blocking'}"
+
+
+#: By their names in the table.
+CASES: Mapping[str, Case | None] = {"no critic": None} | {
+    str(case): case
+    for case in (Case(*each) for each in [(w, r, o) for r in (False, True) for w in (2, 3) for o in (True, False)])
+}
+
+
+@dataclass(frozen=True)
+class Wall:
+    """One rollout of all ranks.
+
+    Attributes:
+        seconds: until the slowest rank was through.
+        after_s: of those, after its last chunk.
+        vision: images through vision over frames pushed.
+        call_images: images whose tokens went through the language model in a call.
+        busy: part of the time that the critics' GPUs worked, 0..1.
+        wait_p50_s, wait_p95_s: from asking whether an episode is done until the answer was there.
+    """
+
+    seconds: float
+    after_s: float
+    vision: float = 0.0
+    call_images: float = 0.0
+    busy: float = 0.0
+    wait_p50_s: float = 0.0
+    wait_p95_s: float = 0.0
 
 
 class NoCritic:
@@ -54,18 +111,23 @@ class NoCritic:
     def ended(self) -> None:
         """After the last chunk."""
 
+    def waits(self) -> list[float]:
+        """Return the seconds that the answer to each done query took."""
+        return []
+
 
 class ThroughQueue(NoCritic):
     """As `verl_adapter.rollout` does it."""
 
-    def __init__(self, url: str, overlap: bool) -> None:
-        self._client = CriticClient(VlacConfig(redis_url=url, overlap=overlap))
+    def __init__(self, url: str, overlap: bool, reference: str | None) -> None:
+        config = VlacConfig(redis_url=url, overlap=overlap, reference=reference, timeout_s=_TIMEOUT_S)
+        self._client = _NotingClient(config)
         self._watch = RolloutWatch(self._client)
 
     def seen(self, step: int, frames: list[Frames]) -> None:
         for index, frame in enumerate(frames):
             self._watch.see(Chunk(f"{index}", step, frame[None]))
-        self._watch.advance(["open the drawer"] * EPISODES)
+        self._watch.advance([TASK] * EPISODES)
 
     def acted(self) -> None:
         assert not self._watch.over()
@@ -75,89 +137,110 @@ class ThroughQueue(NoCritic):
         assert not any(ending.done or ending.masked for ending in endings)
         self._watch.close()
 
-
-class OverHttp(NoCritic):
-    """Posts the frames of all its episodes, and waits for the answers."""
-
-    def __init__(self, port: int) -> None:
-        self._connection = http.client.HTTPConnection("127.0.0.1", port)
-
-    def seen(self, step: int, frames: list[Frames]) -> None:
-        if step:
-            assert self._post("/done", body_of(frames)) == [False] * EPISODES
-
-    def ended(self) -> None:
-        assert len(self._post(f"/value/{EPISODES}", b"")) == EPISODES
-
-    def _post(self, path: str, body: bytes) -> list[Any]:
-        self._connection.request("POST", path, body)
-        answers: list[Any] = json.loads(self._connection.getresponse().read())
-        return answers
+    def waits(self) -> list[float]:
+        return [pending.answer_s for pending in self._client.asked]
 
 
-def rank(make: Callable[[], NoCritic], chunks: int, start: Any, walls: Any) -> None:
-    """Play one rank's rollout, and put its Wall on the queue `walls`."""
-    rollouts = [rollout.frames for rollout in load_rollouts()][:EPISODES]
+class _NotingClient(CriticClient):
+    """Keeps its done queries."""
+
+    def __init__(self, config: VlacConfig) -> None:
+        super().__init__(config)
+        self.asked: list[Pending[Any]] = []
+
+    def observe_each(self, pairs: Iterable[Any]) -> list[Any]:
+        results = super().observe_each(pairs)
+        self.asked += [each for each in results if not isinstance(each, VlacQueueError)]
+        return results
+
+
+def rank(make: Callable[[], NoCritic], number: int, chunks: int, start: Any, walls: Any) -> None:
+    """Play one rank's rollout; put its seconds, those after the last chunk and its waits on the queue `walls`."""
+    runs = [rollout.frames for rollout in load_rollouts()][:EPISODES]
     service = make()
+
+    def frames(chunk: int) -> list[Frames]:
+        return [stamped(run[chunk % len(run)], number, episode, chunk) for episode, run in enumerate(runs)]
+
     start.wait()
     started = time.perf_counter()
-    service.seen(0, [frames[0] for frames in rollouts])
+    service.seen(0, frames(0))
     for chunk in range(1, chunks + 1):
         time.sleep(POLICY_S)
         service.acted()
         time.sleep(SIMULATOR_S)
-        service.seen(chunk * CHUNK, [frames[chunk % len(frames)] for frames in rollouts])
+        service.seen(chunk * CHUNK, frames(chunk))
     last = time.perf_counter()
     service.ended()
-    walls.put((time.perf_counter() - started, time.perf_counter() - last))
+    walls.put((time.perf_counter() - started, time.perf_counter() - last, service.waits()))
 
 
-def wall(services: Sequence[Callable[[], NoCritic]], chunks: int) -> Wall:
-    """Play a rollout with one of `services` for each rank; return the slowest rank's times."""
+def play(case: Case | None, chunks: int) -> Wall:
+    """Play a rollout with a Redis and workers of its own."""
+    if case is None:
+        seconds, after_s, _ = _ranks(NoCritic, chunks)
+        return Wall(seconds, after_s)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vlac-bench-")))
+        work = folder / "work"
+        work.mkdir()
+        url = stack.enter_context(RedisServer()).url
+        settings = SETTINGS["vllm" if case.references else "pt"] | {MARKS: str(work)}
+        for _ in range(case.workers):
+            stack.enter_context(worker(url, **settings))
+        with CriticClient(VlacConfig(redis_url=url)) as client:
+            wait_for_workers(client, case.workers)
+        reference = None
+        if case.references:
+            reference = str(folder / "reference.npy")
+            np.save(reference, load_rollouts("reference")[-1].frames)
+        seconds, after_s, waits = _ranks(partial(ThroughQueue, url, case.overlap, reference), chunks)
+        done = total_work(work)
+    return Wall(
+        seconds,
+        after_s,
+        vision=done.vision / (RANKS * EPISODES * (chunks + 1)),
+        call_images=done.language / done.calls,
+        busy=done.seconds / (case.workers * seconds),
+        wait_p50_s=quantile(waits, 0.5),
+        wait_p95_s=quantile(waits, 0.95),
+    )
+
+
+def _ranks(make: Callable[[], NoCritic], chunks: int) -> tuple[float, float, list[float]]:
+    """Play all ranks; return the slowest one's seconds, those of them after its last chunk, and all waits."""
     context = multiprocessing.get_context("spawn")
     start, walls = context.Barrier(RANKS), context.Queue()
-    ranks = [context.Process(target=rank, args=(make, chunks, start, walls)) for make in services]
+    ranks = [context.Process(target=rank, args=(make, number, chunks, start, walls)) for number in range(RANKS)]
     for each in ranks:
         each.start()
-    slowest: Wall = max(walls.get(timeout=600) for _ in ranks)
+    played = [_next(walls, ranks) for _ in ranks]
     for each in ranks:
         each.join()
-    return slowest
+    seconds, after_s, _ = max(played)
+    return seconds, after_s, [wait for _, _, waits in played for wait in waits]
 
 
-def measure(chunks: int, rounds: int) -> dict[str, list[Wall]]:
-    """Measure rollouts of `chunks` chunks; over HTTP too where FastAPI is installed."""
-    ways: dict[str, list[Callable[[], NoCritic]]] = {"no critic": [NoCritic] * RANKS}
-    with ExitStack() as stack:
-        url = stack.enter_context(RedisServer()).url
-        settings = {"VLAC_CRITIC": "benchmarks.critics:RolloutCritic", "VLAC_MAX_BATCH": str(BATCH)}
-        for _ in range(WORKERS):
-            stack.enter_context(worker(url, **settings))
-        for name, overlap in (("overlapped", True), ("blocking", False)):
-            ways[name] = [partial(ThroughQueue, url, overlap)] * RANKS
-        if PEERS["fastapi"].versions():
-            ports = [free_port() for _ in range(WORKERS)]
-            for port in ports:
-                arguments = (port, "--most", BATCH, "--batch-seconds", CRITIC_S)
-                stack.enter_context(module("benchmarks.peers.http_app", *arguments))
-                wait_for_port(port)
-            ways["HTTP, synchronous"] = [partial(OverHttp, ports[index % WORKERS]) for index in range(RANKS)]
-        with CriticClient(VlacConfig(redis_url=url)) as client:
-            wait_for_workers(client, WORKERS)
-        rows = {name: partial(wall, services, chunks) for name, services in ways.items()}
-        return interleaved("overlap", rows, rounds)
+def _next(walls: Any, ranks: Sequence[BaseProcess]) -> Any:
+    """Return what the next rank to be through has put on the queue.
+
+    Raises:
+        ClickException: a rank failed.
+    """
+    while True:
+        with suppress(Empty):
+            return walls.get(timeout=1.0)
+        if any(each.exitcode for each in ranks):
+            for each in ranks:
+                each.kill()
+            raise click.ClickException("a rank of the rollout failed; what it said is above.")
 
 
-def table(measured: Mapping[str, Sequence[Wall]], chunks: int) -> Table:
-    """Return wall times, and how they compare with no critic."""
-    bare = [whole for whole, _ in measured["no critic"]]
-    rows = []
-    for name, walls in measured.items():
-        whole, after = sorted(walls)[len(walls) // 2]
-        over = ratio([each for each, _ in walls], bare).median
-        rows.append([name, f"{whole:.2f}", f"{over:.3f}", f"{after:.2f}"])
-    title = (
-        f"{RANKS} ranks x {EPISODES} episodes x {chunks} chunks: policy {POLICY_S * 1000:.0f} ms, "
-        f"simulators {SIMULATOR_S * 1000:.0f} ms, critic {CRITIC_S * 1000:.0f} ms a batch, {WORKERS} workers"
-    )
-    return report_table(title, ("", "seconds", "over no critic", "of them for values"), rows)
+def measure(chunks: int, rounds: int, chosen: Collection[str] = ()) -> dict[str, list[Wall]]:
+    """Measure rollouts of `chunks` chunks without a critic, and in the cases of `chosen` names, or all."""
+    rows = {
+        name: partial(play, case, chunks)
+        for name, case in CASES.items()
+        if case is None or not chosen or name in chosen
+    }
+    return interleaved("overlap", rows, rounds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ import click
 import psutil
 
 from vlac_queue.client import CriticClient
-from vlac_queue.control import worker_command
+from vlac_queue.control import end_worker, start_worker
 from vlac_queue.errors import NoWorkers
 
 ROOT = Path(__file__).parents[1]
@@ -39,10 +40,7 @@ def process(
         environ: variables beside those of this process.
         options: of `subprocess.Popen`.
     """
-    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
-    # Settings of a queue of the user's own would change what is measured.
-    outside = {name: text for name, text in os.environ.items() if not name.startswith(("VLAC_", "RQ_"))}
-    started = psutil.Popen(list(command), env={**outside, "PYTHONPATH": path, **environ}, **options)
+    started = psutil.Popen(list(command), env=_environment(environ, root), **options)
     try:
         yield started
     finally:
@@ -54,17 +52,19 @@ def module(name: str, *arguments: object, **environ: str) -> AbstractContextMana
     return process([sys.executable, "-m", name, *map(str, arguments)], environ)
 
 
-def worker(
-    url: str, *, queue: str = "vlac", worker_class: str = "workers.CriticWorker", **environ: str
-) -> AbstractContextManager[psutil.Popen]:
-    """Run a real `rq worker`, as `process` does."""
-    variables = {"RQ_REDIS_URL": url, "RQ_WORKER_CLASS": worker_class, **environ}
-    return process(worker_command(queue, "--quiet"), variables)
+@contextmanager
+def worker(url: str, **environ: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a critic worker with these variables; end it afterwards."""
+    started = start_worker("vlac", _environment({**environ, "VLAC_REDIS_URL": url}), "--quiet")
+    try:
+        yield started
+    finally:
+        end_worker(started, _PATIENCE_S)
 
 
-def check_alive(worker: psutil.Process) -> None:
+def check_alive(worker: subprocess.Popen[bytes]) -> None:
     """Raise ClickException if a worker has ended."""
-    if not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE:
+    if worker.poll() is not None:
         raise click.ClickException("the worker ended; what it said is above.")
 
 
@@ -84,6 +84,13 @@ def wait_for_port(port: int) -> None:
             socket.create_connection(("127.0.0.1", port)).close()
             return
         time.sleep(0.05)
+
+
+def _environment(environ: Mapping[str, str], root: Path = ROOT) -> dict[str, str]:
+    """Return this process's variables and these; without settings of a queue of the user's own."""
+    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    outside = {name: text for name, text in os.environ.items() if not name.startswith(("VLAC_", "RQ_"))}
+    return {**outside, "PYTHONPATH": path, **environ}
 
 
 def _end(started: psutil.Popen) -> None:

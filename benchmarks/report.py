@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from statistics import median
 
 from rich.table import Table
 from rich.text import Text
 
+from benchmarks import overlap
 from benchmarks.compare import Rounds, median_round, over
 from benchmarks.episodes import Grown, growth
+from benchmarks.figures import ratio
 from benchmarks.goals import Goal
 from benchmarks.measuring import Round
 from benchmarks.peers import OURS
 from benchmarks.workers import CRITICS, Served
+from vlac_queue.costs import COSTS
 
 
 def table(
@@ -118,6 +122,36 @@ def workers_table(measured: Served) -> Table:
         rows.append([title, *(f"{rate:,.0f} ({rate / rates[0]:.2f}x)" for rate in rates)])
     columns = [f"{count} worker{'s' if count > 1 else ''}" for count in counts]
     return table("Workers with a sleeping critic and an always-full queue: queries/s", ["", *columns], rows)
+
+
+def rollouts_table(measured: Mapping[str, Sequence[overlap.Wall]], chunks: int) -> Table:
+    """Return wall times, how they compare with no critic, and what the critics did; medians over the rounds."""
+    bare = [wall.seconds for wall in measured["no critic"]]
+    rows = []
+    for name, walls in measured.items():
+        middle = {figure: median(each) for figure, each in _columns(walls).items()}
+        over = ratio([wall.seconds for wall in walls], bare).median
+        cells = [f"{middle['seconds']:.2f}", f"{over:.2f}", f"{middle['after_s']:.2f}"]
+        if middle["busy"]:
+            waits = f"{middle['wait_p50_s']:.2f} / {middle['wait_p95_s']:.2f}"
+            cells += [waits, f"{middle['vision']:.2f}", f"{middle['busy']:.0%}"]
+        rows.append([name, *cells, *[""] * (6 - len(cells))])
+    torch, vllm = COSTS["pt"], COSTS["vllm"]
+    size = f"{overlap.RANKS} ranks x {overlap.EPISODES} episodes x {chunks} chunks"
+    return table(
+        f"{size}: policy {1000 * overlap.POLICY_S:.0f} ms, simulators {1000 * overlap.SIMULATOR_S:.0f} ms a chunk",
+        ("", "seconds", "over no critic", "after last chunk", "done waits p50/p95", "vision a frame", "GPU busy"),
+        rows,
+        wrap=True,
+        caption=f"VLAC: an image {1000 * torch.vision_s:.1f} ms of vision and {1000 * torch.language_s:.1f} of "
+        f"language, a call {1000 * torch.call_s:.0f} ms (with references, on vLLM, {1000 * vllm.call_s:.0f}); "
+        f"{torch.source}",
+    )
+
+
+def _columns(walls: Sequence[overlap.Wall]) -> dict[str, list[float]]:
+    each = [asdict(wall) for wall in walls]
+    return {figure: [one[figure] for one in each] for figure in each[0]}
 
 
 def goals_table(goals: Sequence[Goal], rounds: int) -> Table:

@@ -18,7 +18,7 @@ from benchmarks.peers import OURS, PEERS
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured: the options of the same names (`at_once` is --episodes)."""
+    """How much is measured: the options of the same names (`at_once` is --episodes, `rollouts` --rollout)."""
 
     rounds: int
     seconds: float
@@ -26,6 +26,7 @@ class Size:
     most_episodes: int
     most_workers: int
     chunks: int
+    rollouts: Sequence[str] = ()
 
 
 class Section(NamedTuple):
@@ -95,8 +96,12 @@ def _busy(size: Size, names: Sequence[str]) -> Section:
 
 
 def _overlap(size: Size, names: Sequence[str]) -> Section:
-    measured = overlap.measure(size.chunks, size.rounds)
-    return Section([overlap.table(measured, size.chunks)], [goals.of_rollouts(measured)], measured)
+    measured = overlap.measure(size.chunks, size.rounds, size.rollouts)
+    return Section(
+        [report.rollouts_table(measured, size.chunks)],
+        goals.of_rollouts(measured),
+        {name: list(map(asdict, walls)) for name, walls in measured.items()},
+    )
 
 
 #: In the order in which they are measured; each takes a Size, and the names of the peers.

@@ -1,15 +1,15 @@
 """Makes a checkpoint of VLAC's kind that is small enough for tests: `python -m benchmarks.tiny_vlac FOLDER`.
 
-It loads as an InternVL2 (`model_type="internvl2"` of ms-swift) and answers VLAC's prompts in VLAC's forms, so
-the whole path runs on a CPU: tokenizer, template, images, engine, rich answers. It knows nothing about robots:
-which number it says depends on the pictures and the words through random weights, but always on the same ones
-in the same way. Needs torch, transformers and tokenizers; downloads nothing.
+It loads as an InternVL2 (`model_type="internvl2"` of ms-swift) with torch and with vLLM, and answers VLAC's
+prompts in VLAC's forms, so the whole path runs on a CPU: tokenizer, template, images, engine, rich answers. It
+knows nothing about robots: which number it says depends on the pictures and the words through random weights, but
+always on the same ones in the same way. Needs torch, transformers and tokenizers; downloads nothing.
 
 How it works: two Llama layers whose attention weighs all earlier tokens alike, so that the last position knows
 the mean of all embeddings, and from the second layer on also something of their order. A few dimensions are
 reserved. "Mode" dimensions are set in the embeddings of `<done>`, `<score>` and `<think>` and tell which question
 is asked; "state" dimensions are set in the embeddings of what the model says itself and tell what may follow. The
-others are random and choose among the numbers that may be said.
+others are random and choose among the numbers that may be said. benchmarks.tiny_vision has the vision tower.
 
 With `--like-2b` the checkpoint has the shape of an InternVL2-2B (4.4 GB), for `python -m benchmarks.gpu`: a vision
 tower and a language model of full size whose weights are random, around the two layers above. What is added works,
@@ -33,9 +33,8 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
+from benchmarks.tiny_vision import IMAGE_SIZE, LEAST_WIDTH, Weights, centre, vision_config, vision_weights
 from vlac_queue.errors import ConfigError
-
-Weights = dict[str, torch.Tensor]
 
 #: What it says besides "0" and "1".
 _FIRST, _SECOND, _CLOSE = "first image progressing: ", "% second image progressing: ", "%</think>"
@@ -68,8 +67,9 @@ _TINY = {
     "hidden_size": _HIDDEN,
     "intermediate_size": _MLP,
     "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
+    # vLLM's attention on a CPU takes heads of 32, 64, 96, ...
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
 }
 #: Names of tensors begin so; the name of the model's module.
 _LLAMA, _MODELING = "language_model.model", "modeling_tiny_vlac"
@@ -78,7 +78,7 @@ _FORBIDDEN_STATE, _FORBIDDEN_MODE = 1e5, 40.0
 _MODE_AT = 0
 _STATE_AT = len(_MODES)
 _CONTENT_AT = _STATE_AT + len(_STATES)
-_CONTENT = slice(_CONTENT_AT, None)
+_CONTENT = slice(_CONTENT_AT, _HIDDEN)
 
 #: Standard deviation of the weights that only take time.
 _IDLE_STD = 0.02
@@ -92,25 +92,27 @@ class Large:
 
     Attributes:
         layers: of the language model and of the vision tower, each; 2 or more.
-        width: of the language model; a multiple of 64, 128 or more. Its MLP is 4 times as wide.
+        width: of the language model; a multiple of 128. Its MLP is 4 times as wide.
     """
 
     layers: int = 24
     width: int = 2048
-    #: Of the language model and of the vision tower, each.
-    heads: int = 16
-    kv_heads: int = 8
     #: At least as many as the tokenizer has.
     vocab: int = 92553
 
     def __post_init__(self) -> None:
-        if self.layers < 2 or self.width < 128 or self.width % 64:
-            raise ConfigError("layers must be 2 or more; width a multiple of 64, and 128 or more.")
+        if self.layers < 2 or self.width < 128 or self.width % 128:
+            raise ConfigError("layers must be 2 or more; width a multiple of 128.")
 
     @property
-    def head_size(self) -> int:
-        """Width of an attention head."""
-        return self.width // self.heads
+    def heads(self) -> int:
+        """Attention heads of the language model, each 128 wide."""
+        return self.width // 128
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values, of which two attention heads share one."""
+        return self.heads // 2 or 1
 
     def sizes(self) -> dict[str, float]:
         """Return what LlamaConfig calls them."""
@@ -134,6 +136,7 @@ def make(folder: Path, seed: int = 0, large: Large | None = None) -> Path:
     tokenizer.save_pretrained(folder)
     config = _config(tokenizer, large)
     weights = make_weights(tokenizer, seed)
+    centre(weights, _config(tokenizer, None))
     if large:
         weights = enlarge(weights, config, large, seed)
     shutil.copy(Path(__file__).with_name(f"{_MODELING}.py"), folder)
@@ -147,15 +150,18 @@ def _config(tokenizer: PreTrainedTokenizerFast, large: Large | None) -> dict[str
     name = f"{_MODELING}.{'LargeVlacModel' if large else 'TinyVlacModel'}"
     llm = LlamaConfig(
         **(large.sizes() if large else {"vocab_size": len(tokenizer), **_TINY}),
+        architectures=["LlamaForCausalLM"],
         max_position_embeddings=16384,
         tie_word_embeddings=False,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    config = {
-        "model_type": "tiny_vlac",
-        "architectures": [name.rpartition(".")[2]],
+    vision = vision_config(large.width // 2, large.layers) if large else vision_config(LEAST_WIDTH, layers=2)
+    return {
+        "model_type": "internvl_chat",
+        # vLLM's own model, and the same for torch.
+        "architectures": ["InternVLChatModel"],
         "auto_map": {
             "AutoConfig": f"{_MODELING}.TinyVlacConfig",
             "AutoModel": name,
@@ -163,10 +169,18 @@ def _config(tokenizer: PreTrainedTokenizerFast, large: Large | None) -> dict[str
         },
         "torch_dtype": "bfloat16" if large else "float32",
         "llm_config": llm.to_dict(),
+        "vision_config": vision,
+        "force_image_size": IMAGE_SIZE,
+        "downsample_ratio": 0.5,
+        "ps_version": "v2",
+        "select_layer": -1,
+        "dynamic_image_size": True,
+        "use_thumbnail": True,
+        "min_dynamic_patch": 1,
+        "max_dynamic_patch": 12,
+        "pad2square": False,
+        "template": "internlm2-chat",
     }
-    if large:
-        config["vision"] = {"layers": large.layers, "width": large.width // 2, "heads": large.heads}
-    return config
 
 
 def make_tokenizer(english: bool = False) -> PreTrainedTokenizerFast:
@@ -204,13 +218,11 @@ def make_weights(tokenizer: PreTrainedTokenizerFast, seed: int) -> Weights:
         return torch.randn(*shape, generator=generator)
 
     embeddings, head = _words(tokenizer, random)
-    projector = torch.zeros(_HIDDEN, 3)
-    projector[_CONTENT] = random(_HIDDEN - _CONTENT_AT, 3) * 3.0
     weights = {
         f"{_LLAMA}.embed_tokens.weight": embeddings,
         f"{_LLAMA}.norm.weight": torch.ones(_HIDDEN),
         "language_model.lm_head.weight": head,
-        "projector.weight": projector,
+        **vision_weights(LEAST_WIDTH, 2, _HIDDEN, _CONTENT, seed),
     }
     for layer in range(_TINY["num_hidden_layers"]):
         mixed = torch.zeros(_HIDDEN)
@@ -274,44 +286,42 @@ def enlarge(core: Weights, config: Mapping[str, Any], large: Large, seed: int) -
 
     generator = torch.Generator().manual_seed(seed)
     with torch.device("meta"):  # shapes alone
-        shapes = LargeVlacModel(TinyVlacConfig(**config)).state_dict()
+        shapes = LargeVlacModel(TinyVlacConfig(**config)).language_model.state_dict(prefix="language_model.")
     weights = {name: _idle(name, tensor.shape, generator) for name, tensor in shapes.items()}
+    vision = vision_weights(large.width // 2, large.layers, large.width, _CONTENT, seed)
+    vision["mlp1.3.bias"][:_HIDDEN] = core["mlp1.3.bias"]
+    weights |= {name: tensor.to(torch.bfloat16) for name, tensor in vision.items()}
     # The other dimensions are zero, and so make the mean square that a norm divides by smaller.
     for name in weights:
         if name.startswith(_LLAMA) and name.endswith("norm.weight"):
             weights[name].fill_(math.sqrt(_HIDDEN / large.width))
-    for name in (f"{_LLAMA}.embed_tokens.weight", "language_model.lm_head.weight", "projector.weight"):
+    for name in (f"{_LLAMA}.embed_tokens.weight", "language_model.lm_head.weight"):
         weights[name] = _padded(core[name], *weights[name].shape)
     words = len(core["language_model.lm_head.weight"])
     weights["language_model.lm_head.weight"][words:, _STATE_AT:_CONTENT_AT] = -_FORBIDDEN_STATE
-    _put_core_in(weights, core, large)
+    _put_core_in(weights, core)
     return weights
 
 
 def _idle(name: str, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
     """Return a tensor that only takes time: random, or zeros where the result of a part is added."""
     kind = name.removesuffix(".weight")
-    if kind.endswith(("bias", "o_proj", "down_proj", "vision.fc2")):
+    if kind.endswith(("o_proj", "down_proj")):
         return _zeros(*shape)
     if "norm" in kind:
         return _zeros(*shape) + 1
     return torch.empty(shape, dtype=torch.bfloat16).normal_(0.0, _IDLE_STD, generator=generator)
 
 
-def _put_core_in(weights: Weights, core: Weights, large: Large) -> None:
-    """Make the first layers' attention that of `core`."""
+def _put_core_in(weights: Weights, core: Weights) -> None:
+    """Make the first layers' attention that of `core`, whose dimensions all fit the first head."""
     for layer in range(_TINY["num_hidden_layers"]):
         name = f"{_LLAMA}.layers.{layer}.self_attn"
         weights[f"{name}.q_proj.weight"].zero_()
         weights[f"{name}.k_proj.weight"].zero_()
-        values = f"{name}.v_proj.weight"
-        weights[values] = _padded(core[values], *weights[values].shape)
-        # Several heads read one head of values; the first of them hands it on.
-        dimensions = torch.arange(_HIDDEN)
-        readers = large.heads // large.kv_heads
-        columns = dimensions // large.head_size * readers * large.head_size + dimensions % large.head_size
-        mixed = core[f"{name}.o_proj.weight"].diagonal().to(torch.bfloat16)
-        weights[f"{name}.o_proj.weight"][dimensions, columns] = mixed
+        for part in ("v_proj", "o_proj"):
+            tensor = f"{name}.{part}.weight"
+            weights[tensor] = _padded(core[tensor], *weights[tensor].shape)
 
 
 def _padded(tensor: torch.Tensor, rows: int, columns: int) -> torch.Tensor:

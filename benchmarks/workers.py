@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from functools import partial
-
-import psutil
 
 from benchmarks.critics import MARKS, read_marks
 from benchmarks.figures import interleaved
@@ -112,6 +111,6 @@ def _serving(
         yield url, client
 
 
-def _worker(url: str, critic: str, batch: int, *, marks: str) -> AbstractContextManager[psutil.Popen]:
+def _worker(url: str, critic: str, batch: int, *, marks: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
     settings = {"VLAC_CRITIC": f"benchmarks.critics:{critic}", "VLAC_MAX_BATCH": str(batch), MARKS: marks}
     return worker(url, **settings)

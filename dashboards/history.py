@@ -13,13 +13,12 @@ from dashboards.snapshot import (
     Look,
     Percentiles,
     Rates,
-    Reading,
     Snapshot,
     Worker,
-    WorkerReading,
 )
 from vlac_queue.control import WorkerInfo
 from vlac_queue.metrics import PHASES, Histogram
+from vlac_queue.records import Reading, WorkerReading
 
 #: Seconds without a beat from which on a worker counts as lost; it beats every second.
 LOST_AFTER_S = 3.0
@@ -29,10 +28,6 @@ REMEMBER_LOST_S = 60.0
 _HISTOGRAMS_PER_S = 20
 #: Points that charts keep.
 _POINTS = 4096
-
-_INFO_FIELDS = tuple(
-    name for name in Worker.__dataclass_fields__ if name in WorkerInfo.__dataclass_fields__ and name != "state"
-)
 
 
 @dataclass
@@ -209,7 +204,7 @@ class Series:
 def _worker(reading: WorkerReading, track: _Track, now: float) -> Worker:
     info = reading.info
     if info is None:
-        before = track.worker or Worker(reading.name, "lost")
+        before = track.worker or Worker(reading.name, state="lost")
         silent_s = before.silent_s + (now - track.seen if track.seen else 0.0)
         return replace(before, state="lost", taken=reading.taken, silent_s=silent_s, busy=None, queries_per_s=None)
     silent_s = max(0.0, now - info.time) if info.time else 0.0
@@ -225,14 +220,8 @@ def _worker(reading: WorkerReading, track: _Track, now: float) -> Worker:
             "batches_per_s": batches / elapsed_s,
             "mean_batch": queries / batches if batches else None,
         }
-    said = info.__dict__
-    return Worker(
-        state="lost" if silent_s > LOST_AFTER_S else info.state or "?",
-        taken=reading.taken,
-        silent_s=silent_s,
-        **{name: said[name] for name in _INFO_FIELDS},
-        **rates,
-    )
+    state = "lost" if silent_s > LOST_AFTER_S else info.state or "?"
+    return Worker(**{**vars(info), "state": state}, taken=reading.taken, silent_s=silent_s, **rates)
 
 
 def _goes_on(before: WorkerInfo, info: WorkerInfo) -> bool:

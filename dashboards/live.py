@@ -20,18 +20,19 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from dashboards.diagnosis import Diagnosis, is_bad, judge
 from dashboards.history import Series
 from dashboards.pages import Page, View, listed, page
-from dashboards.reading import EPISODES_RECORDED, EPISODES_SHOWN, Reader
+from dashboards.reading import EPISODES_RECORDED, Reader
 from dashboards.record import Recorder, Recording, document, head
 from dashboards.screen import Screen
 from dashboards.snapshot import Look
 from dashboards.tables import SORTS
-from dashboards.verdict import Verdict, is_bad, judge
 from vlac_queue.config import VlacConfig
 from vlac_queue.console import queue_option, redis_url_option, replace_what_can_not_be_shown
 from vlac_queue.credentials import with_credentials
 from vlac_queue.errors import ConfigError
+from vlac_queue.reading import EPISODES_SHOWN
 
 #: Seconds between the two looks of --once and --json: rates are differences, and workers report every second.
 _TWO_LOOKS_S = 2.0
@@ -45,7 +46,7 @@ _PAGES: dict[str, Page] = {
 }  # fmt: skip
 
 #: A look and what it means.
-Judged = tuple[Look, Sequence[Verdict]]
+Judged = tuple[Look, Sequence[Diagnosis]]
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -58,9 +59,9 @@ Judged = tuple[Look, Sequence[Verdict]]
     show_default=True,
     help="Seconds between two looks; workers report every second.",
 )
-@click.option("--once", is_flag=True, help="Print one picture as text; exit code 1 if the verdict is bad.")
+@click.option("--once", is_flag=True, help="Print one picture as text; exit code 1 if the diagnosis is bad.")
 @click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON document; exit code 1 if the verdict is bad."
+    "--json", "as_json", is_flag=True, help="Print one JSON document; exit code 1 if the diagnosis is bad."
 )
 @click.option("--record", metavar="FILE", help="Write each look to FILE as a line of JSON; - is the output.")
 @click.option("--replay", metavar="FILE", type=click.Path(dir_okay=False), help="Show a recording again.")
@@ -256,7 +257,7 @@ def watched(
 def replayed(recording: Recording, speed: float, stop: threading.Event, shown: Shown) -> Iterator[Judged]:
     """The looks of a recording at their own pace, `speed` times as fast; while `shown` is paused, none."""
     before: float | None = None
-    for look, verdicts in recording.looks():
+    for look, diagnoses in recording.looks():
         left_s = 0.0 if before is None else min(3600.0, max(0.0, look.at - before) / speed)
         before = look.at
         while left_s > 0 or shown.paused:
@@ -265,7 +266,7 @@ def replayed(recording: Recording, speed: float, stop: threading.Event, shown: S
                 return
             if not shown.paused:
                 left_s -= time.monotonic() - started
-        yield look, verdicts
+        yield look, diagnoses
 
 
 def show(feed: Feed, screen: Screen, view: View, shown: Shown, *, keep_open: bool = False) -> None:
@@ -283,7 +284,7 @@ def show(feed: Feed, screen: Screen, view: View, shown: Shown, *, keep_open: boo
                 note = f"{view.note}, at its end"
             else:
                 view.series.add(judged[0])
-                latest = replace(view, look=judged[0], verdicts=judged[1])
+                latest = replace(view, look=judged[0], diagnoses=judged[1])
         if not shown.paused or keep_open:
             view = replace(latest, note=note)
         rows = screen.size[1] - 5
@@ -300,7 +301,7 @@ def show(feed: Feed, screen: Screen, view: View, shown: Shown, *, keep_open: boo
 
 
 def _draw(screen: Screen, view: View, shown: Shown, note: str) -> None:
-    if not view.verdicts:
+    if not view.diagnoses:
         screen.draw([Text(f"looking at queue {view.queue} at {view.url} ...")])
         return
     width, height = screen.size
@@ -313,7 +314,7 @@ def _print_each(feed: Feed, console: Console, view: View) -> None:
     """One picture after another, where there is no terminal to draw on."""
     while (judged := feed.next()) is not None:
         view.series.add(judged[0])
-        _print(replace(view, look=judged[0], verdicts=judged[1]), console)
+        _print(replace(view, look=judged[0], diagnoses=judged[1]), console)
 
 
 def _print(view: View, console: Console) -> None:
@@ -327,14 +328,14 @@ def _once(reader: Reader, queue: str, as_json: bool, console: Console) -> int:
     if look.snapshot is not None and look.snapshot.listening:
         time.sleep(_TWO_LOOKS_S)
         look = reader.look()
-    verdicts = judge(look, url=reader.url, queue=queue)
+    diagnoses = judge(look, url=reader.url, queue=queue)
     if as_json:
-        click.echo(json.dumps({**head(reader.url, queue, _TWO_LOOKS_S), **document(look, verdicts)}, indent=2))
+        click.echo(json.dumps({**head(reader.url, queue, _TWO_LOOKS_S), **document(look, diagnoses)}, indent=2))
     else:
         view = _empty_view(reader.url, queue, 0.0, "", console)
         view.series.add(look)
-        _print(replace(view, look=look, verdicts=verdicts), console)
-    return int(is_bad(tuple(verdicts)))
+        _print(replace(view, look=look, diagnoses=diagnoses), console)
+    return int(is_bad(tuple(diagnoses)))
 
 
 def _takers(

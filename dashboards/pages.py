@@ -12,12 +12,12 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from dashboards.charts import ASCII_BLOCKS, BLOCKS, bars, bins, gauge
+from dashboards.diagnosis import Diagnosis
 from dashboards.frame import Frame, elide, fit
 from dashboards.history import Series
 from dashboards.snapshot import Look, Snapshot
 from dashboards.tables import EPISODE_COLUMNS, FAILURE_COLUMNS, SORTS, WORKER_COLUMNS, Column, Item, lines_of
-from dashboards.verdict import Verdict, start_command
-from vlac_queue.control import TRY_OUT
+from vlac_queue.control import TRY_OUT, start_line
 from vlac_queue.metrics import PHASES
 from vlac_queue.texts import duration, latency, many, number, percent, size
 
@@ -68,7 +68,7 @@ class View:
     Attributes:
         url, queue: Redis, without password, and the queue's name.
         look: the last look.
-        verdicts: of it, the worst first.
+        diagnoses: of it, the worst first.
         interval_s: seconds between two looks; 0: there is only this one.
         series: what the charts show.
         page: which page.
@@ -81,7 +81,7 @@ class View:
     url: str
     queue: str
     look: Look
-    verdicts: Sequence[Verdict]
+    diagnoses: Sequence[Diagnosis]
     interval_s: float = 1.0
     series: Series = field(default_factory=Series)
     page: Page = "overview"
@@ -100,7 +100,10 @@ def page(view: View, width: int, height: int | None = None) -> list[Text]:
         height: its lines, 24 or more; None shows all of every list.
     """
     frame = Frame(width, ascii_only=view.ascii)
-    head = [_header(view, width), *_verdict_lines(view, width, 3 if height is None or height >= _TALL - 10 else 1)]
+    head = [
+        _header(view, width),
+        *_diagnosis_lines(view, width, 3 if height is None or height >= _TALL - 10 else 1),
+    ]
     rows = None if height is None else max(1, height - len(head) - 1)
     if view.page == "help":
         body = [frame.top("Help"), *(frame.row(Text(line)) for line in _HELP.splitlines())]
@@ -139,17 +142,17 @@ def _header(view: View, width: int) -> Text:
     return Text.assemble(fit(Text(elide(where, room), "bold"), room), "  ", right)
 
 
-def _verdict_lines(view: View, width: int, most: int) -> list[Text]:
-    """The first verdict, and where there is room those after it that call for something."""
-    further = [verdict for verdict in view.verdicts[1:] if verdict.severity != "ok"]
-    shown = [view.verdicts[0], *further[: most - 1]]
+def _diagnosis_lines(view: View, width: int, most: int) -> list[Text]:
+    """The first diagnosis, and where there is room those after it that call for something."""
+    further = [diagnosis for diagnosis in view.diagnoses[1:] if diagnosis.severity != "ok"]
+    shown = [view.diagnoses[0], *further[: most - 1]]
     left_out = len(further) + 1 - len(shown)
     also = f" (+{left_out})" if left_out else ""
     lines = []
-    for verdict in shown:
-        label, style = _SEVERITY[verdict.severity]
+    for diagnosis in shown:
+        label, style = _SEVERITY[diagnosis.severity]
         room = width - len(label) - 1 - len(also)
-        lines.append(Text.assemble((label, style), " ", (elide(verdict.sentence, room), "bold")))
+        lines.append(Text.assemble((label, style), " ", (elide(diagnosis.sentence, room), "bold")))
     lines[-1].append(also, "dim")
     return lines
 
@@ -298,11 +301,8 @@ def _figure(value: float | None) -> str:
 def _no_workers(view: View, width: int) -> list[Text]:
     return [
         Text(f"No worker listens on queue {view.queue!r}. Start one where the critic should run:"),
-        Text(f"  {start_command(view.url, view.queue)}", "bold"),
+        Text(f"  {start_line(view.url, view.queue)}", "bold"),
         *map(Text, textwrap.wrap(f"{TRY_OUT[0].upper()}{TRY_OUT[1:]}.", width)),
-        Text("Or, which is the same, as RQ's:"),
-        Text(f"  RQ_REDIS_URL={view.url} \\", "bold"),
-        Text(f"  RQ_WORKER_CLASS=workers.CriticWorker rq worker {view.queue} --with-scheduler", "bold"),
     ]
 
 

@@ -9,8 +9,8 @@ from typing import TypeAlias
 from prometheus_client import CollectorRegistry, Metric, start_http_server, write_to_textfile
 from prometheus_client.registry import Collector
 
+from dashboards.diagnosis import Diagnosis
 from dashboards.snapshot import Look, Snapshot
-from dashboards.verdict import Verdict
 
 _STATES = ("loading", "idle", "busy", "asleep", "lost")
 _SEVERITIES = ("ok", "warning", "bad")
@@ -29,13 +29,13 @@ class Exporter(Collector):
 
     def __init__(self, queue: str) -> None:
         self._queue = queue
-        self._last: tuple[Look, Sequence[Verdict]] | None = None
+        self._last: tuple[Look, Sequence[Diagnosis]] | None = None
         self.registry = CollectorRegistry()
         self.registry.register(self)
 
-    def take(self, look: Look, verdicts: Sequence[Verdict]) -> None:
+    def take(self, look: Look, diagnoses: Sequence[Diagnosis]) -> None:
         """Show this look from now on."""
-        self._last = look, verdicts
+        self._last = look, diagnoses
 
     def write(self, path: str) -> None:
         """Replace a file whole, so that a reader never sees half of it.
@@ -64,11 +64,11 @@ class Exporter(Collector):
         """Yield the metrics of the last look; none before the first."""
         if self._last is None:
             return
-        look, verdicts = self._last
+        look, diagnoses = self._last
         families: list[_Family] = [
             ("up", "gauge", "Whether Redis could be read.", _one(look.snapshot is not None)),
             ("verdict", "gauge", "0 ok, 1 warning, 2 bad.",
-             [({"kind": verdicts[0].kind}, float(_SEVERITIES.index(verdicts[0].severity)))]),
+             [({"kind": diagnoses[0].kind}, float(_SEVERITIES.index(diagnoses[0].severity)))]),
         ]  # fmt: skip
         if look.snapshot is not None:
             families += _of_queue(look.snapshot) + _of_workers(look.snapshot) + _of_training(look.snapshot)

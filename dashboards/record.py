@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from dashboards.snapshot import SCHEMA, Look, Snapshot, from_json, to_json
-from dashboards.verdict import Verdict
+from dashboards.diagnosis import Diagnosis
+from dashboards.snapshot import SCHEMA, Look, from_json, to_json
 from vlac_queue.texts import clean
 
 _KIND = "vlac-queue record"
@@ -18,12 +18,12 @@ _KIND = "vlac-queue record"
 _MAX_LINE = 16 << 20
 
 
-def document(look: Look, verdicts: Sequence[Verdict]) -> dict[str, Any]:
+def document(look: Look, diagnoses: Sequence[Diagnosis]) -> dict[str, Any]:
     """A look and what it means, as JSON values."""
     return {
         "at": to_json(look.at),
         "error": look.error,
-        "verdicts": to_json(verdicts),
+        "verdicts": to_json(diagnoses),
         "snapshot": to_json(look.snapshot),
     }
 
@@ -51,8 +51,8 @@ class Recorder:
             self._file = open(path, "x" if _would_lose(path) else "w", encoding="utf-8")  # noqa: SIM115
         self._write(head(url, queue, interval_s))
 
-    def add(self, look: Look, verdicts: Sequence[Verdict]) -> None:
-        self._write(document(look, verdicts))
+    def add(self, look: Look, diagnoses: Sequence[Diagnosis]) -> None:
+        self._write(document(look, diagnoses))
 
     def close(self) -> None:
         if self._file is not sys.stdout:
@@ -95,7 +95,7 @@ class Recording:
         except (KeyError, TypeError, ValueError):
             raise ValueError(f"{path}: its first line lacks url, queue or interval_s") from None
 
-    def looks(self) -> Iterator[tuple[Look, tuple[Verdict, ...]]]:
+    def looks(self) -> Iterator[tuple[Look, tuple[Diagnosis, ...]]]:
         """The looks and what they were found to mean, in their order.
 
         Raises:
@@ -113,20 +113,15 @@ class Recording:
                     raise ValueError(f"{self._path}, line {number}: {error}") from None
 
 
-def _parse(line: bytes) -> tuple[Look, tuple[Verdict, ...]]:
+def _parse(line: bytes) -> tuple[Look, tuple[Diagnosis, ...]]:
     said = json.loads(line)
     if not isinstance(said, dict):
         raise ValueError("it is no JSON object")
-    snapshot = said.get("snapshot")
-    look = Look(
-        at=from_json(float, said.get("at")),
-        snapshot=from_json(Snapshot, snapshot) if snapshot is not None else None,
-        error=from_json(str, said.get("error", "")),
-    )
-    verdicts = tuple(from_json(Verdict, each) for each in said.get("verdicts", ()))
-    if not verdicts:
-        raise ValueError("it has no verdict")
-    return look, verdicts
+    look = from_json(Look, said)
+    diagnoses = from_json(tuple[Diagnosis, ...], said.get("verdicts", []))
+    if not diagnoses:
+        raise ValueError("it has no diagnosis")
+    return look, diagnoses
 
 
 def _would_lose(path: str) -> bool:

@@ -68,7 +68,7 @@ def html(recording: Recording, run: Run, drawn: list[Plot]) -> str:
         length=escape(duration(run.seconds)),
         summary="\n".join(_summary(run)),
         timeline=_timeline(run),
-        verdicts="\n".join(_verdicts(run)),
+        diagnoses="\n".join(_diagnoses(run)),
         plots="\n".join(map(_figure, drawn)),
     )
 
@@ -112,20 +112,20 @@ def _summary(run: Run) -> Iterator[str]:
 
 
 def _timeline(run: Run) -> str:
-    """The verdicts as a strip of colours."""
+    """The diagnoses as a strip of colours."""
     total = run.seconds or 1.0
     parts = []
     for span in run.spans:
-        told = f"{datetime.fromtimestamp(span.start):%H:%M:%S} {span.verdict.kind}: {span.verdict.sentence}"
+        told = f"{datetime.fromtimestamp(span.start):%H:%M:%S} {span.diagnosis.kind}: {span.diagnosis.sentence}"
         share = 100 * (span.end - span.start) / total
         parts.append(
-            f'<span class="{span.verdict.severity}" style="flex-grow:{share:.4f}" title="{escape(told)}"></span>'
+            f'<span class="{span.diagnosis.severity}" style="flex-grow:{share:.4f}" title="{escape(told)}"></span>'
         )
     return "".join(parts)
 
 
-def _verdicts(run: Run) -> Iterator[str]:
-    for severity, kind, seconds, sentence in run.time_by_verdict():
+def _diagnoses(run: Run) -> Iterator[str]:
+    for severity, kind, seconds, sentence in run.time_by_diagnosis():
         share = percent(seconds / run.seconds) if run.seconds else "-"
         yield (
             f'<tr><td><b class="{severity}">{severity}</b></td><th>{escape(kind)}</th>'

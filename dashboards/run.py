@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from dashboards.diagnosis import Diagnosis, Severity
 from dashboards.snapshot import Look, Snapshot, Worker
-from dashboards.verdict import Severity, Verdict
 from vlac_queue.metrics import PHASES
 
 #: Seconds over which done rate and value are taken.
@@ -16,7 +16,7 @@ _NAN = float("nan")
 
 @dataclass
 class Span:
-    """A time for which one verdict stood.
+    """A time for which one diagnosis stood.
 
     Attributes:
         start, end: seconds since 1970.
@@ -24,7 +24,7 @@ class Span:
 
     start: float
     end: float
-    verdict: Verdict
+    diagnosis: Diagnosis
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Run:
     Attributes:
         at: time of each look, seconds since 1970.
         columns: name -> a number for each look; NaN where it is not known.
-        spans: the verdicts, one after the other.
+        spans: the diagnoses, one after the other.
         audit: name -> a number for each look, likewise.
         queries, failures: answered in all while it was recorded.
         away_s: seconds for which Redis could not be read.
@@ -60,28 +60,28 @@ class Run:
         """The numbers of a column that are known."""
         return [value for value in self.columns.get(name, ()) if value == value]
 
-    def time_by_verdict(self) -> list[tuple[Severity, str, float, str]]:
-        """(severity, kind, seconds, its first sentence) of all verdicts, the longest first."""
+    def time_by_diagnosis(self) -> list[tuple[Severity, str, float, str]]:
+        """(severity, kind, seconds, its first sentence) of all diagnoses, the longest first."""
         times: dict[tuple[Severity, str], tuple[float, str]] = {}
         for span in self.spans:
-            key = (span.verdict.severity, span.verdict.kind)
-            seconds, sentence = times.get(key, (0.0, span.verdict.sentence))
+            key = (span.diagnosis.severity, span.diagnosis.kind)
+            seconds, sentence = times.get(key, (0.0, span.diagnosis.sentence))
             times[key] = (seconds + span.end - span.start, sentence)
         ordered = sorted(times.items(), key=lambda item: -item[1][0])
         return [(severity, kind, seconds, sentence) for (severity, kind), (seconds, sentence) in ordered]
 
 
-def read_run(looks: Iterable[tuple[Look, Sequence[Verdict]]]) -> Run:
+def read_run(looks: Iterable[tuple[Look, Sequence[Diagnosis]]]) -> Run:
     """The run of a recording's looks."""
     run, outcomes = Run(), _Outcomes()
     before: dict[str, Worker] = {}
-    for look, verdicts in looks:
+    for look, diagnoses in looks:
         if run.spans:
             run.spans[-1].end = look.at
-            if run.spans[-1].verdict.kind == "redis-away":
+            if run.spans[-1].diagnosis.kind == "redis-away":
                 run.away_s += look.at - run.at[-1]
-        first = verdicts[0]
-        if not run.spans or (run.spans[-1].verdict.kind, run.spans[-1].verdict.severity) != (
+        first = diagnoses[0]
+        if not run.spans or (run.spans[-1].diagnosis.kind, run.spans[-1].diagnosis.severity) != (
             first.kind, first.severity,
         ):  # fmt: skip
             run.spans.append(Span(look.at, look.at, first))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from functools import cache
-from types import UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
+
+import msgspec
 
 from vlac_queue.control import WorkerInfo
+from vlac_queue.records import Episodes, Failed, PlainWorker, QueueState, RedisState, Training
 from vlac_queue.texts import clean
 
 #: Version of the JSON documents and of recordings.
@@ -27,89 +28,12 @@ Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
-class RedisState:
-    """The server.
+class Worker(WorkerInfo):
+    """One worker with a critic: what it said of itself at its last beat, and what its beats tell.
 
     Attributes:
-        version: such as "7.2.4".
-        used_bytes: memory in use.
-        max_bytes: its limit (maxmemory); 0 is none.
-        policy: maxmemory-policy, what it does at the limit; anything but noeviction may lose frames.
-        clients: connected clients, this one among them.
-    """
-
-    version: str
-    used_bytes: int
-    max_bytes: int
-    policy: str
-    clients: int
-
-
-@dataclass(frozen=True)
-class QueueState:
-    """Jobs.
-
-    Attributes:
-        waiting: jobs that no worker has taken yet.
-        oldest_s: seconds for which the first of them has waited; None where none waits (or none says since when).
-        taken: jobs that workers have taken and not finished.
-        failed: jobs that were rejected or failed lately, as `rq info` counts them.
-        suspended: whether `rq suspend` holds all workers.
-    """
-
-    waiting: int = 0
-    oldest_s: float | None = None
-    taken: int = 0
-    failed: int = 0
-    suspended: bool = False
-
-
-@dataclass(frozen=True)
-class Episode:
-    """An open episode.
-
-    Attributes:
-        task: the task's text.
-        untouched_s: seconds since its last push or query.
-        expires_s: seconds until it expires if nobody touches it.
-        pushes: batches of frames that were pushed.
-        frame_bytes: their encoded size.
-        queries: questions asked about it so far.
-    """
-
-    id: str
-    task: str = ""
-    untouched_s: float = 0.0
-    expires_s: float = 0.0
-    pushes: int = 0
-    frame_bytes: int = 0
-    queries: int = 0
-
-
-@dataclass(frozen=True)
-class Episodes:
-    """Open episodes.
-
-    Attributes:
-        open: how many.
-        frame_bytes: their encoded frames, and those of crashed ones until the next push purges them.
-        limit_bytes: most bytes that the client which opened last allows (max_pending_bytes); 0 where not known.
-        untouched: some of them, the longest untouched first; empty where nobody asked for them.
-    """
-
-    open: int = 0
-    frame_bytes: int = 0
-    limit_bytes: int = 0
-    untouched: tuple[Episode, ...] = ()
-
-
-@dataclass(frozen=True)
-class Worker:
-    """One worker with a critic, as it described itself at its last beat (vlac_queue.control.WorkerInfo).
-
-    Attributes:
-        state: "loading", "idle", "busy", "asleep" or "lost" (no beat for some seconds: it died, or can't reach
-            Redis, and what it had taken goes to others).
+        state: also "lost": no beat for some seconds; it died, or can't reach Redis, and what it had taken goes to
+            others.
         taken: jobs that it has taken and not finished.
         silent_s: seconds since its last beat.
         busy: part of the last RATE_S seconds for which its critic worked, 0..1; None until two beats were seen.
@@ -117,45 +41,12 @@ class Worker:
         mean_batch: queries for each call of the critic in that time; None where there was none.
     """
 
-    name: str
-    state: str
-    host: str = ""
-    pid: int = 0
-    protocol: str = ""
-    critic: str = ""
-    model: str = ""
-    prompt: str = ""
-    engine: str = ""
-    device: str = ""
-    parent: str = ""
-    max_batch: int = 0
     taken: int = 0
     silent_s: float = 0.0
-    uptime_s: float = 0.0
-    jobs: int = 0
-    rejected_jobs: int = 0
-    queries: int = 0
-    failures: int = 0
-    batches: int = 0
     busy: float | None = None
     queries_per_s: float | None = None
     batches_per_s: float | None = None
     mean_batch: float | None = None
-    rss_bytes: int = 0
-    accelerator_bytes: int = 0
-    accelerator_limit_bytes: int = 0
-    last_error: str = ""
-    last_error_at: float = 0.0
-
-
-@dataclass(frozen=True)
-class PlainWorker:
-    """An RQ worker without a critic yet: it loads one with its first job."""
-
-    name: str
-    host: str
-    pid: int
-    state: str
 
 
 @dataclass(frozen=True)
@@ -192,91 +83,6 @@ class Percentiles:
 
 
 @dataclass(frozen=True)
-class Failed:
-    """A failed query.
-
-    Attributes:
-        at: when, in seconds since 1970 on Redis' clock.
-        query: "done" or "value"; `frame` is the frame that it was about.
-        error: the first line.
-    """
-
-    at: float
-    worker: str = ""
-    episode: str = ""
-    task: str = ""
-    query: str = ""
-    frame: int = 0
-    error: str = ""
-
-
-@dataclass(frozen=True)
-class Training:
-    """Outcomes of training episodes since the first of them.
-
-    Attributes:
-        episodes, done, masked: how many ended, were found done, and were left without a reward.
-        reward_sum: of those that have one.
-        values, value_sum: episodes never done, and their value rewards (0..1) summed.
-        audit: how the critic compares with the simulator (verl_adapter), by name; None: nothing of the kind.
-        audit_at: when, in seconds since 1970; 0: never.
-    """
-
-    episodes: int = 0
-    done: int = 0
-    masked: int = 0
-    reward_sum: float = 0.0
-    values: int = 0
-    value_sum: float = 0.0
-    audit: Mapping[str, float | None] = field(default_factory=dict)
-    audit_at: float = 0.0
-
-    @property
-    def done_rate(self) -> float | None:
-        counted = self.episodes - self.masked
-        return self.done / counted if counted > 0 else None
-
-    @property
-    def mean_reward(self) -> float | None:
-        counted = self.episodes - self.masked
-        return self.reward_sum / counted if counted > 0 else None
-
-    @property
-    def mean_value(self) -> float | None:
-        return self.value_sum / self.values if self.values > 0 else None
-
-
-@dataclass(frozen=True)
-class WorkerReading:
-    """A worker as Redis holds it.
-
-    Attributes:
-        info: what it says of itself; None where its hash has expired.
-        latency: phase -> its encoded cumulative Histogram.
-        taken: jobs that it has taken and not finished.
-    """
-
-    name: str
-    info: WorkerInfo | None
-    latency: Mapping[str, bytes] = field(default_factory=dict)
-    taken: int = 0
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What Redis holds at one moment; `History` makes a Snapshot of it and those before."""
-
-    time: float
-    redis: RedisState
-    queue: QueueState
-    episodes: Episodes
-    workers: tuple[WorkerReading, ...]
-    plain: tuple[PlainWorker, ...]
-    training: Training
-    failed: tuple[Failed, ...] = ()
-
-
-@dataclass(frozen=True)
 class Snapshot:
     """All of it.
 
@@ -288,14 +94,14 @@ class Snapshot:
 
     time: float
     redis: RedisState
-    queue: QueueState = QueueState()
-    episodes: Episodes = Episodes()
+    queue: QueueState = field(default_factory=QueueState)
+    episodes: Episodes = field(default_factory=Episodes)
     workers: tuple[Worker, ...] = ()
     plain: tuple[PlainWorker, ...] = ()
     rates: Rates = Rates()
     latency: Mapping[str, Percentiles] = field(default_factory=dict)
     failed: tuple[Failed, ...] = ()
-    training: Training = Training()
+    training: Training = field(default_factory=Training)
 
     @property
     def alive(self) -> tuple[Worker, ...]:
@@ -339,43 +145,23 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(kind: type[Made], value: Any) -> Made:
-    """The reverse of `to_json`; what is missing takes its default, what is unknown is left out.
+    """Return what `to_json` made of a `kind`; what is missing takes its default, what is unknown is left out.
 
     Raises:
         ValueError: a value is not of its type, or one without a default is missing.
     """
-    if is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise ValueError(f"{kind.__name__} must be an object, not {value!r:.80}")
-        try:
-            given = {name: _read(hint, value[name]) for name, hint in _hints(kind).items() if name in value}
-            return kind(**given)
-        except TypeError as error:
-            raise ValueError(f"{kind.__name__}: {error}") from None
-    return _read(kind, value)
+    try:
+        return msgspec.convert(_fit(value), kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{error}") from None
 
 
-@cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
-
-
-def _read(hint: Any, value: Any) -> Any:
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is UnionType:
-        return None if value is None else _read(arguments[0], value)
-    if origin is tuple and isinstance(value, list):
-        return tuple(from_json(arguments[0], each) for each in value)
-    if origin is Mapping and isinstance(value, dict):
-        return {clean(key): from_json(arguments[1], each) for key, each in value.items()}
-    if origin is Literal and value in arguments:
-        return value
-    if is_dataclass(hint):
-        return from_json(hint, value)  # type: ignore[arg-type]
-    if hint is str and isinstance(value, str):
-        return clean(value)
-    if hint is bool and type(value) is bool:
-        return value
-    if type(value) in (int, hint) and hint in (int, float) and abs(value) <= _MAX_NUMBER:
-        return hint(value)
-    raise ValueError(f"{getattr(hint, '__name__', hint)} expected, not {value!r:.80}")
+def _fit(value: Any) -> Any:
+    """Return JSON values with texts that are fit for a terminal and numbers that can be reckoned with."""
+    if isinstance(value, dict):
+        return {clean(key): _fit(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_fit(each) for each in value]
+    if isinstance(value, float | int) and not abs(value) <= _MAX_NUMBER:
+        raise ValueError(f"{value!r:.80} is out of range")
+    return clean(value) if isinstance(value, str) else value

@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 from rich.text import Text
 
 from dashboards.frame import pad
-from dashboards.snapshot import Episode, Failed, PlainWorker, Worker
+from dashboards.snapshot import Worker
+from vlac_queue.records import Episode, Failed, PlainWorker
 from vlac_queue.texts import duration, number, percent, size
 
 #: What a row shows.

@@ -15,6 +15,7 @@ _COMMANDS = {
     "demo": "vlac_queue.commands.demo.command",
     "doctor": "vlac_queue.commands.doctor.command",
     "episodes": "vlac_queue.commands.episodes.command",
+    "plan": "vlac_queue.commands.plan",
     "report": "dashboards.report",
     "rescore": "vlac_queue.commands.rescore.command",
     "score": "vlac_queue.commands.score.command",

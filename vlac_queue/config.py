@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import os
 import re
@@ -120,6 +121,7 @@ _QUEUE_NAME = _matching(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "1 to 64 letters, di
 _CRITIC = _matching(
     r"vlac|reference|[A-Za-z_][\w.]*:[A-Za-z_]\w*", "vlac, reference or package.module:Class", "vlac", "reference"
 )
+_JSON_OBJECT = Check('a JSON object, such as {"enforce_eager": true}', lambda text: _is_json_object(text))
 _DEVICE = _matching(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:N")
 
 Made = TypeVar("Made", bound="Settings")
@@ -190,6 +192,11 @@ class VlacConfig(Settings):
     critic: str = _CRITIC.setting("vlac", "Critic that a worker runs: vlac, reference, or package.module:Class.")
     model_path: str = setting("", "Folder (or hub name) of the VLAC weights; needed by the critic vlac.")
     engine: str = _one_of("pt", "vllm").setting("pt", "Inference engine of the critic vlac: pt (torch) or vllm.")
+    engine_args: str = _JSON_OBJECT.setting(
+        "{}",
+        "Further arguments of vLLM's engine, a JSON object of EngineArgs' names, such as "
+        '{"max_num_batched_tokens": 8192}.',
+    )
     device: str = _DEVICE.setting(
         "auto", "Device of the critic vlac: auto (the first GPU, else the CPU), cuda:N or cpu."
     )
@@ -209,16 +216,18 @@ class VlacConfig(Settings):
     value_recursion: str = _one_of("default", "mix_f").setting(
         "default", "How VLAC's pair scores become values: default or mix_f (VLAC's value_simple)."
     )
-    eager_value: bool = setting(
-        False,
-        "Whether an idle worker asks VLAC's pair scores ahead, so that the value list is there at once; for "
-        "queues with one worker.",
+    value_ahead: bool = setting(
+        True,
+        "Whether idle workers score pairs of open episodes ahead, so that a value list is there at once; for "
+        "critics whose value lists are made of pair scores, such as vlac.",
     )
     ref_num: int = within(2, 11, "frames").setting(
         9, "Reference frames shown to VLAC, spread evenly over the run; 2..11."
     )
     max_images: int = _at_least(1, "images").setting(
-        32, "Most images in one call of the model, padding counted; halved when its memory runs out."
+        32,
+        "Most images in one call of the model on torch, padding counted; halved when its memory runs out. vLLM "
+        "chooses itself.",
     )
     done_threshold: float = within(0, 1).setting(0.9, "A score above this (strictly) means done; 0..1.")
     frame_stride: int = _at_least(0, "environment steps").setting(
@@ -280,7 +289,7 @@ class VlacConfig(Settings):
         "frames of the batches at hand, and the critic.",
     )
     vision_cache_bytes: int = _at_least(0, "bytes").setting(
-        min(4 << 30, allowed_bytes() // 8),
+        min(4 << 30, allowed_bytes() // 4),
         "Most bytes of main memory in which the critic vlac on torch keeps what its vision tower made of frames, "
         "so that each passes through it once; about 1 MiB a frame; 0 keeps none. By default 4 GiB, or an "
         "eighth of the memory that the process may have, if that is less.",
@@ -320,6 +329,13 @@ class VlacConfig(Settings):
         shown = {spec.name: getattr(self, spec.name) for spec in fields(self)}
         shown["redis_url"] = redact_url(self.redis_url)
         return f"VlacConfig({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+
+def _is_json_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
 
 
 def _parse(variable: str, text: str, default: Any) -> Any:

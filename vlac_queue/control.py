@@ -44,6 +44,8 @@ class WorkerInfo:
         loads, jobs, rejected_jobs, queries, failures, batches: totals since it started; failures are among the
             queries.
         busy_s: seconds for which its critic worked, likewise.
+        pairs_ahead: pairs of frames scored before a value query needed them, likewise.
+        pairs_unused: pairs scored of episodes that were then found done, likewise.
         rss_bytes, accelerator_bytes: memory of the process, and of its accelerator.
         accelerator_limit_bytes: most that it may take there; 0 where no limit is known.
         order: the last order about its critic that it has followed (`Keys.orders`), or "".
@@ -72,6 +74,8 @@ class WorkerInfo:
     failures: int = 0
     batches: int = 0
     busy_s: float = 0.0
+    pairs_ahead: int = 0
+    pairs_unused: int = 0
     rss_bytes: int = 0
     accelerator_bytes: int = 0
     accelerator_limit_bytes: int = 0

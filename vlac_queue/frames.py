@@ -87,34 +87,17 @@ class Base:
         return cls(batch[-1].copy(), _CRC.unpack_from(payload, _HEADER.size)[0])
 
 
-@dataclass(frozen=True)
-class BatchInfo:
-    """What an encoded batch's header says.
-
-    Attributes:
-        shape: (T, H, W, 3).
-        first: index within the episode of the batch's first frame.
-        encoding: "plain" or "xor".
-        needs_base: whether decoding needs the frame before the batch.
-        raw_bytes: T * H * W * 3.
-        encoded_bytes: length of the whole encoded batch.
-    """
-
-    shape: tuple[int, int, int, int]
-    first: int
-    encoding: str
-    needs_base: bool
-    raw_bytes: int
-    encoded_bytes: int
-
-
 class EncodedBatch(NamedTuple):
-    """An encoded batch whose checksum is right; made by `follow`.
+    """An encoded batch whose length and checksum are right, as `read_batch` gives it.
 
     Attributes:
         shape: (T, H, W, 3).
-        checksum: its checksum.
-        others: for this module.
+        xor: whether it is XORed, and not plain.
+        first: index within the episode of the batch's first frame.
+        has_base: whether decoding needs the batch before it.
+        base_checksum: that batch's checksum; else 0.
+        checksum: its own.
+        block: its lz4 block.
     """
 
     shape: tuple[int, int, int, int]
@@ -277,37 +260,9 @@ def encode(frames: Frames, *, first: int = 0, base: Base | None = None) -> bytes
     block: bytes = lz4.block.compress(pixels, mode="fast", acceleration=acceleration, store_size=False)
     base_crc = base.checksum if has_base and base is not None else 0
     count, height, width, _ = batch.shape
-    head = _HEADER.pack(
-        _MAGIC,
-        _VERSION,
-        _XOR if use_xor else _PLAIN,
-        height,
-        width,
-        0,
-        count,
-        first,
-        base_crc,
-        has_base,
-        len(block),
-    )
+    encoding = _XOR if use_xor else _PLAIN
+    head = _HEADER.pack(_MAGIC, _VERSION, encoding, height, width, 0, count, first, base_crc, has_base, len(block))
     return b"".join((head, _CRC.pack(zlib.crc32(block, zlib.crc32(head))), block))
-
-
-def read_header(payload: bytes) -> BatchInfo:
-    """What the header of an encoded batch says, once length and checksum are right.
-
-    Raises:
-        FrameError: the payload is truncated, corrupted or of another version.
-    """
-    header = _checked(payload)
-    return BatchInfo(
-        shape=header.shape,
-        first=header.first,
-        encoding="xor" if header.xor else "plain",
-        needs_base=header.has_base,
-        raw_bytes=header.raw_bytes,
-        encoded_bytes=len(payload),
-    )
 
 
 def decode(payload: bytes, *, base: Base | None = None, limit: int = MAX_BATCH_BYTES) -> Frames:
@@ -325,32 +280,7 @@ def decode(payload: bytes, *, base: Base | None = None, limit: int = MAX_BATCH_B
         FrameError: the payload is truncated, corrupted, of another version or larger than `limit`, or
             `base` is missing or not the batch that it was encoded after.
     """
-    return _checked(payload).decode(base, limit)
-
-
-def decode_many(
-    payloads: Sequence[bytes], *, first: int = 0, base: Base | None = None, limit: int = MAX_BATCH_BYTES
-) -> list[Frames]:
-    """Consecutive batches of one episode, each decoded after the one before.
-
-    Args:
-        payloads: encoded batches in the order they were pushed.
-        first: index of the first batch's first frame, to find a batch that is missing or out of order.
-        base: the batch before the first one, where it needs it.
-        limit: most pixel bytes of all batches together, checked before anything is allocated; of each batch
-            MAX_BATCH_BYTES.
-
-    Returns:
-        One uint8 (T,H,W,3) array for each batch.
-
-    Raises:
-        FrameError: as `decode`, or the batches do not follow one another.
-    """
-    decoded = []
-    for batch in follow(payloads, first=first, limit=limit):
-        decoded.append(batch.decode(base, limit))
-        base = Base(decoded[-1][-1], batch.checksum)
-    return decoded
+    return read_batch(payload).decode(base, limit)
 
 
 def decode_episode(payloads: Sequence[bytes], *, limit: int = MAX_BATCH_BYTES) -> Frames:
@@ -364,7 +294,7 @@ def decode_episode(payloads: Sequence[bytes], *, limit: int = MAX_BATCH_BYTES) -
         uint8 (T,H,W,3).
 
     Raises:
-        FrameError: as `decode_many`, or the frames are of several sizes.
+        FrameError: as `follow` and `decode`, or the frames are of several sizes.
     """
     batches = follow(payloads, limit=limit)
     if len({batch.shape[1:] for batch in batches}) > 1:
@@ -394,7 +324,7 @@ def follow(payloads: Sequence[bytes], *, first: int = 0, limit: int = MAX_BATCH_
     Raises:
         FrameError: one is damaged, they do not follow one another, or declare more than `limit`.
     """
-    batches = [_checked(payload) for payload in payloads]
+    batches = [read_batch(payload) for payload in payloads]
     for batch in batches:
         if batch.first != first:
             raise FrameError(
@@ -432,8 +362,12 @@ def _packs_better(delta: Frames, batch: Frames) -> bool:
     return delta_bytes < len(lz4.block.compress(np.ascontiguousarray(batch[-1, ::16])))
 
 
-def _checked(payload: bytes) -> EncodedBatch:
-    """The batch, once length, version and checksum are right."""
+def read_batch(payload: bytes) -> EncodedBatch:
+    """Return an encoded batch, read but not decoded.
+
+    Raises:
+        FrameError: the payload is truncated, corrupted or of another version.
+    """
     if len(payload) < HEADER_BYTES:
         raise FrameError(
             f"an encoded batch has at least {HEADER_BYTES} bytes, this one {len(payload)}: truncated."

@@ -39,6 +39,9 @@ class EpisodeKeys:
     #: hash: query id -> its kind while it has no answer, then the answer's JSON text. What is not pending in here
     #: is not answered: so a query gets one answer however often its job ran, and a closed episode gets none.
     queries: str
+    #: hash: the score of each pair of frames that workers have compared, by the index of the second one; "of",
+    #: "done" and who is about to score one stand beside them (workers/lua/claim_pairs.lua).
+    pairs: str
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Keys:
 
     def episode(self, episode_id: str) -> EpisodeKeys:
         root = f"vlac:{self.queue}:episode:{episode_id}"
-        return EpisodeKeys(meta=root, frames=f"{root}:frames", queries=f"{root}:queries")
+        return EpisodeKeys(meta=root, frames=f"{root}:frames", queries=f"{root}:queries", pairs=f"{root}:pairs")
 
     def client_answers(self, client_id: str) -> str:
         """stream: answers for one client, an entry for each batch: query id -> the answer's JSON text.

@@ -29,7 +29,7 @@ _INSTALL_PT = (
     "pip install torch torchvision ms-swift==3.3.0 transformers==4.51.3 'pyarrow<22' loguru "
     "'opencv-python-headless<4.12' timm"
 )
-_INSTALL_VLLM = "pip install 'vllm>=0.9' ms-swift==3.12.6 loguru 'opencv-python-headless<4.12'"
+_INSTALL_VLLM = "pip install vllm==0.12.0 transformers==4.57.3 ms-swift==3.12.6 loguru"
 _INSTALL_EVO_VLAC = "git clone https://github.com/InternRobotics/VLAC && pip install --no-deps -e VLAC"
 
 
@@ -64,14 +64,16 @@ def check_torch(config: VlacConfig) -> Finding:
 
 def check_transformers(config: VlacConfig) -> Finding:
     version = installed_version("transformers")
+    tried = "4.57.3" if config.engine == "vllm" else "4.51.3"
+    remedy = f"pip install transformers=={tried}"
     if version is None:
-        return Finding("broken", "transformers is not installed", "pip install transformers==4.51.3")
+        return Finding("broken", "transformers is not installed", remedy)
     if release(version) >= (5,):
-        return Finding(
-            "broken", f"transformers {version}; ms-swift 3 needs 4.x", "pip install transformers==4.51.3"
-        )
-    if config.engine == "pt" and version != "4.51.3":
-        return Finding("warning", f"{version}; VLAC was tried with 4.51.3", "pip install transformers==4.51.3")
+        return Finding("broken", f"transformers {version}; ms-swift 3 needs 4.x", remedy)
+    if config.engine == "vllm" and release(version) < (4, 56):
+        return Finding("broken", f"transformers {version}; vLLM 0.12 needs 4.56 or newer", remedy)
+    if version != tried:
+        return Finding("warning", f"{version}; VLAC was tried with {tried}", remedy)
     return Finding("ok", version)
 
 
@@ -101,10 +103,15 @@ def check_engine(config: VlacConfig) -> Finding:
     """Check the engine's own packages: vLLM, or what makes torch's attention fast."""
     if config.engine == "vllm":
         version = installed_version("vllm")
-        if version is None or release(version) < (0, 9):
-            found = f"vllm {version or 'is not installed'}; 0.9 or newer is needed"
+        if version is None or release(version) < (0, 12):
+            found = f"vllm {version or 'is not installed'}; 0.12 is needed"
             return Finding("broken", found, _INSTALL_VLLM)
+        if release(version)[:2] != (0, 12):
+            return Finding("warning", f"vllm {version}; VLAC was tried with 0.12.0", _INSTALL_VLLM)
         return Finding("ok", f"vllm {version}")
+    if config.engine_args != "{}":
+        remedy = "unset VLAC_ENGINE_ARGS\nor:\nexport VLAC_ENGINE=vllm"
+        return Finding("broken", "VLAC_ENGINE_ARGS is for the engine vllm, and VLAC_ENGINE=pt", remedy)
     flash = installed_version("flash_attn")
     if flash:
         return Finding("ok", f"pt, flash_attn {flash}")

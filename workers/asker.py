@@ -14,11 +14,13 @@ from msgspec import structs
 from rq.exceptions import StopRequested
 
 from vlac_queue.errors import CriticFailed, ProtocolError
-from vlac_queue.messages import MAX_TRACEBACK_CHARS, Failure
+from vlac_queue.messages import MAX_TRACEBACK_CHARS, DoneVerdict, Failure
 from vlac_queue.texts import clean
-from workers.critics import Critic, CriticQuery
+from workers.claims import Claims
+from workers.critics import Critic, CriticQuery, PairCritic
 from workers.flow import Answered, JobQuery, Prepared, Reply
 from workers.log import LOG
+from workers.pairs import LOOK_S, PairWork
 from workers.replies import Replies
 from workers.shared import Shared
 from workers.store import WorkerStore
@@ -43,10 +45,15 @@ class Asker:
         critic: nobody else calls it.
         store: tells which queries still wait for an answer.
         replies: takes each batch's answers.
+        claims: the worker's.
     """
 
-    def __init__(self, shared: Shared, critic: Critic, store: WorkerStore, replies: Replies) -> None:
+    def __init__(
+        self, shared: Shared, critic: Critic, store: WorkerStore, replies: Replies, claims: Claims
+    ) -> None:
         self.critic = critic
+        #: Scores pairs of frames, where the critic's value lists are made of them.
+        self.pairs = PairWork(shared, critic, store, claims) if isinstance(critic, PairCritic) else None
         #: Told when the critic begins and ends to work.
         self.watchdog = Watchdog(shared.config.timeout_s, shared.config.batch_limit_s)
         #: The last order that was followed.
@@ -129,33 +136,62 @@ class Asker:
             self.critic.close()
 
     def _work(self) -> None:
-        # A critic may use idle time (see `Critic`); how much there is to do is known after it was asked.
-        work_ahead = getattr(self.critic, "work_ahead", lambda: False)
-        more_ahead = False
         self.asleep = False
+        worked = time.monotonic()
         while not self._batcher.closed:
             if self._order != self.followed and time.monotonic() > self._ordered_at + _OVERDUE_S:
                 self._follow(self._order)
-            batch = self._batcher.take(0 if more_ahead else None if self.asleep else self._idle_s)
+            pairs = self.pairs is not None and self.pairs.ready(asleep=self.asleep)
+            orders = self._order != self.followed
+            batch = self._batcher.take(0 if pairs or orders else self._patience_s(worked))
+            if self.pairs:
+                batch = self.pairs.take(batch)
             if batch:
-                began, busy_s = self._clock.now(), self._stats.busy_s
-                left_s = max(each.query.deadline for each in batch) - began
-                self._answering = True
-                replies = self._timed(partial(self._answers, batch), left_s)
-                self._batcher.pace.serve(sum(each.images for each in batch), self._stats.busy_s - busy_s)
-                self._stats.batches += 1
-                self._replies.deliver(Answered(replies, began, self._clock.now()))
-                self.asleep = self._answering = False
-                more_ahead = True
+                self._answer(batch)
             elif self._batcher.closed:
                 return
-            elif self._order != self.followed:
+            elif self._order != self.followed and not (self.pairs and self.pairs.values):
                 self._follow(self._order)
-            elif more_ahead:
-                more_ahead = self._timed(work_ahead)
-            elif self._idle_s:
+                continue
+            elif self.pairs and (pairs or self.pairs.values):
+                self._score_pairs(self.pairs)
+            elif self._idle_s and not self.asleep and time.monotonic() >= worked + self._idle_s:
                 LOG.info("idle for %.0f s", self._idle_s)
                 self._sleep()
+                continue
+            else:
+                continue
+            worked = time.monotonic()
+
+    def _patience_s(self, worked: float) -> float | None:
+        """Return for how long to wait for a batch: until the critic may sleep, if it may."""
+        if self.pairs and self.pairs.values:
+            return LOOK_S
+        if self.asleep or not self._idle_s:
+            return None
+        return max(0.0, worked + self._idle_s - time.monotonic())
+
+    def _answer(self, batch: Sequence[Prepared]) -> None:
+        began, busy_s = self._clock.now(), self._stats.busy_s
+        left_s = max(each.query.deadline for each in batch) - began
+        self._answering = True
+        replies = self._timed(partial(self._answers, batch), left_s)
+        self._batcher.pace.serve(sum(each.images for each in batch), self._stats.busy_s - busy_s)
+        self._stats.batches += 1
+        self._replies.deliver(Answered(replies, began, self._clock.now()))
+        self.asleep = self._answering = False
+
+    def _score_pairs(self, pairs: PairWork) -> None:
+        self._answering = bool(pairs.values)
+        left_s = max((each.query.deadline for each in pairs.values), default=0.0) - self._clock.now()
+        for valued in self._timed(partial(pairs.work, asleep=self.asleep), left_s):
+            replies = [
+                Reply(each) if valued.answer is None else self._checked(each, valued.answer)
+                for each in valued.asked
+            ]
+            self._replies.deliver(Answered(replies, valued.since, self._clock.now()))
+        if self._answering:
+            self.asleep = self._answering = False
 
     def _answers(self, batch: Sequence[Prepared]) -> list[Reply]:
         wanted = self._wanted(batch)
@@ -199,7 +235,10 @@ class Asker:
         if isinstance(answer, Exception):
             return self._failed(prepared, _failure(answer))
         try:
-            return Reply(prepared, checked_answer(answer, prepared.query, self._stats.critic))
+            reply = Reply(prepared, checked_answer(answer, prepared.query, self._stats.critic))
+            if self.pairs and isinstance(answer, DoneVerdict):
+                self.pairs.seen(prepared.query, done=bool(answer.done))
+            return reply
         except Exception as error:  # a critic's objects may raise whatever they like where they are looked at
             name, words = type(self.critic).__qualname__, _words(error)
             if not isinstance(error, ProtocolError):

@@ -35,7 +35,7 @@ class Batcher(Generic[Item]):
         self.max_wait_s = max_wait_s
         self.max_bytes = max_bytes
         self._items: deque[tuple[Item, int, float]] = deque()
-        self._bytes = 0
+        self._bytes = self._held = 0
         self._closed = False
         self._poked = False
         self._changed = threading.Condition()
@@ -59,6 +59,12 @@ class Batcher(Generic[Item]):
             for item, size in items:
                 self._items.append((item, size, now))
                 self._bytes += size
+            self._changed.notify_all()
+
+    def hold(self, nbytes: int) -> None:
+        """Counts so many bytes as waiting that the taker has not done with."""
+        with self._changed:
+            self._held = nbytes
             self._changed.notify_all()
 
     def take(self, timeout_s: float | None) -> list[Item]:
@@ -111,4 +117,4 @@ class Batcher(Generic[Item]):
         return self._closed
 
     def _room(self) -> int:
-        return 0 if self._bytes >= self.max_bytes else max(0, self.max_batch - len(self._items))
+        return 0 if self._bytes + self._held >= self.max_bytes else max(0, self.max_batch - len(self._items))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 import zlib
 from collections.abc import Collection, Sequence
 from datetime import datetime, timezone
@@ -34,7 +35,9 @@ _LOOK_AT = 32
 _FULL_PAUSE_S = 0.1
 
 _LUA = Path(__file__).with_name("lua")
-_TAKE, _GIVE_BACK, _RECOVER = (Script.load(_LUA / f"{name}.lua") for name in ("take", "give_back", "recover"))
+_TAKE, _GIVE_BACK, _RECOVER, _SHARE = (
+    Script.load(_LUA / f"{name}.lua") for name in ("take", "give_back", "recover", "share")
+)
 
 
 class Claims:
@@ -115,6 +118,16 @@ class Claims:
         """Put claimed jobs (none given: all) back to the front of the queue; return how many."""
         keys = (self._keys.rq_queue, self.key, self._keys.alone)
         return int(self._connection.eval(_GIVE_BACK, len(keys), *keys, *job_ids))
+
+    def share(self, job_id: str, copies: int) -> None:
+        """Put copies of a claimed job on the queue, so that other workers help with it.
+
+        A copy that another worker made of its own is not copied again.
+        """
+        for _ in range(copies):
+            copy = self._keys.job_id(uuid.uuid4().hex)
+            keys = (self._keys.rq_queue, self._keys.rq_job(job_id), self._keys.rq_job(copy))
+            self._connection.eval(_SHARE, len(keys), *keys, copy, self._worker)
 
     def recover(self, worker: str) -> tuple[int, list[TakenJob]]:
         """Put the jobs of a dead worker back, each at the cost of a retry.

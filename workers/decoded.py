@@ -71,7 +71,7 @@ class History:
             every_frame: whether all frames are wanted now, and not the last one alone.
 
         Raises:
-            FrameError: as `vlac_queue.frames.decode_many`.
+            FrameError: as `vlac_queue.frames.follow` and `decode`.
             OutOfMemory: there is too little memory for them.
         """
         if not payloads:

@@ -73,9 +73,8 @@ class Heart:
         self._rq = rq
         #: The worker around this one, if there is one.
         self.parent: Parent | None = None
-        #: Whether `rq suspend` was given; whether jobs wait to be tried alone; how many other critic workers serve
-        #: the queue.
-        self.suspended, self.alone_waits, self.others = False, False, 0
+        #: Whether `rq suspend` was given; whether jobs wait to be tried alone.
+        self.suspended, self.alone_waits = False, False
         #: Whether this process may begin anew where the critic hangs or has lost its accelerator.
         self.restarts = False
         self.trouble, self.leaving = shared.trouble("heartbeat"), shared.trouble("leaving its jobs")
@@ -156,7 +155,7 @@ class Heart:
             LOG.info("Worker %s: its parent %s stops, stopping too", self._shared.name, self.parent.name)
             self._shared.stop()
         others = sorted(self._known(names or ()) - {self._shared.name})
-        self.others = len(others)
+        self._shared.others = len(others)
         return wrong + self.recover(others)
 
     def recover(self, names: Sequence[str]) -> list[redis.RedisError]:

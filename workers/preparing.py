@@ -75,7 +75,11 @@ class Intake:
             runs[asked_by.query.episode, asked_by.query.token].append(asked_by)
         histories = {token: self._kept.history(token) for _, token in runs}
         wanted = [
-            Wanted(episode, *self._span(histories[token], asked), tuple(query.id for _, query in asked))
+            Wanted(
+                episode,
+                *self._span(histories[token], asked),
+                tuple(query.id for job, query in asked if job),
+            )
             for (episode, token), asked in runs.items()
         ]
         known = [self._known(want, ahead) for want in wanted]
@@ -92,6 +96,15 @@ class Intake:
         self._kept.settle()
         decoding_s = time.monotonic() - started
         return [Prepared(job, query, *asks[job, query.id], decoding_s) for job, query in queries]
+
+    def so_far(self, queries: Sequence[Query]) -> list[Prepared]:
+        """Read and decode the frames that value queries would be about, were they asked; as `prepare`."""
+        try:
+            return self._prepare([JobQuery("", query) for query in queries], NOTHING_AHEAD)
+        except Exception as error:
+            if passes(error):
+                raise
+            return []
 
     def behind(self) -> bool:
         """Whether there are frames to decode ahead."""
@@ -113,14 +126,16 @@ class Intake:
 
     @staticmethod
     def _known(wanted: Wanted, ahead: Mapping[str, ReadAhead]) -> EpisodeRead | None:
-        found = ahead.get(wanted.queries[0])
+        found = ahead.get(wanted.queries[0]) if wanted.queries else None
         return found.read if found is not None and found.answers(wanted) else None
 
     def _ask(
         self, query: Query, read: EpisodeRead, wanted: Wanted, histories: dict[str, History | None]
     ) -> CriticQuery | Failure | None:
-        if query.id not in read.open or read.meta is None:
+        if read.meta is None or (wanted.queries and query.id not in read.open):
             return None
+        if not wanted.queries and isinstance(read.meta, EpisodeMeta) and read.meta.token != query.token:
+            return None  # another episode has its id by now
         try:
             if isinstance(read.meta, ProtocolError):
                 raise read.meta

@@ -34,6 +34,7 @@ class Shared:
         stopping: set once no more jobs are to be taken. A signal's handler sets it, so the main thread never waits
             for it: it would wait for itself.
         over: set once the beats may end.
+        others: how many other critic workers serve the queue.
         fatal: what ends the worker, if anything does.
     """
 
@@ -44,6 +45,7 @@ class Shared:
     jobs: OpenJobs = field(default_factory=OpenJobs)
     stopping: threading.Event = field(default_factory=threading.Event)
     over: threading.Event = field(default_factory=threading.Event)
+    others: int = 0
     fatal: BaseException | None = None
 
     def __post_init__(self) -> None:

@@ -24,6 +24,8 @@ class WorkerStats:
         critic: who answers.
         loads, jobs, rejected_jobs, queries, failures, batches: totals; failures are among the queries.
         busy_s: seconds that the critic worked.
+        pairs_ahead: pairs of frames scored before a value query needed them.
+        pairs_unused: pairs scored of episodes that were then found done; this worker noticed.
         last_error: first line of the last failure, or "".
         last_error_at: when it was, seconds since 1970 on Redis' clock.
         latency: where the time of all queries went, by phase.
@@ -37,6 +39,8 @@ class WorkerStats:
     failures: int = 0
     batches: int = 0
     busy_s: float = 0.0
+    pairs_ahead: int = 0
+    pairs_unused: int = 0
     last_error: str = ""
     last_error_at: float = 0.0
     latency: dict[str, Histogram] = field(default_factory=lambda: {phase: Histogram() for phase in PHASES})
@@ -91,7 +95,9 @@ class WorkerStats:
 def _accelerator(fraction: float) -> tuple[str, int, int]:
     """Return the device in use, the bytes of its memory that this process has reserved, and how many it may."""
     torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+    # The thread of the critic may be importing it: then it lacks parts.
+    is_initialized = getattr(getattr(torch, "cuda", None), "is_initialized", None)
+    if torch is None or is_initialized is None or not is_initialized():
         return "cpu", 0, 0
     reserved = {device: int(torch.cuda.memory_reserved(device)) for device in range(torch.cuda.device_count())}
     device = max(reserved, key=lambda each: reserved[each])

@@ -5,12 +5,13 @@ All errors are Redis' own here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
 
@@ -31,19 +32,63 @@ _MOST_BATCHES = 256
 MOST_READ_BYTES = 64 << 20
 
 _LUA = Path(__file__).with_name("lua")
-_READ, _READ_REFERENCE, _ANSWER = (
-    Script.load(_LUA / f"{name}.lua") for name in ("read", "read_reference", "answer")
+_READ, _READ_REFERENCE, _ANSWER, _CLAIM_PAIRS, _KEEP_SCORES = (
+    Script.load(_LUA / f"{name}.lua")
+    for name in ("read", "read_reference", "answer", "claim_pairs", "keep_scores")
 )
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a worker wants to know of one episode: its batches `first`..`last`, and which of `queries` are open."""
+    """What a worker wants to know of one episode: its batches `first`..`last`, and which of `queries` are open.
+
+    Without queries it is wanted as long as it is there.
+    """
 
     episode: str
     first: int
     last: int
     queries: tuple[str, ...]
+
+
+class PairsWanted(NamedTuple):
+    """Pairs of an episode to be scored; a pair is known by the index of its second frame.
+
+    Attributes:
+        episode, token: which episode.
+        query: id of the value query that needs them, or "" for work ahead.
+        undone: for work ahead, a frame at which the episode was not done.
+        frames: the pairs.
+    """
+
+    episode: str
+    token: str
+    query: str
+    undone: int
+    frames: Sequence[int]
+
+
+class PairsFound(NamedTuple):
+    """What became of `PairsWanted`.
+
+    Attributes:
+        over: whether nobody wants them any more.
+        scores: those known, by pair.
+        mine: the pairs claimed; those in neither are another worker's, or too many.
+    """
+
+    over: bool
+    scores: dict[int, float]
+    mine: list[int]
+
+
+class PairsScored(NamedTuple):
+    """Scores of an episode's pairs, None where there is none; and the frame at which it was found done."""
+
+    episode: str
+    token: str
+    scores: Mapping[int, float | None]
+    done: int | None = None
 
 
 @dataclass(frozen=True)
@@ -135,6 +180,39 @@ class WorkerStore:
         (batches,) = exchange(self._connection, [command])
         return checked(batches)
 
+    def claim_pairs(
+        self, wanted: Sequence[PairsWanted], most: int, *, scored_by: str, worker: str, claim_s: float
+    ) -> list[PairsFound]:
+        """Read what is known of pairs, and claim up to `most` of the others for `worker`; one round trip.
+
+        A claim is over after `claim_s` seconds, or with its worker's death.
+        """
+        keys: list[str] = []
+        arguments: list[Any] = [worker, self._keys.worker(""), int(claim_s), most, scored_by]
+        for each in wanted:
+            episode = self._keys.episode(each.episode)
+            keys += (episode.meta, episode.queries, episode.pairs)
+            arguments += (each.token, each.query, each.undone, len(each.frames), *each.frames)
+        (reply,) = exchange(self._connection, [("EVAL", _CLAIM_PAIRS, len(keys), *keys, *arguments)])
+        return [_found(each, found) for each, found in zip(wanted, checked(reply), strict=True)]
+
+    def keep_scores(self, scored: Sequence[PairsScored], *, scored_by: str) -> int:
+        """Keep scores with their episodes, in one round trip; the claims of those without a score are given up.
+
+        Returns:
+            How many scores stand with episodes that were found done now, and before nowhere.
+        """
+        keys: list[str] = []
+        arguments: list[Any] = [scored_by]
+        for each in scored:
+            episode = self._keys.episode(each.episode)
+            keys += (episode.meta, episode.pairs)
+            arguments += (each.token, "" if each.done is None else each.done, len(each.scores))
+            for pair, score in each.scores.items():
+                arguments += (pair, "" if score is None else repr(score))
+        (reply,) = exchange(self._connection, [("EVAL", _KEEP_SCORES, len(keys), *keys, *arguments)])
+        return sum(checked(reply))
+
     def answer(
         self, answers: Sequence[tuple[Query, str]], worker: str, *, ttl_s: int | None = None
     ) -> Iterator[tuple[Any, ...]]:
@@ -166,6 +244,23 @@ class WorkerStore:
             fields, kinds, batches = reply
             still_open = [query for query, kind in zip(each.queries, kinds, strict=True) if kind]
             yield episode_read(fields, still_open, batches)
+
+
+def _found(wanted: PairsWanted, reply: Sequence[bytes]) -> PairsFound:
+    state, *pairs = reply
+    scores, mine = {}, []
+    for pair, known in zip(wanted.frames, pairs, strict=False):
+        if known == b"?":
+            continue
+        try:
+            score = float(known)
+        except ValueError:
+            score = math.nan
+        if math.isfinite(score):
+            scores[pair] = score
+        else:  # claimed, or what a stranger wrote
+            mine.append(pair)
+    return PairsFound(state != b"ok", scores, mine)
 
 
 def _parts(wanted: Sequence[Wanted]) -> Iterator[Sequence[Wanted]]:

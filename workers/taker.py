@@ -15,6 +15,7 @@ from workers.claims import Claims
 from workers.critics import CriticQuery
 from workers.flow import Answered, JobQuery, Prepared, Reply, TakenJob
 from workers.heart import BEAT_S, Heart
+from workers.pairs import PairWork
 from workers.preparing import Intake
 from workers.replies import Replies
 from workers.shared import Shared
@@ -27,6 +28,8 @@ _TAKE_S = 1.0
 _LOOK_S = 0.004
 #: Seconds without work after which frames are decoded ahead, and for how long until the next look for jobs.
 _QUIET_S, _WORK_AHEAD_S = 0.01, 0.003
+#: Episodes whose frames are decoded ahead in one go.
+_EPISODES_AHEAD = 8
 #: Seconds to wait after a failed connection.
 _REDIS_PAUSE_S = 0.5
 
@@ -135,7 +138,7 @@ class Taker:
 
     def _take(self, room: int, burst: bool) -> list[TakenJob]:
         """Return the next jobs, for about `room` queries; wait for them only while no query is open here."""
-        busy, others = bool(self._jobs), self._heart.others
+        busy, others = bool(self._jobs), self._shared.others
         if busy and others and self._waiting():
             # An idle worker may be just between two waits on the queue: it goes first.
             self._jobs.none.wait(_LOOK_S)
@@ -144,15 +147,24 @@ class Taker:
         leaves_it_to_others = busy and others > 0
         works_ahead = not busy and not burst and self._intake.behind()
         block_s = 0 if burst or leaves_it_to_others else _TAKE_S
+        if self._asker.pairs and busy:
+            block_s = min(block_s, _QUIET_S)  # there will be pairs to ask ahead
         if works_ahead:
             block_s = 0 if self._quiet else _QUIET_S
         taken = self._claims.take(jobs_wanted, block_s=block_s, others=others)
         if not taken and busy:
             self._jobs.none.wait(_LOOK_S)
-        if not taken and works_ahead:
+        if not taken and self._asker.pairs and self._asker.pairs.wants_frames:
+            self._prepare_ahead(self._asker.pairs)
+        elif not taken and works_ahead:
             self._intake.work_ahead(_WORK_AHEAD_S)
         self._quiet = works_ahead and not taken
         return taken
+
+    def _prepare_ahead(self, pairs: PairWork) -> None:
+        """Read and decode frames of episodes whose pairs may be asked ahead."""
+        pairs.offer(self._intake.so_far(pairs.to_prepare(_EPISODES_AHEAD)))
+        self._batcher.poke()
 
     def _waiting(self) -> int:
         return int(self._shared.connection.llen(self._shared.keys.rq_queue))

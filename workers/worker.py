@@ -98,7 +98,7 @@ class CriticWorker(SimpleWorker):
         store = WorkerStore(self.connection, shared.keys, ttl_s=config.episode_ttl_s)
         self._claims = Claims(self.connection, shared.keys, self.name, shared.stats)
         self._replies = Replies(shared, store, self._claims)
-        self._asker = Asker(shared, make_critic(config), store, self._replies)
+        self._asker = Asker(shared, make_critic(config), store, self._replies, self._claims)
         self._heart = Heart(shared, self._claims, self._replies, self._asker, self)
         self._taker = Taker(shared, store, self._claims, self._replies, self._asker, self._heart)
         self._listening, self._housekeeping = map(shared.trouble, ("listening to commands", "maintenance"))

@@ -85,7 +85,6 @@ PEERS = {
     "rq": Peer("RQ, frames in jobs", "plain_rq", ("rq",), {"by_key": False}),
     "rq-keys": Peer("RQ, frames by key", "plain_rq", ("rq",), {"by_key": True}),
     "celery": Peer("Celery, celery-batches", "celery_batches", _CELERY),
-    "dramatiq": Peer("Dramatiq", "dramatiq_actor", ("dramatiq",)),
     "fastapi": Peer("FastAPI, a request a frame", "http_service", _HTTP, {"together": False}),
     "fastapi-step": Peer("FastAPI, a request a step", "http_service", _HTTP, {"together": True}),
     "ray": Peer("Ray Serve, a call a frame", "ray_serve", ("ray",), {"together": False}),

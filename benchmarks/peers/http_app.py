@@ -1,8 +1,7 @@
 """The FastAPI service: `python -m benchmarks.peers.http_app PORT`.
 
-POST /done takes packed frames and answers a bool for each; POST /value/{count} answers `count` times. The critic
-gets what waits at the moment, up to `--most` frames: nothing waits for a batch to fill, so that a single query is
-as quick as it can be.
+POST /done takes packed frames and answers a bool for each. The critic gets what waits at the moment, up to `_MOST`
+frames: nothing waits for a batch to fill, so that a single query is as quick as it can be.
 """
 
 import asyncio
@@ -10,7 +9,6 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import click
-import numpy as np
 import uvicorn
 from fastapi import FastAPI, Request, Response
 
@@ -18,20 +16,18 @@ from benchmarks.peers import look, unpack
 from benchmarks.peers.bodies import frames_in
 from vlac_queue.frames import Frames
 
-_NOTHING = np.zeros((1, 1, 3), np.uint8)
+_MOST = 64
 
 
-def service(most: int, batch_s: float) -> FastAPI:
-    """Return the application; each batch takes `batch_s` seconds."""
+def service() -> FastAPI:
+    """Return the application."""
     waiting: asyncio.Queue[tuple[Frames, asyncio.Future[bool]]] = asyncio.Queue()
 
     async def critic() -> None:
         while True:
             batch = [await waiting.get()]
-            while len(batch) < most and not waiting.empty():
+            while len(batch) < _MOST and not waiting.empty():
                 batch.append(waiting.get_nowait())
-            if batch_s:
-                await asyncio.sleep(batch_s)
             for frame, future in batch:
                 if not future.done():
                     future.set_result(look(frame))
@@ -55,21 +51,15 @@ def service(most: int, batch_s: float) -> FastAPI:
     async def done(request: Request) -> Response:
         return await ask([unpack(packed) for packed in frames_in(await request.body())])
 
-    @app.post("/value/{count}")
-    async def value(count: int) -> Response:
-        return await ask([_NOTHING] * count)
-
     return app
 
 
 @click.command()
 @click.argument("port", type=int)
-@click.option("--most", default=64, show_default=True, help="Most frames in a batch.")
-@click.option("--batch-seconds", default=0.0, show_default=True, help="Seconds that a batch takes.")
-def main(port: int, most: int, batch_seconds: float) -> None:
+def main(port: int) -> None:
     """Serves on 127.0.0.1."""
     uvicorn.run(
-        service(most, batch_seconds),
+        service(),
         port=port,
         loop="uvloop",
         http="httptools",

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 import rq
 
 from benchmarks.peers import Asker, connect, look, pack, unpack
-from benchmarks.processes import worker
+from benchmarks.processes import process
+from vlac_queue.control import worker_command
 from vlac_queue.frames import Frames
 
 
@@ -36,7 +37,8 @@ def answer_key(key: str) -> bool:
 def start(url: str, episodes: int, *, by_key: bool) -> Iterator[Asker]:
     """Start one SimpleWorker."""
     names = itertools.count()
-    with connect(url) as connection, worker(url, queue="plain", worker_class="rq.SimpleWorker"):
+    command = worker_command("plain", "--quiet", "--worker-class", "rq.SimpleWorker", "--url", url)
+    with connect(url) as connection, process(command, {}):
         queue = rq.Queue("plain", connection=connection)
 
         def ask(frames: Sequence[Frames]) -> list[bool]:

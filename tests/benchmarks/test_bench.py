@@ -23,7 +23,6 @@ SMALL = ("--rounds", "1", "--seconds", "0", "--episodes", "4", "--most-episodes"
 def _little_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "_WARM_UP_S", 0.1)
     monkeypatch.setattr(overlap, "RANKS", 1)
-    monkeypatch.setattr(overlap, "WORKERS", 1)
 
 
 def bench(tmp_path: Path, *arguments: str) -> tuple[str, dict[str, Any]]:
@@ -97,9 +96,13 @@ def test_a_worker_is_kept_busy(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_rollouts_with_and_without_the_critic(tmp_path: Path) -> None:
-    output, figures = bench(tmp_path, "--only", "overlap")
-    assert {"no critic", "overlapped", "blocking"} <= set(figures["overlap"])
-    assert "over no critic" in output
+    names = ["2 workers, overlapped", "2 workers, 9 references, blocking"]
+    output, figures = bench(tmp_path, "--only", "overlap", *(f"--rollout={name}" for name in names))
+    assert list(figures["overlap"]) == ["no critic", *names]
+    for (wall,) in (figures["overlap"][name] for name in names):
+        assert 0 < wall["after_s"] < wall["seconds"] and 0 < wall["wait_p50_s"] <= wall["wait_p95_s"]
+        assert wall["vision"] >= 1 and 0 < wall["busy"] < 1  # every frame goes through vision once at least
+    assert "over no critic" in output and "at most 1.15" in output
 
 
 def test_without_a_checkout_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

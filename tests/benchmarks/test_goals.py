@@ -11,6 +11,7 @@ from benchmarks.compare import median_round
 from benchmarks.figures import Figure
 from benchmarks.goals import Goal
 from benchmarks.measuring import Round
+from benchmarks.overlap import Wall
 from benchmarks.peers import OURS, PEERS
 
 TITLES = {name: peer.title for name, peer in PEERS.items()}
@@ -60,3 +61,13 @@ def test_the_median_of_bytes_that_nothing_counts_is_none() -> None:
     uncounted = replace(ROUND, wire_bytes=None)
     rates = [replace(uncounted, queries_per_s=rate) for rate in (900.0, 1000.0, 2000.0)]
     assert median_round(rates) == uncounted
+
+
+def test_rollouts_are_compared_round_by_round() -> None:
+    walls = {
+        "no critic": [Wall(20.0, 0.0), Wall(40.0, 0.0)],
+        "3 workers, overlapped": [Wall(21.0, 2.0), Wall(42.0, 1.0)],
+    }
+    over, after = goals.of_rollouts(walls)
+    assert over.measured == Figure(1.05, 1.05, 1.05) and over.met
+    assert after.measured.median == 1.5 and after.met

@@ -11,8 +11,8 @@ from rich.table import Table
 from benchmarks import plots, report
 from benchmarks.figures import figure
 from benchmarks.goals import Goal
+from benchmarks.overlap import Wall
 from benchmarks.peers import OURS
-from benchmarks.profile import summary
 from benchmarks.workers import CRITICS
 from tests.benchmarks.test_goals import ROUND, TITLES
 
@@ -50,6 +50,19 @@ def test_the_workers_table_shows_rates_over_one_worker() -> None:
     assert "100 (1.00x)" in text and "200 (2.00x)" in text
 
 
+def test_the_rollouts_table_shows_what_a_critic_costs() -> None:
+    walls = {
+        "no critic": [Wall(20.0, 0.0), Wall(30.0, 0.0)],
+        "2 workers, overlapped": [
+            Wall(22.0, 1.5, 1.25, 30.0, 0.95, 0.1, 0.4),
+            Wall(36.0, 2.5, 1.35, 30.0, 0.85, 0.2, 0.6),
+        ],
+    }
+    line = next(line for line in shown(report.rollouts_table(walls, 64)).splitlines() if "2 workers" in line)
+    cells = [cell.strip() for cell in line.split("│")[1:-1]]
+    assert cells[1:] == ["29.00", "1.15", "2.00", "0.15 / 0.50", "1.30", "90%"]
+
+
 def test_goals_say_whether_they_are_met() -> None:
     goal = Goal("busy", figure([0.97, 0.99, 0.98]), 0.98, at_least=True)
     assert "0.98 (0.97..0.99)" in shown(report.goals_table([goal], 3))
@@ -68,13 +81,3 @@ def test_pictures_are_drawn(tmp_path: Path) -> None:
     plots.draw_workers(SERVED, tmp_path / "workers.png")
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in tmp_path.iterdir())
     assert len(list(tmp_path.iterdir())) == 3
-
-
-def test_a_profile_counts_functions_once_a_stack() -> None:
-    ask = "ask (vlac_queue/client.py)"
-    stacks = [f"main;{ask};encode 30", f"main;{ask};{ask};send 10", "main;Condition.wait (threading.py) 60"]
-    text = summary("client", stacks)
-    assert "client: 40 samples at work, 60 waiting" in text
-    alone, within = text.split("with what it calls")
-    assert "75.0%  encode" in alone and "25.0%  send" in alone and "main" not in alone
-    assert f"100.0%  {ask}" in within and "main" not in within

@@ -7,23 +7,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from dashboards.diagnosis import judge
 from dashboards.history import Series
 from dashboards.pages import View
-from dashboards.snapshot import (
-    Episode,
-    Episodes,
-    Failed,
-    Look,
-    Percentiles,
-    PlainWorker,
-    QueueState,
-    Rates,
-    RedisState,
-    Snapshot,
-    Training,
-    Worker,
-)
-from dashboards.verdict import judge
+from dashboards.snapshot import Look, Percentiles, Rates, Snapshot, Worker
+from vlac_queue.records import Episode, Episodes, Failed, PlainWorker, QueueState, RedisState, Training
 
 URL = "redis://gpu7:6379/0"
 #: Noon of some day, in seconds since 1970.
@@ -128,5 +116,5 @@ def series() -> Series:
 def view(look: str | Look = "critic-bound", **fields: Any) -> View:
     """A view of one of LOOKS."""
     shown = LOOKS[look] if isinstance(look, str) else look
-    settings: dict[str, Any] = {"series": series(), "verdicts": judge(shown, url=URL), **fields}
+    settings: dict[str, Any] = {"series": series(), "diagnoses": judge(shown, url=URL), **fields}
     return View(url=URL, queue="vlac", look=shown, **settings)

@@ -9,15 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from dashboards.diagnosis import judge
 from dashboards.history import History
 from dashboards.pages import View, page
-from dashboards.reading import _failed, _training
 from dashboards.record import document
-from dashboards.snapshot import Episodes, Look, QueueState, Reading, RedisState, Snapshot, WorkerReading, from_json
-from dashboards.verdict import judge
+from dashboards.snapshot import Look, Snapshot, from_json
 from tests.dashboards.test_prometheus import metrics
 from vlac_queue.control import WorkerInfo
 from vlac_queue.metrics import PHASES
+from vlac_queue.reading import failure_in, outcomes
+from vlac_queue.records import Episodes, QueueState, Reading, RedisState, WorkerReading
 
 _FIELDS = [name.encode() for name in WorkerInfo.__dataclass_fields__ if name != "name"]
 _NUMBERS = st.sampled_from([b"0", b"-1", b"1e308", b"-1e308", b"nan", b"inf", b"9" * 400, b"1.5", b"", b"0x10"])
@@ -38,10 +39,10 @@ def reading(time: float, hashes: list[Any], totals: dict[bytes, bytes], event: b
         WorkerReading(f"w{n}", WorkerInfo.from_hash(f"w{n}", said) if said else None, latency, taken=n)
         for n, (said, latency) in enumerate(hashes)
     )
-    failed = _failed(b"1767268800000-0", event)
+    failed = failure_in(b"1767268800000-0", event)
     return Reading(
         time, RedisState("7", 1, 2, "noeviction", 1), QueueState(3, 4.0, 5), Episodes(), workers, (),
-        _training(totals), (failed,) if failed else (),
+        outcomes(totals), (failed,) if failed else (),
     )  # fmt: skip
 
 
@@ -60,12 +61,12 @@ def test_whatever_stands_on_redis_there_is_a_picture(
             reading(1000.0 + second, hashes, totals, json.dumps({"kind": "failure", **event}).encode())
         )
     look = Look(1_767_268_800.0, snapshot)
-    verdicts = judge(look)
+    diagnoses = judge(look)
     for shown in ("overview", "workers", "failures"):
-        view = View("redis://x", "vlac", look, verdicts, page=shown, sort="busy")  # type: ignore[arg-type]
+        view = View("redis://x", "vlac", look, diagnoses, page=shown, sort="busy")  # type: ignore[arg-type]
         lines = page(view, 100, 30)
         assert {line.cell_len for line in lines} == {100}
         assert all(line.plain.isprintable() for line in lines)
-    said = json.dumps(document(look, verdicts), allow_nan=False)
+    said = json.dumps(document(look, diagnoses), allow_nan=False)
     assert isinstance(from_json(Snapshot, json.loads(said)["snapshot"]), Snapshot)
     assert list(text_string_to_metric_families(metrics(look)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 
-from dashboards import pages, verdict
+from dashboards import diagnosis, pages
 from dashboards.live import main
 from dashboards.snapshot import SCHEMA, to_json
 from tests.conftest import ROOT
@@ -16,9 +16,9 @@ _TEXT = (ROOT / "docs" / "dashboard.md").read_text(encoding="utf-8")
 _WORDS = set(re.findall(r"[\w-]+", _TEXT))
 
 
-def test_every_kind_of_verdict_is_listed() -> None:
-    source = inspect.getsource(verdict)
-    kinds = set(re.findall(r'Verdict\(\s*(?:"\w+"(?: if .*?)?(?: else "\w+")?|severity),\s*"([a-z-]+)"', source))
+def test_every_kind_of_diagnosis_is_listed() -> None:
+    source = inspect.getsource(diagnosis)
+    kinds = set(re.findall(r'Diagnosis\(\s*(?:"\w+"(?: if .*?)?(?: else "\w+")?|severity),\s*"([a-z-]+)"', source))
     assert len(kinds) >= 18
     assert {kind for kind in kinds if f"`{kind}`" not in _TEXT} == set()
 

@@ -7,18 +7,10 @@ from typing import Any
 import pytest
 
 from dashboards.history import REMEMBER_LOST_S, History
-from dashboards.snapshot import (
-    WINDOW_S,
-    Episodes,
-    QueueState,
-    Reading,
-    RedisState,
-    Snapshot,
-    Training,
-    WorkerReading,
-)
+from dashboards.snapshot import WINDOW_S, Snapshot
 from tests.dashboards.redis_state import histogram
 from vlac_queue.control import WorkerInfo
+from vlac_queue.records import Episodes, QueueState, Reading, RedisState, Training, WorkerReading
 
 _SERVER = RedisState("7.2.4", 1 << 20, 0, "noeviction", 3)
 #: When the workers of these tests started.

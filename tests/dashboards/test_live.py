@@ -20,11 +20,11 @@ import redis
 from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
+from dashboards.diagnosis import judge
 from dashboards.live import Shown, main
 from dashboards.record import Recorder, Recording
 from dashboards.screen import keys_in
 from dashboards.snapshot import Snapshot, from_json
-from dashboards.verdict import judge
 from tests.conftest import ROOT, until
 from tests.dashboards.redis_state import contents, describe_worker, fail, open_episode
 from tests.dashboards.states import AT, LOOKS, URL
@@ -83,7 +83,7 @@ def test_rates_are_known_after_two_looks(
 
 
 @pytest.mark.parametrize("option", ["--once", "--json"])
-def test_a_bad_verdict_is_told_by_the_exit_code(server: RedisServer, connection: redis.Redis, option: str) -> None:
+def test_what_is_bad_is_told_by_the_exit_code(server: RedisServer, connection: redis.Redis, option: str) -> None:
     assert run(option, "--redis-url", server.url).exit_code == 1  # no workers
     describe_worker(connection)
     assert run(option, "--redis-url", server.url).exit_code == 0
@@ -240,7 +240,7 @@ def test_a_recording_is_written_while_redis_comes_and_goes(started: Any, tmp_pat
     path = tmp_path / "run.jsonl"
 
     def kinds() -> list[str]:
-        return [verdicts[0].kind for _, verdicts in Recording(path).looks()] if path.exists() else []
+        return [diagnoses[0].kind for _, diagnoses in Recording(path).looks()] if path.exists() else []
 
     with RedisServer() as server:
         process = started("--record", str(path), VLAC_REDIS_URL=server.url)

@@ -23,12 +23,13 @@ from rich.console import Console
 from rich.text import Text
 
 from dashboards.charts import bars, bins, gauge
+from dashboards.diagnosis import judge
 from dashboards.frame import elide, fit, pad
 from dashboards.pages import Page, View, listed, page
-from dashboards.snapshot import Episode, Episodes, Failed, Look, PlainWorker, QueueState, RedisState
+from dashboards.snapshot import Look
 from dashboards.tables import SORTS
-from dashboards.verdict import judge
 from tests.dashboards.states import AT, CRITIC_BOUND, LOOKS, MANY_WORKERS, TROUBLED, view, worker
+from vlac_queue.records import Episode, Episodes, Failed, PlainWorker, QueueState, RedisState
 
 _SCREENS = Path(__file__).parent / "screens"
 _PAGES: tuple[Page, ...] = ("overview", "workers", "episodes", "failures", "help")
@@ -101,7 +102,7 @@ def test_values_of_any_size_fit() -> None:
     look = Look(AT, huge)
     for shown in _PAGES:
         for width in (80, 200):
-            lines = page(view(look, page=shown, verdicts=judge(look)), width, 24)
+            lines = page(view(look, page=shown, diagnoses=judge(look)), width, 24)
             assert {cell_len(line.plain) for line in lines} == {width}
 
 

@@ -11,9 +11,9 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from dashboards.diagnosis import judge
 from dashboards.prometheus import Exporter
 from dashboards.snapshot import Look
-from dashboards.verdict import judge
 from tests.dashboards.states import AT, CRITIC_BOUND, LOOKS, TROUBLED, worker
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import redis
 
-from dashboards.reading import EPISODES_SHOWN, FAILURES_KEPT, Reader
+from dashboards.reading import Reader
 from tests.conftest import Workers, until
 from tests.dashboards.redis_state import (
     KEYS,
@@ -27,6 +27,7 @@ from vlac_queue import CriticClient, VlacConfig
 from vlac_queue.commands.demo.rollouts import load_rollouts
 from vlac_queue.gate import RolloutGate
 from vlac_queue.metrics import PHASES
+from vlac_queue.reading import EPISODES_SHOWN, FAILURES_KEPT
 from vlac_queue.server import RedisServer
 
 

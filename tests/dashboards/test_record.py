@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from dashboards.diagnosis import judge
 from dashboards.record import Recorder, Recording, document
-from dashboards.snapshot import Look, Snapshot, Training, from_json, to_json
-from dashboards.verdict import judge
+from dashboards.snapshot import Look, Snapshot, from_json, to_json
 from tests.dashboards.states import AT, CRITIC_BOUND, LOOKS, URL
+from vlac_queue.records import Training
 
 
 def write(path: Path, *looks: Look) -> Path:
@@ -53,10 +54,10 @@ def test_a_truncated_last_line_is_left_out(tmp_path: Path) -> None:
     assert len(list(Recording(path).looks())) == len(LOOKS)
 
 
-_NO_VERDICT = '{"at":1,"error":"","verdicts":[],"snapshot":null}'
+_NO_DIAGNOSIS = '{"at":1,"error":"","verdicts":[],"snapshot":null}'
 
 
-@pytest.mark.parametrize("damage", ["{}", "[]", "not JSON", '{"at": "noon"}', "[" * 100_000, _NO_VERDICT])
+@pytest.mark.parametrize("damage", ["{}", "[]", "not JSON", '{"at": "noon"}', "[" * 100_000, _NO_DIAGNOSIS])
 def test_a_damaged_line_is_named(tmp_path: Path, damage: str) -> None:
     path = write(tmp_path / "r", LOOKS["critic-bound"], LOOKS["critic-bound"])
     lines = path.read_text().splitlines()

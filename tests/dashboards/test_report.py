@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from dashboards.diagnosis import judge
 from dashboards.record import Recorder, Recording
 from dashboards.run import read_run
-from dashboards.snapshot import Look, Rates, Snapshot, Training, Worker
-from dashboards.verdict import judge
+from dashboards.snapshot import Look, Rates, Snapshot, Worker
 from tests.dashboards.states import AT, CRITIC_BOUND, FAILED, LATENCY, ROLLOUT_BOUND, URL, worker
 from tests.tools import need
 from vlac_queue.cli import main
+from vlac_queue.records import Training
 
 
 def looks(seconds: int = 120) -> Iterator[Look]:
@@ -75,13 +76,13 @@ def test_what_was_answered_is_counted_over_restarts() -> None:
     assert run.seconds == 3.0
 
 
-def test_verdicts_are_spans_of_time(tmp_path: Path) -> None:
+def test_diagnoses_are_spans_of_time(tmp_path: Path) -> None:
     run = read_run(Recording(record(tmp_path / "r")).looks())
-    assert [(span.verdict.kind, span.end - span.start) for span in run.spans] == [
+    assert [(span.diagnosis.kind, span.end - span.start) for span in run.spans] == [
         ("rollout-bound", 50.0), ("redis-away", 10.0), ("critic-bound", 59.0),
     ]  # fmt: skip
     assert run.away_s == 10.0
-    assert [(kind, seconds) for _, kind, seconds, _ in run.time_by_verdict()] == [
+    assert [(kind, seconds) for _, kind, seconds, _ in run.time_by_diagnosis()] == [
         ("critic-bound", 59.0), ("rollout-bound", 50.0), ("redis-away", 10.0),
     ]  # fmt: skip
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import redis
 
+from dashboards.diagnosis import judge
 from dashboards.record import Recorder
-from dashboards.verdict import judge
 from tests.conftest import ROOT, Workers, until
 from tests.dashboards.states import LOOKS, URL
 from tests.tools import need
@@ -130,7 +130,7 @@ def test_a_day_at_the_dashboard(tmp_path: Path) -> None:
         try:
             terminal.shows(" BAD ", "can't reach Redis")
             server.start()
-            terminal.shows("no workers: start one with vlac-queue worker", "RQ_WORKER_CLASS=workers.CriticWorker")
+            terminal.shows("no workers: start one with VLAC_REDIS_URL=", "vlac-queue worker")
             first = workers.start(TASK_CRITIC)
             workers.start(TASK_CRITIC)
             terminal.shows(" OK ", "Workers: 2")

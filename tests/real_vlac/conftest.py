@@ -1,7 +1,8 @@
-"""The real evo_vlac on a tiny checkpoint; runs in the environment of `make test-vlac` only."""
+"""The real evo_vlac on a tiny checkpoint; runs in the environments of `make test-vlac` and `make test-vllm`."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.real_vlac.internlm2 import make_internlm2
 from vlac_queue import VlacConfig
 from vlac_queue.frames import Frames
 from workers.critics.vlac import VlacCritic
@@ -29,6 +31,15 @@ def pictures(frames: Frames) -> list[Image.Image]:
     return [Image.fromarray(frame) for frame in frames]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--engines", default="pt", help="engines of our critic, with commas: pt, vllm")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "engine" in metafunc.fixturenames:
+        metafunc.parametrize("engine", metafunc.config.getoption("--engines").split(","), scope="session")
+
+
 @pytest.fixture(scope="session")
 def run() -> Frames:
     return photographs("run")
@@ -44,6 +55,17 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from benchmarks.tiny_vlac import make
 
     return make(tmp_path_factory.mktemp("checkpoint") / "tiny-vlac")
+
+
+@pytest.fixture(scope="session")
+def served(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, engine: str) -> dict[str, Any]:
+    """The settings with which our critic serves the weights of `checkpoint`: on vLLM as an InternLM2."""
+    if engine == "pt":
+        return {"model_path": str(checkpoint)}
+    folder = make_internlm2(checkpoint, tmp_path_factory.mktemp("checkpoint") / "internlm2")
+    # Each load keeps its cache of keys and values until the process ends: a small one, 128 tokens a block.
+    arguments = {"num_gpu_blocks_override": 256, "enforce_eager": True}
+    return {"model_path": str(folder), "engine": engine, "engine_args": json.dumps(arguments)}
 
 
 @pytest.fixture(scope="session")
@@ -75,11 +97,11 @@ def gac(checkpoint: Path) -> Any:
 
 
 @pytest.fixture
-def load(checkpoint: Path) -> Callable[..., VlacCritic]:
+def load(served: dict[str, Any]) -> Callable[..., VlacCritic]:
     """Loads our critic with these settings."""
 
     def loaded(**settings: Any) -> VlacCritic:
-        critic = VlacCritic(VlacConfig(model_path=str(checkpoint), **settings))
+        critic = VlacCritic(VlacConfig(**{**served, **settings}))
         critic.load()
         return critic
 

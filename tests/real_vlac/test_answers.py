@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from vlac_queue.commands.demo.rollouts import load_rollouts
 from vlac_queue.errors import CriticFailed
 from vlac_queue.frames import Frames
 from vlac_queue.messages import DoneVerdict, ValueVerdict
-from workers.critics import CriticAnswer, CriticQuery
+from workers.critics import CriticAnswer, CriticQuery, Pair
 from workers.critics.vlac import VlacCritic
 
 Load = Callable[..., VlacCritic]
@@ -126,15 +128,16 @@ def test_values_of_simulator_frames_are_vlacs_own(load: Load, gac: Any) -> None:
 
 
 @pytest.mark.parametrize("with_reference", [False, True])
-def test_values_asked_ahead_are_the_same(load: Load, run: Frames, reference: Frames, with_reference: bool) -> None:
-    fields: Any = {"reference": reference if with_reference else None, "token": "opening"}
-    eager = load(eager_value=True, ref_num=3)
-    for query in done_queries(run, history=True, done_threshold=1.0, **fields):
-        eager.answer([query])
-        while eager.work_ahead():
-            pass
-    (ours,) = eager.answer([value_query(run, **fields)])
-    assert value(ours) == load(ref_num=3).answer([value_query(run, **fields)])[0]
+def test_pairs_scored_one_by_one_make_the_same_values(
+    load: Load, run: Frames, reference: Frames, with_reference: bool
+) -> None:
+    critic = load(ref_num=3)
+    query = value_query(run, reference=reference if with_reference else None)
+    found = []
+    for first, second in pairwise(range(len(run))):
+        so_far = replace(query, frames=query.frames[: second + 1], frame=second)
+        found += critic.score([Pair(so_far, first, second)])
+    assert critic.value(found) == critic.answer([query])[0]
 
 
 def mixed_queries(run: Frames, reference: Frames) -> list[CriticQuery]:
@@ -173,10 +176,16 @@ def test_markup_in_one_task_leaves_its_neighbours_alone(load: Load, run: Frames,
     assert critic.answer(dirty) == critic.answer(clean)
 
 
+def language_model(critic: VlacCritic) -> Any:
+    assert critic._model is not None
+    gac = critic._model.gac
+    return (gac.engine.inner_model if critic.config.engine == "vllm" else gac.model).language_model
+
+
 def says(critic: VlacCritic, change: Callable[[Any], Any]) -> None:
     """Changes what the model says: `change` gets the logits of every step."""
-    assert critic._model is not None
-    head = critic._model.gac.model.language_model.lm_head  # type: ignore[attr-defined]
+    model = language_model(critic)
+    head = model.logits_processor if critic.config.engine == "vllm" else model.lm_head
     head.register_forward_hook(lambda module, inputs, logits: change(logits))
 
 
@@ -219,18 +228,16 @@ def test_out_of_memory_halves_the_call_and_changes_no_answer(load: Load, run: Fr
     queries = done_queries(run)
     expected = load().answer(queries)
     small = load()
-    rows: list[int] = []
+    tokens: list[int] = []
 
-    def at_most_two(module: Any, inputs: Any, kwargs: Any) -> None:
-        rows.append(len(kwargs["inputs_embeds"]) if kwargs.get("inputs_embeds") is not None else 0)
-        if rows[-1] > 2:
+    def no_more_than_a_third(module: Any, inputs: Any) -> None:
+        tokens.append(inputs[0].shape[:-1].numel())
+        if tokens[-1] > tokens[0] / 3:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
-    assert small._model is not None
-    model = small._model.gac.model.language_model  # type: ignore[attr-defined]
-    model.model.register_forward_pre_hook(at_most_two, with_kwargs=True)
+    language_model(small).model.norm.register_forward_pre_hook(no_more_than_a_third)
     assert small.answer(queries) == expected
-    assert max(rows) == len(run) and 1 in [count for count in rows if count <= 2]
+    assert tokens[1] < tokens[0] and tokens[2] <= tokens[0] / 3
 
 
 def test_answers_are_the_same_after_sleep(load: Load, run: Frames) -> None:

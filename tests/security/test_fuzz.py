@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlac_queue.errors import FrameError, ProtocolError
-from vlac_queue.frames import Base, decode, decode_episode, decode_many, encode, read_header
+from vlac_queue.frames import Base, decode, decode_episode, encode, read_batch
 from vlac_queue.messages import (
     JOB_FUNCTION,
     MAX_JOB_QUERIES,
@@ -114,16 +114,14 @@ def changed_batches(draw: st.DrawFn) -> bytes:
 def test_a_batch_is_what_its_header_says_or_refused(payload: bytes, base: Base | None) -> None:
     with at_most(2 * _LIMIT + 4 * len(payload) + (1 << 16)), contextlib.suppress(FrameError):
         frames = decode(payload, base=base, limit=_LIMIT)
-        assert frames.shape == read_header(payload).shape and frames.nbytes <= _LIMIT
+        assert frames.shape == read_batch(payload).shape and frames.nbytes <= _LIMIT
 
 
 @given(st.lists(st.sampled_from([_FIRST, _SECOND]) | sealed_batches() | changed_batches(), min_size=1, max_size=4))
 def test_an_episode_is_within_its_limit_or_refused(payloads: list[bytes]) -> None:
-    for read in (decode_many, decode_episode):
-        allowed = 3 * _LIMIT + 4 * sum(map(len, payloads)) + (1 << 16)
-        with at_most(allowed), contextlib.suppress(FrameError):
-            frames = read(payloads, limit=_LIMIT)
-            assert sum(batch.nbytes for batch in frames) <= _LIMIT
+    allowed = 3 * _LIMIT + 4 * sum(map(len, payloads)) + (1 << 16)
+    with at_most(allowed), contextlib.suppress(FrameError):
+        assert decode_episode(payloads, limit=_LIMIT).nbytes <= _LIMIT
 
 
 @given(data=st.data())

@@ -323,7 +323,7 @@ def test_nothing_is_changed_on_redis(server: RedisServer, connection: redis.Redi
     assert findings["failed jobs"].found.startswith("1 ")
     assert ran <= {
         "hello", "client", "config", "ping", "info", "smembers", "llen", "exists", "zcard", "zrange", "hgetall",
-        "hget", "hmget", "select", "command",
+        "hget", "hmget", "select", "command", "time", "lindex", "xrevrange", "zcount",
     }  # fmt: skip
     assert {key: connection.dump(key) for key in connection.scan_iter()} == before
 
@@ -538,7 +538,7 @@ def test_the_reason_of_a_failure_is_its_last_line(packed: bytes | None, reason: 
 
 _FITTING = {
     "torch": "2.6.0", "torchvision": "0.21.0", "transformers": "4.51.3", "ms-swift": "3.3.0", "numpy": "1.26.4",
-    "pyarrow": "21.0.0", "vllm": "0.9.2",
+    "pyarrow": "21.0.0", "vllm": "0.12.0",
 }  # fmt: skip
 _TORCH = """
 class version:
@@ -634,6 +634,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
 def test_a_gpu_host_that_has_everything(host: Host, engine: str) -> None:
     if engine == "vllm":
         host.install("ms-swift", "3.12.6")
+        host.install("transformers", "4.57.3")
         host.hide("timm")
     _, findings = host.look(VLAC_ENGINE=engine)
     assert not broken(findings)
@@ -661,8 +662,9 @@ def test_a_gpu_host_that_has_everything(host: Host, engine: str) -> None:
         ("ms-swift", "ms-swift", "3.7.3", "vllm", "ms-swift==3.12.6"),
         ("ms-swift", "numpy", "2.1.0", "pt", "pip install 'numpy<2' 'pyarrow<22'"),
         ("ms-swift", "pyarrow", "22.0.0", "pt", "pip install 'pyarrow<22'"),
-        ("engine", "vllm", None, "vllm", "pip install 'vllm>=0.9'"),
-        ("engine", "vllm", "0.8.5", "vllm", "pip install 'vllm>=0.9'"),
+        ("engine", "vllm", None, "vllm", "pip install vllm==0.12.0"),
+        ("engine", "vllm", "0.11.2", "vllm", "pip install vllm==0.12.0"),
+        ("transformers", "transformers", "4.51.3", "vllm", "pip install transformers==4.57.3"),
         ("evo_vlac", "evo_vlac", None, "pt", "pip install --no-deps -e VLAC"),
         ("evo_vlac", "loguru", None, "pt", "pip install loguru"),
         ("evo_vlac", "cv2", None, "pt", "pip install 'opencv-python-headless<4.12'"),
@@ -674,6 +676,7 @@ def test_a_package_that_does_not_fit_is_broken(
 ) -> None:
     if engine == "vllm":
         host.install("ms-swift", "3.12.6")
+        host.install("transformers", "4.57.3")
     if version is None:
         host.hide(package)
     else:

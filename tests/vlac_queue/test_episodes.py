@@ -232,7 +232,7 @@ def test_what_a_user_of_redis_may_not_read_is_one_sentence(
     client: CriticClient, connection: redis.Redis, tmp_path: Path
 ) -> None:
     client.episode("lift the cup", id="e-1").push(frame(1))
-    commands = [f"+{name}" for name in ("info", "time", "zcard", "zrange", "hget", "hlen", "hmget", "llen")]
+    commands = [f"+{name}" for name in ("info", "time", "zcount", "zrange", "hget", "hlen", "hmget", "llen")]
     connection.acl_setuser(
         "looker", enabled=True, passwords=["+pw"], keys=["*"], categories=["+@connection"], commands=commands
     )

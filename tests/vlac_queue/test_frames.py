@@ -26,9 +26,9 @@ from vlac_queue.frames import (
     as_batch,
     decode,
     decode_episode,
-    decode_many,
     encode,
-    read_header,
+    follow,
+    read_batch,
 )
 
 #: The header as docs/protocol.md gives it, written down a second time so that the two are compared.
@@ -86,11 +86,11 @@ _FORMS = {
 
 
 def test_the_examples_have_the_form_they_claim() -> None:
-    forms = {name: read_header(payload) for name, (payload, _) in _FORMS.items()}
-    assert {name: (info.encoding, info.needs_base) for name, info in forms.items()} == {
-        "plain": ("plain", False),
-        "xor": ("xor", False),
-        "xor with base": ("xor", True),
+    forms = {name: read_batch(payload) for name, (payload, _) in _FORMS.items()}
+    assert {name: (batch.xor, batch.has_base) for name, batch in forms.items()} == {
+        "plain": (False, False),
+        "xor": (True, False),
+        "xor with base": (True, True),
     }
 
 
@@ -102,10 +102,9 @@ def test_frames_come_back_exactly(episode: tuple[Base | None, Frames], first: in
     base, frames = episode
     payload = encode(frames, first=first, base=base)
     assert len(payload) <= frames.nbytes * 1.004 + 52
-    info = read_header(payload)
-    assert (info.shape, info.first, info.raw_bytes) == (frames.shape, first, frames.nbytes)
-    assert info.encoded_bytes == len(payload)
-    assert not (info.needs_base and base is None)
+    batch = read_batch(payload)
+    assert (batch.shape, batch.first, batch.raw_bytes) == (frames.shape, first, frames.nbytes)
+    assert not (batch.has_base and base is None)
     decoded = decode(payload, base=base)
     assert decoded.dtype == np.uint8
     assert decoded.shape == frames.shape
@@ -179,7 +178,7 @@ def test_a_base_outlives_the_callers_array() -> None:
 def test_a_base_of_another_size_is_not_used() -> None:
     frames = make_frames("slow", 1, 8, 8)
     payload = encode(frames, base=base_of(make_frames("slow", 1, 9, 8)[0]))
-    assert not read_header(payload).needs_base
+    assert not read_batch(payload).has_base
     assert np.array_equal(decode(payload), frames)
 
 
@@ -196,7 +195,7 @@ def test_a_changed_byte_is_found(form: str, data: st.DataObject) -> None:
     with pytest.raises(FrameError):
         decode(bytes(damaged), base=base)
     with pytest.raises(FrameError):
-        read_header(bytes(damaged))
+        read_batch(bytes(damaged))
 
 
 @pytest.mark.parametrize("form", _FORMS)
@@ -428,6 +427,14 @@ def cut_up(frames: Frames, sizes: list[int]) -> list[bytes]:
     return payloads
 
 
+def decode_many(payloads: list[bytes], *, first: int = 0, base: Base | None = None) -> list[Frames]:
+    decoded = []
+    for batch in follow(payloads, first=first):
+        decoded.append(batch.decode(base))
+        base = batch.base(decoded[-1])
+    return decoded
+
+
 @given(st.sampled_from(["random", "flat", "slow"]), st.lists(st.integers(1, 3), min_size=1, max_size=5))
 def test_batches_are_decoded_one_after_the_other(kind: str, sizes: list[int]) -> None:
     frames = make_frames(kind, sum(sizes), 9, 7)
@@ -458,7 +465,7 @@ def test_missing_and_disordered_batches_are_refused(kind: str, order: list[int])
 def test_the_limit_is_for_all_batches_together() -> None:
     frames = make_frames("flat", 4, 8, 8)
     with pytest.raises(FrameError, match="together"):
-        decode_many(cut_up(frames, [2, 2]), limit=frames.nbytes - 1)
+        decode_episode(cut_up(frames, [2, 2]), limit=frames.nbytes - 1)
 
 
 def test_no_batches_are_no_frames() -> None:
@@ -478,7 +485,7 @@ def test_a_still_camera_costs_at_most_a_quarter(rollouts: list[Rollout]) -> None
         for index in range(1, len(rollout.frames)):
             frame = rollout.frames[index]
             payload = encode(frame, first=index, base=base_of(rollout.frames[index - 1]))
-            assert read_header(payload).encoding == "xor", rollout.name
+            assert read_batch(payload).xor, rollout.name
             assert len(payload) <= frame.nbytes / 4, rollout.name
 
 
@@ -508,7 +515,7 @@ def test_the_chosen_encoding_is_nearly_the_smaller(rollouts: list[Rollout]) -> N
 def test_noise_is_left_as_it_is() -> None:
     frames = make_frames("random", 2, 64, 64)
     payload = encode(frames[1], base=base_of(frames[0]))
-    assert read_header(payload).encoding == "plain"
+    assert not read_batch(payload).xor
     assert len(payload) <= frames[1].nbytes * 1.004 + 52
 
 

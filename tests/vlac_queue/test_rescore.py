@@ -25,8 +25,9 @@ from vlac_queue.client.decision_log import frames_path
 from vlac_queue.commands.demo import play
 from vlac_queue.commands.demo.rollouts import load_rollouts
 from vlac_queue.commands.episodes.log import read_batches, read_log
+from vlac_queue.commands.episodes.record import decoded
 from vlac_queue.commands.rescore.comparison import Comparison, together
-from vlac_queue.frames import Base, decode_many, encode
+from vlac_queue.frames import Base, encode
 from vlac_queue.messages import DoneVerdict, ValueVerdict
 from vlac_queue.server import RedisServer
 
@@ -125,7 +126,7 @@ def test_frames_that_are_not_those_of_the_log_are_refused_by_name(
     assert lift.writer is not None and push.writer is not None
     # A whole and valid file, with another picture in place of frame 2.
     batches, base = [], None
-    for place, batch in enumerate(decode_many(list(read_batches(lift, print)))):
+    for place, batch in enumerate(frames for _, frames in decoded(read_batches(lift, print))):
         pixels = frame(99) if place == 2 else batch
         batches.append(encode(pixels, first=place, base=base))
         base = Base.after(pixels.reshape(1, 8, 8, 3), batches[-1])

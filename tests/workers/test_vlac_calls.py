@@ -8,15 +8,18 @@ import pytest
 
 from tests.workers.vlac_stand_in import OutOfMemoryError, StandInModel
 from vlac_queue.errors import CriticFailed
+from vlac_queue.frames import Frames
 from workers.critics import AcceleratorLost
 from workers.critics.vlac.calls import Reading, RowCalls, is_out_of_memory
 from workers.critics.vlac.rows import Row, read_number
 
-_IMAGE = np.zeros((2, 2, 3), np.uint8)
+
+def image() -> Frames:
+    return np.zeros((2, 2, 3), np.uint8)
 
 
-def row(says: str, images: int = 1, max_tokens: int = 16) -> Row:
-    return Row(says, (_IMAGE,) * images, read_number, max_tokens=max_tokens)
+def row(says: str, images: int = 1, max_tokens: int = 16, begins: tuple[Frames, ...] = ()) -> Row:
+    return Row(says, (*begins, *(image() for _ in range(images))), read_number, max_tokens=max_tokens)
 
 
 def echo(row: Row) -> str:
@@ -53,6 +56,21 @@ def test_a_call_holds_no_more_images_than_allowed_padding_counted(max_images: in
     calls(model, max_images).ask(rows)
     for call in model.calls:
         assert len(call) == 1 or len(call) * max(len(each.images) for each in call) <= max_images
+
+
+@pytest.mark.parametrize(("max_images", "rows_a_call"), [(12, 1), (14, 2), (32, 11)])
+def test_what_all_rows_of_a_call_begin_with_counts_once(max_images: int, rows_a_call: int) -> None:
+    model = StandInModel(echo)
+    begins = tuple(image() for _ in range(10))
+    calls(model, max_images).ask([row("1", images=2, begins=begins) for _ in range(22)])
+    assert {len(call) for call in model.calls} == {rows_a_call}
+
+
+def test_other_words_before_the_same_images_share_nothing() -> None:
+    model = StandInModel(echo)
+    begins = tuple(image() for _ in range(10))
+    calls(model, 20).ask([row(says, images=2, begins=begins) for says in ("1", "2")])
+    assert [len(call) for call in model.calls] == [1, 1]
 
 
 def test_short_rows_share_one_call() -> None:

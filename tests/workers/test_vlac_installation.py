@@ -8,11 +8,15 @@ import pytest
 
 from vlac_queue import VlacConfig
 from vlac_queue.errors import ConfigError
+from vlac_queue.packages import check_engine
 from vlac_queue.weights import check_weights
 from workers.critics.vlac import VlacCritic
 from workers.critics.vlac.installation import VERSION_CHECKS, raise_if_broken
 
-_GOOD = {"torch": "2.9.1", "ms-swift": "3.3.0", "numpy": "1.26.4", "vllm": "0.11.0", "transformers": "4.51.3"}
+_GOOD = {"torch": "2.9.1", "ms-swift": "3.3.0", "numpy": "1.26.4", "vllm": "0.12.0", "transformers": "4.51.3"}
+
+
+_ON_VLLM = {**_GOOD, "ms-swift": "3.12.6", "numpy": "2.2.6", "transformers": "4.57.3"}
 
 
 def check_versions(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str], engine: str) -> None:
@@ -39,7 +43,9 @@ def test_versions_that_work_pass(swift: str, monkeypatch: pytest.MonkeyPatch) ->
         ({**_GOOD, "ms-swift": "3.13.0"}, "pt", "ms-swift==3.3.0"),
         ({**_GOOD, "numpy": "2.2.0"}, "pt", "pip install 'numpy<2'"),
         (_GOOD, "vllm", "ms-swift==3.12.6"),
-        ({"torch": "2.9.1", "ms-swift": "3.12.6"}, "vllm", "vllm>=0.9"),
+        ({"torch": "2.9.1", "ms-swift": "3.12.6"}, "vllm", "vllm==0.12.0"),
+        ({**_ON_VLLM, "vllm": "0.11.2"}, "vllm", "vllm==0.12.0"),
+        ({**_ON_VLLM, "transformers": "4.51.3"}, "vllm", "transformers==4.57.3"),
     ],
 )
 def test_versions_that_cannot_work_are_refused_with_the_command(
@@ -50,8 +56,14 @@ def test_versions_that_cannot_work_are_refused_with_the_command(
     assert command in str(refused.value)
 
 
-def test_new_ms_swift_goes_with_new_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_versions(monkeypatch, {**_GOOD, "ms-swift": "3.12.6", "numpy": "2.2.0"}, "vllm")
+def test_the_versions_of_vllm_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_versions(monkeypatch, _ON_VLLM, "vllm")
+
+
+def test_arguments_of_vllm_are_refused_on_torch() -> None:
+    with pytest.raises(ConfigError, match="unset VLAC_ENGINE_ARGS"):
+        raise_if_broken(VlacConfig(engine_args='{"max_num_seqs": 8}'), check_engine)
+    raise_if_broken(VlacConfig(), check_engine)
 
 
 def weights(folder: Path, *names: str) -> Path:
@@ -111,6 +123,8 @@ def test_loading_without_torch_names_the_command(monkeypatch: pytest.MonkeyPatch
         ("value_recursion", "mix"),
         ("ref_num", 1),
         ("max_images", 0),
+        ("engine_args", "[1]"),
+        ("engine_args", "max_num_seqs=8"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused_by_name(setting: str, value: object) -> None:
@@ -119,5 +133,5 @@ def test_settings_that_mean_nothing_are_refused_by_name(setting: str, value: obj
 
 
 def test_settings_come_from_the_workers_environment() -> None:
-    config = VlacConfig.from_env({"VLAC_DONE_BY": "goal", "VLAC_EAGER_VALUE": "true", "VLAC_REF_NUM": "5"})
-    assert (config.done_by, config.eager_value, config.ref_num) == ("goal", True, 5)
+    config = VlacConfig.from_env({"VLAC_DONE_BY": "goal", "VLAC_VALUE_AHEAD": "true", "VLAC_REF_NUM": "5"})
+    assert (config.done_by, config.value_ahead, config.ref_num) == ("goal", True, 5)

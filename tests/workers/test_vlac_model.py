@@ -16,10 +16,10 @@ from workers.critics.vlac.model import VlacModel
 from workers.critics.vlac.rows import Row, read_number
 
 
-def response(said: str, tokens: int = 2) -> Any:
-    message = SimpleNamespace(content=said)
+def response(said: str, tokens: int = 2, prompt_tokens: int = 300) -> Any:
     return SimpleNamespace(
-        choices=[SimpleNamespace(message=message)], usage=SimpleNamespace(completion_tokens=tokens)
+        choices=[SimpleNamespace(message=SimpleNamespace(content=said))],
+        usage=SimpleNamespace(completion_tokens=tokens, prompt_tokens=prompt_tokens),
     )
 
 
@@ -28,6 +28,7 @@ class StandInGacModel:
 
     def __init__(self, responses: Sequence[Any]) -> None:
         self.template = SimpleNamespace(processor=SimpleNamespace(all_special_tokens=["<image>"]))
+        self.engine: Any = SimpleNamespace(max_model_len=4096)
         self.system_prompt: str | None = None
         self.images = PreparedImages(self._process_image_to_pil)
         self.infer_stats = SimpleNamespace(reset=lambda: None)
@@ -90,6 +91,13 @@ def test_an_answer_as_long_as_the_limit_counts_as_cut_off() -> None:
     cut, whole = made.complete([row(), row()])
     assert isinstance(cut, CriticFailed) and "'12345'" in str(cut)
     assert whole == "5"
+
+
+def test_an_answer_that_ends_where_the_model_ends_counts_as_cut_off() -> None:
+    made, _ = model(response("+3", prompt_tokens=4094), response("+38", prompt_tokens=4093))
+    cut, whole = made.complete([row(), row()])
+    assert isinstance(cut, CriticFailed) and "cut off at 2 tokens" in str(cut)
+    assert whole == "+38"
 
 
 def test_a_row_that_cannot_be_weighed_fails_alone() -> None:
@@ -196,9 +204,10 @@ def test_a_gpu_that_is_not_there_is_refused(installed: Any) -> None:
         VlacModel.load(VlacConfig(model_path="weights", device="cuda:1"))
 
 
-def test_vllm_on_another_gpu_than_the_first_is_refused(installed: Any) -> None:
+def test_vllm_on_another_gpu_than_the_first_is_refused(installed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["torch"].cuda, "device_count", lambda: 2)  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES"):
-        VlacModel.load(VlacConfig(model_path="weights", engine="vllm", device="cpu"))
+        VlacModel.load(VlacConfig(model_path="weights", engine="vllm", device="cuda:1"))
 
 
 def test_weights_beyond_the_fraction_name_the_setting(installed: Any) -> None:
@@ -218,20 +227,6 @@ def test_offloading_moves_the_weights_to_the_host_and_back(installed: Any) -> No
     assert installed.events == ["to cpu", "empty cache"]
     loaded.wake()
     assert installed.events[2:] == ["to cuda:0"]
-
-
-def test_vllm_offloads_by_its_sleep_mode() -> None:
-    events: list[str] = []
-    gac = StandInGacModel([])
-    gac.engine = SimpleNamespace(  # type: ignore[attr-defined]
-        engine=SimpleNamespace(
-            sleep=lambda level: events.append(f"sleep {level}"), wake_up=lambda: events.append("wake up")
-        )
-    )
-    loaded = VlacModel(gac, VlacConfig(engine="vllm"), "cuda:0")
-    loaded.offload()
-    loaded.wake()
-    assert events == ["sleep 1", "wake up"]
 
 
 @pytest.mark.parametrize(

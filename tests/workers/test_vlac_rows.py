@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -10,18 +11,18 @@ from hypothesis import strategies as st
 from tests.workers.vlac_stand_in import StandInGac
 from vlac_queue import VlacConfig
 from vlac_queue.errors import CriticFailed
-from workers.critics import CriticQuery
+from workers.critics import CriticQuery, compared
 from workers.critics.vlac.rows import (
     NUMBER_TOKENS,
     Row,
     clean_task,
     done_rows,
+    pair_rows,
     prompt_hash,
     read_done,
     read_number,
     read_progress,
     spread,
-    value_rows,
 )
 
 
@@ -41,7 +42,8 @@ def done(count: int, *, reference: Any = None, stride: int = 1, **settings: Any)
 
 def value(count: int, *, reference: Any = None, stride: int = 1, **settings: Any) -> list[Row]:
     query = CriticQuery("value", "t", frames(count), count - 1, reference=reference, value_stride=stride)
-    return value_rows(query, StandInGac(), VlacConfig(**settings), "t")
+    pairs = list(pairwise(compared(len(query.frames), query.value_stride)))
+    return pair_rows(query, pairs, StandInGac(), VlacConfig(**settings), "t")
 
 
 def test_done_shows_the_frame_alone_and_weighs_digits() -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from vlac_queue.config import VlacConfig
-from vlac_queue.errors import ConfigError
+from vlac_queue.errors import ConfigError, CriticFailed
 from vlac_queue.frames import Frames
 from vlac_queue.messages import DoneVerdict, Kind, ValueVerdict
 
@@ -46,7 +46,20 @@ def compared(count: int, stride: int) -> list[int]:
     return [*range(0, count - 1, stride), count - 1]
 
 
+def failed_pair(error: Exception, first: int, second: int) -> CriticFailed:
+    """Return with what a value query fails because of one of its pairs."""
+    return CriticFailed(f"comparing frames {first} and {second}: {error}", getattr(error, "traceback", ""))
+
+
 CriticAnswer: TypeAlias = "DoneVerdict | ValueVerdict | Exception"
+
+
+class Pair(NamedTuple):
+    """Two frames of an episode that a critic compares: those `first` and `second` of a value query's."""
+
+    query: CriticQuery
+    first: int
+    second: int
 
 
 class AcceleratorLost(BaseException):
@@ -61,8 +74,7 @@ class AcceleratorLost(BaseException):
 class Critic(Protocol):
     """What a worker runs. One thread calls it; `load` comes first.
 
-    A critic that judges done by earlier frames too has the attribute `done_history = True`. One that can use
-    idle time has a method `work_ahead() -> bool`, called while no query waits until it returns False.
+    A critic that judges done by earlier frames too has the attribute `done_history = True`.
     """
 
     def load(self) -> None:
@@ -83,6 +95,30 @@ class Critic(Protocol):
 
     def close(self) -> None:
         """Free everything."""
+
+
+@runtime_checkable
+class PairCritic(Critic, Protocol):
+    """A critic whose value list is made of the scores of pairs of frames, each of which depends on the pair alone.
+
+    Pairs of open episodes are scored while no query waits, and kept with the episode on Redis; a value query then
+    takes what is missing, shared among workers. `answer` gets no value queries from a worker.
+
+    Attributes:
+        scored_by: a short text that stands for all that a score depends on besides the episode: weights, prompts,
+            settings. Scores of another one are not used. Read after `load`.
+    """
+
+    scored_by: str
+
+    def pairs_at_once(self, query: CriticQuery) -> int:
+        """Return how many pairs of an episode make a small call: done queries wait for one such call at most."""
+
+    def score(self, pairs: Sequence[Pair]) -> Sequence[float | Exception]:
+        """Return the score of each pair, in order, or the exception with which this pair failed."""
+
+    def value(self, scores: Sequence[float]) -> CriticAnswer:
+        """Return the value list that an episode's scores make; `compared` says of which pairs."""
 
 
 def make_critic(config: VlacConfig) -> Critic:

@@ -1,7 +1,7 @@
 -- Reads meta, batches and what is still pending of episodes.
 -- KEYS: for each episode: meta frames queries
 -- ARGV: most_bytes, and for each episode: first_batch last_batch number_of_query_ids id ...
--- Reply: for each {meta, {kind or "" of each id}, {batch ...} or their bytes}; no batches where nothing is pending.
+-- Reply: for each {meta, {kind or "" of each id}, {batch ...} or their bytes}; no batches where nothing of it is pending.
 --        Keys of a wrong type, which no client of ours makes, spoil their episode alone: the reply is {} then.
 
 -- include batches
@@ -9,7 +9,7 @@ local left = tonumber(ARGV[1])
 
 local function read(i, a)
   local meta = redis.call('HGETALL', KEYS[3 * i - 2])
-  local kinds, open = {}, false
+  local kinds, open = {}, ARGV[a + 2] == '0' and #meta > 0
   for j = 1, tonumber(ARGV[a + 2]) do
     local kind = redis.call('HGET', KEYS[3 * i], ARGV[a + 2 + j])
     if kind == 'done' or kind == 'value' then open = true else kind = '' end

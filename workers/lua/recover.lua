@@ -15,7 +15,9 @@ for i = #ids, 1, -1 do
   local key = 'rq:job:' .. id
   local state = job(id, 0)[2]
   redis.call('LREM', KEYS[2], -1, id)
-  if state == 'large' then
+  if state == 'large' and redis.call('HEXISTS', key, 'helps') == 1 then
+    redis.call('DEL', key)  -- a copy: who has the job itself answers it
+  elseif state == 'large' then
     local left = redis.pcall('HINCRBY', key, 'retries_left', -1)
     local deaths = string.sub((redis.call('HGET', key, 'deaths') or '') .. ARGV[1] .. '@' .. now .. ' ', 1, 2000)
     redis.call('HSET', key, 'status', 'queued', 'deaths', deaths)

@@ -6,6 +6,7 @@
 --
 -- Where jobs wait, a worker takes first those whose episodes it knows ("prefers"; of others it has to read and decode
 -- all that it did not see), then those that nobody knows, then the first. The first is passed over a few times only.
+-- A copy of a job that it has itself (field "helps") is for others.
 --
 -- First of all the worker's name goes to those whose death is noticed: it may have been taken off them, or Redis have
 -- lost them.
@@ -40,22 +41,25 @@ local function ahead(id, root)
 end
 
 local function choose(queue, me, look_at, most_passed)
-  local ids = redis.call('LRANGE', queue, 0, look_at - 1)
-  local mine, free
-  for i, id in ipairs(ids) do
-    local prefers = not string.find(id, '[^%w_-]') and redis.pcall('HGET', 'rq:job:' .. id, 'prefers')
-    if prefers == me then
-      mine = id
-      break
+  local first, mine, free
+  for _, id in ipairs(redis.call('LRANGE', queue, 0, look_at - 1)) do
+    local fields = not string.find(id, '[^%w_-]') and redis.pcall('HMGET', 'rq:job:' .. id, 'prefers', 'helps') or {}
+    local prefers, helps = fields[1], fields[2]
+    if helps ~= me then
+      first = first or id
+      if prefers == me then
+        mine = id
+        break
+      end
+      if not free and (not prefers or prefers == '') then free = id end
     end
-    if not free and (type(prefers) ~= 'string' or prefers == '') then free = id end
   end
   local id = mine or free
-  if not id or id == ids[1] then return ids[1] end
-  local first = 'rq:job:' .. ids[1]
-  if not string.find(ids[1], '[^%w_-]') and redis.call('EXISTS', first) == 1 then
-    local passed = redis.pcall('HINCRBY', first, 'passed', 1)
-    if type(passed) ~= 'number' or passed > most_passed then return ids[1] end
+  if not id or id == first then return first end
+  local key = 'rq:job:' .. first
+  if not string.find(first, '[^%w_-]') and redis.call('EXISTS', key) == 1 then
+    local passed = redis.pcall('HINCRBY', key, 'passed', 1)
+    if type(passed) ~= 'number' or passed > most_passed then return first end
   end
   return id
 end

@@ -17,7 +17,7 @@ from vlac_queue.client import load_frames
 from vlac_queue.commands.doctor.critic_check import check_critic
 from vlac_queue.commands.doctor.gpu_checks import check_gpu
 from vlac_queue.commands.doctor.queue_checks import (
-    QueueState,
+    Seen,
     check_dead_workers,
     check_failed,
     check_protocol,
@@ -52,7 +52,7 @@ _HOST_CHECKS: dict[str, Callable[[VlacConfig], Finding]] = {
 }
 
 
-def _queue_checks(host: Host) -> dict[str, Callable[[QueueState, VlacConfig], Finding]]:
+def _queue_checks(host: Host) -> dict[str, Callable[[Seen, VlacConfig], Finding]]:
     return {
         "workers": functools.partial(check_workers, before_start=host == "gpu"),
         "same critic": check_same_critic,

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import redis
 from rq.registry import FailedJobRegistry
-from rq.suspension import WORKERS_SUSPENDED
 
 from vlac_queue.config import VlacConfig, redact_url
-from vlac_queue.control import TRY_OUT, WorkerInfo, live_workers, start_line
+from vlac_queue.control import TRY_OUT, WorkerInfo, start_line
 from vlac_queue.finding import Finding
 from vlac_queue.keys import Keys
 from vlac_queue.messages import PROTOCOL_VERSION
+from vlac_queue.reading import QueueReader
+from vlac_queue.records import Reading
 from vlac_queue.texts import clean, many, size
 
 #: Workers that are told one by one.
@@ -25,70 +26,39 @@ _MAX_REASON_BYTES = 65_536
 
 
 @dataclass(frozen=True)
-class QueueState:
-    """The queue and who serves it; None for what Redis does not tell this user.
+class Seen(Reading):
+    """The queue as the doctor sees it.
 
     Attributes:
         user: of Redis, who reads.
-        plain: names of RQ workers that listen and neither are nor hold a CriticWorker.
-        stranded: dead worker -> jobs that it had taken.
-        waiting: jobs that no worker has taken.
-        suspended: whether `rq suspend` holds all workers.
-        failed: jobs in RQ's FailedJobRegistry.
-        last_failure: the reason of the last of them, or "".
+        last_failure: why the job that failed last did, or "" where nothing says so.
     """
 
     user: str = "default"
-    critics: tuple[WorkerInfo, ...] = ()
-    plain: tuple[str, ...] = ()
-    stranded: Mapping[str, int] | None = None
-    waiting: int | None = None
-    suspended: bool | None = None
-    failed: int | None = None
-    last_failure: str | None = None
+    last_failure: str = ""
+
+    @property
+    def critics(self) -> list[WorkerInfo]:
+        return [worker.info for worker in self.workers if worker.info]
+
+    @property
+    def stranded(self) -> dict[str, int]:
+        """Dead workers, each with the number of jobs that it had taken."""
+        return {worker.name: worker.taken for worker in self.workers if worker.taken and not worker.info}
 
 
-def read_queue(connection: redis.Redis, keys: Keys) -> QueueState:
-    """The queue and who serves it.
+def read_queue(connection: redis.Redis, keys: Keys) -> Seen:
+    """Return the queue and who serves it.
 
     Raises:
         redis.RedisError: Redis can't be reached, or does not tell this user who works.
     """
-    registry = FailedJobRegistry.key_template.format(keys.queue)
-    with connection.pipeline(transaction=False) as pipeline:
-        pipeline.smembers(keys.workers)
-        pipeline.llen(keys.rq_queue)
-        pipeline.exists(WORKERS_SUSPENDED)
-        # The registry's own count would clean it up, and so change it.
-        pipeline.zcard(registry)
-        pipeline.zrange(registry, -1, -1)
-        members, *others = pipeline.execute(raise_on_error=False)
-    if isinstance(members, Exception):
-        raise members
-    waiting, suspended, failed, last = map(_told_or_none, others)
-    names = sorted(name.decode(errors="replace") for name in members)
-    with connection.pipeline(transaction=False) as pipeline:
-        for name in names:
-            pipeline.hgetall(keys.worker(name))
-            pipeline.llen(keys.claims(name))
-        pipeline.hget(keys.rq_job(last[0].decode(errors="replace") if last else ""), "exc_info")
-        *replies, reason = map(_told_or_none, pipeline.execute(raise_on_error=False))
-    described = list(zip(names, replies[0::2], replies[1::2], strict=True))
-    claims_told = None not in replies[1::2]
-    critics = tuple(WorkerInfo.from_hash(name, fields) for name, fields, _ in described if fields)
-    ours = {critic.name for critic in critics} | {critic.parent for critic in critics}
-    return QueueState(
-        user=user_of(connection),
-        critics=critics,
-        plain=tuple(clean(name) for name in live_workers(connection, keys) if clean(name) not in ours),
-        stranded={clean(name): claims for name, fields, claims in described if claims and not fields}
-        if claims_told
-        else None,
-        waiting=waiting,
-        suspended=None if suspended is None else bool(suspended),
-        failed=failed,
-        last_failure=_reason(reason),
-    )
+    reading = QueueReader(connection, keys, partly=True).read(episodes=0)
+    failure = ""
+    if reading.queue.failed:
+        with suppress(redis.exceptions.NoPermissionError):
+            failure = _last_failure(connection, keys)
+    return Seen(**vars(reading), user=user_of(connection), last_failure=failure)
 
 
 def user_of(connection: redis.Redis) -> str:
@@ -96,22 +66,19 @@ def user_of(connection: redis.Redis) -> str:
     return clean(connection.connection_pool.connection_kwargs.get("username") or "default")
 
 
-def _told_or_none(reply: Any) -> Any:
-    """A reply, or None where it is for other users."""
-    if isinstance(reply, redis.exceptions.NoPermissionError):
-        return None
-    if isinstance(reply, Exception):
-        raise reply
-    return reply
-
-
-def _for_others(queue: QueueState) -> Finding:
+def _for_others(queue: Seen) -> Finding:
     """What rollouts need not know."""
     return Finding(
         "skipped",
         f"not for Redis' user {queue.user}",
         "look as vlac-dashboard:\nexport VLAC_REDIS_USERNAME=vlac-dashboard VLAC_REDIS_PASSWORD_FILE=FILE",
     )
+
+
+def _last_failure(connection: redis.Redis, keys: Keys) -> str:
+    last: Any = connection.zrange(FailedJobRegistry.key_template.format(keys.queue), -1, -1)
+    packed: Any = connection.hget(keys.rq_job(last[0].decode(errors="replace")), "exc_info") if last else None
+    return _reason(packed)
 
 
 def _reason(packed: bytes | None) -> str:
@@ -127,7 +94,7 @@ def _reason(packed: bytes | None) -> str:
     return clean(lines[-1]) if lines else ""
 
 
-def check_workers(queue: QueueState, config: VlacConfig, *, before_start: bool = False) -> Finding:
+def check_workers(queue: Seen, config: VlacConfig, *, before_start: bool = False) -> Finding:
     """Who listens; that nobody does is fine where this host is about to start a worker."""
     if not queue.critics and not queue.plain:
         where = "here" if before_start else "on a GPU host"
@@ -137,7 +104,7 @@ def check_workers(queue: QueueState, config: VlacConfig, *, before_start: bool =
             f"start one {where}:\n{start_line(config.redis_url, config.queue)}\n{TRY_OUT}",
         )
     lines = [_told(critic) for critic in queue.critics]
-    lines += [f"{name}: plain RQ worker, loads a critic with its first job" for name in queue.plain]
+    lines += [f"{worker.name}: plain RQ worker, loads a critic with its first job" for worker in queue.plain]
     if len(lines) > _WORKERS_SHOWN:
         lines[_WORKERS_SHOWN:] = [f"and {len(lines) - _WORKERS_SHOWN} more"]
     return Finding(
@@ -154,7 +121,7 @@ def _told(critic: WorkerInfo) -> str:
     return f"{critic.name}: {', '.join(part for part in parts if part)}"
 
 
-def check_same_critic(queue: QueueState, config: VlacConfig) -> Finding:
+def check_same_critic(queue: Seen, config: VlacConfig) -> Finding:
     if not queue.critics:
         return Finding("skipped", "no CriticWorker listens")
     critics = sorted({critic.critic for critic in queue.critics})
@@ -180,7 +147,7 @@ def check_same_critic(queue: QueueState, config: VlacConfig) -> Finding:
     return Finding("ok", critics[0])
 
 
-def check_protocol(queue: QueueState, config: VlacConfig) -> Finding:
+def check_protocol(queue: Seen, config: VlacConfig) -> Finding:
     told = sorted({critic.protocol for critic in queue.critics if critic.protocol})
     others = [version for version in told if version != str(PROTOCOL_VERSION)]
     if others:
@@ -195,8 +162,8 @@ def check_protocol(queue: QueueState, config: VlacConfig) -> Finding:
     return Finding("ok", f"version {PROTOCOL_VERSION}")
 
 
-def check_dead_workers(queue: QueueState, config: VlacConfig) -> Finding:
-    if queue.stranded is None:
+def check_dead_workers(queue: Seen, config: VlacConfig) -> Finding:
+    if "taken" in queue.refused:
         return _for_others(queue)
     if not queue.stranded:
         return Finding("ok", "none holds a job")
@@ -206,11 +173,11 @@ def check_dead_workers(queue: QueueState, config: VlacConfig) -> Finding:
     return Finding("warning", found, "start a CriticWorker: it gives them back to the queue")
 
 
-def check_waiting(queue: QueueState, config: VlacConfig) -> Finding:
-    if queue.waiting is None or queue.suspended is None:
+def check_waiting(queue: Seen, config: VlacConfig) -> Finding:
+    if queue.refused & {"waiting", "suspended"}:
         return _for_others(queue)
-    found = f"{many(queue.waiting, 'job')} waiting"
-    if queue.suspended:
+    found = f"{many(queue.queue.waiting, 'job')} waiting"
+    if queue.queue.suspended:
         return Finding(
             "broken",
             f"{found}, and `rq suspend` holds all workers",
@@ -219,12 +186,12 @@ def check_waiting(queue: QueueState, config: VlacConfig) -> Finding:
     return Finding("ok", found)
 
 
-def check_failed(queue: QueueState, config: VlacConfig) -> Finding:
-    if queue.failed is None:
+def check_failed(queue: Seen, config: VlacConfig) -> Finding:
+    if "failed" in queue.refused:
         return _for_others(queue)
-    if not queue.failed:
+    if not queue.queue.failed:
         return Finding("ok", "none")
-    found = f"{queue.failed} failed or rejected" + (
+    found = f"{queue.queue.failed} failed or rejected" + (
         f"; the last: {queue.last_failure}" if queue.last_failure else ""
     )
     return Finding("warning", found, "see the workers' logs for more; RQ forgets these jobs within an hour")

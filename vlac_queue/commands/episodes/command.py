@@ -6,7 +6,6 @@ import heapq
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,8 @@ from vlac_queue.console import connected, errors_as_messages, print_table, queue
 from vlac_queue.errors import RedisDenied
 from vlac_queue.keys import Keys
 from vlac_queue.plot import figure_class
+from vlac_queue.reading import QueueReader
+from vlac_queue.records import Episode
 from vlac_queue.texts import clean, duration, many, size
 
 _log_option = click.option(
@@ -51,15 +52,15 @@ def episodes() -> None:
 def list_episodes(folder: Path | None, limit: int, redis_url: str, queue: str, as_json: bool) -> None:
     """Show the episodes that are open, those used last first; of a log, those opened last.
 
-    Changes nothing on Redis, and reads two round trips however many are open.
+    Changes nothing on Redis, and reads three round trips however many are open.
     """
     with errors_as_messages():
         if folder is not None:
             rows, count = _logged(folder, limit)
         else:
             with _reading(redis_url) as connection:
-                found, count = live.open_episodes(connection, Keys(queue), limit)
-            rows = [asdict(episode) for episode in found]
+                found = QueueReader(connection, Keys(queue)).episodes(limit)
+            rows, count = [_open_row(episode) for episode in found.untouched], found.open
     if as_json:
         click.echo(json.dumps({"count": count, "episodes": rows}, indent=2))
         return
@@ -140,6 +141,17 @@ def _logged(folder: Path, limit: int) -> tuple[list[dict[str, Any]], int]:
     return [row for _, _, row in sorted(newest, key=lambda row: row[:2], reverse=True)], count
 
 
+def _open_row(episode: Episode) -> dict[str, Any]:
+    return {
+        "id": episode.id,
+        "task": episode.task,
+        "batches": episode.pushes,
+        "bytes": episode.frame_bytes,
+        "queries": episode.queries,
+        "expires_s": episode.expires_s,
+    }
+
+
 def _row(record: EpisodeRecord) -> dict[str, Any]:
     value = record.value
     return {
@@ -157,8 +169,7 @@ def _row(record: EpisodeRecord) -> dict[str, Any]:
 
 
 def _cells_open(row: dict[str, Any]) -> tuple[str, ...]:
-    left = duration(max(row["expires_s"], 0.0))
-    return f"{row['batches']:,}", size(row["bytes"]), f"{row['queries']:,}", left
+    return f"{row['batches']:,}", size(row["bytes"]), f"{row['queries']:,}", duration(row["expires_s"])
 
 
 def _cells_logged(row: dict[str, Any]) -> tuple[str, ...]:

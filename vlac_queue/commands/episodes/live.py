@@ -1,9 +1,8 @@
-"""Episodes that are open on Redis. Reads only, and a bounded number of them."""
+"""One episode that is open on Redis. Reads only."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import redis
@@ -16,52 +15,6 @@ from vlac_queue.store import EpisodeMeta
 
 #: Encoded batches read in one round trip.
 _BATCHES = 16
-
-
-@dataclass(frozen=True)
-class OpenEpisode:
-    """An open episode in short.
-
-    Attributes:
-        id, task: which one.
-        batches, bytes: what it pushed so far.
-        queries: asked so far, those on their way included.
-        expires_s: seconds until its keys expire if nobody touches it.
-    """
-
-    id: str
-    task: str
-    batches: int
-    bytes: int
-    queries: int
-    expires_s: float
-
-
-def open_episodes(connection: redis.Redis, keys: Keys, most: int) -> tuple[list[OpenEpisode], int]:
-    """Up to `most` open episodes, those touched last first, and how many there are; two round trips."""
-    with connection.pipeline(transaction=False) as pipeline:
-        pipeline.zcard(keys.open)
-        pipeline.zrange(keys.open, -most, -1, withscores=True)
-        pipeline.time()
-        count, latest, (seconds, _) = pipeline.execute()
-    expiring = [(member.decode(), float(at)) for member, at in reversed(latest)]
-    with connection.pipeline(transaction=False) as pipeline:
-        for episode, _ in expiring:
-            # With HMGET, as the rights of the dashboards' user have it.
-            pipeline.hmget(keys.episode(episode).meta, "task")
-            pipeline.llen(keys.episode(episode).frames)
-            pipeline.hget(keys.sizes, episode)
-            pipeline.hlen(keys.episode(episode).queries)
-        replies = pipeline.execute()
-    found = []
-    for (episode, at), (task,), batches, size, queries in zip(
-        expiring, replies[0::4], replies[1::4], replies[2::4], replies[3::4], strict=True
-    ):
-        if task is not None:  # closed meanwhile, or the keys of a crashed rollout have expired
-            found.append(
-                OpenEpisode(episode, task.decode(errors="replace"), batches, int(size or 0), queries, at - seconds)
-            )
-    return found, count
 
 
 def find_episode(connection: redis.Redis, keys: Keys, start: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlac_queue.errors import ProtocolError
-from vlac_queue.frames import Base, Frames, decode_many
+from vlac_queue.frames import Base, Frames, follow
 from vlac_queue.messages import Answer, CriticIdentity, DoneVerdict, Failure, Kind, ValueVerdict
 from vlac_queue.plot import cut
 from vlac_queue.texts import MAX_TEXT
@@ -117,9 +117,10 @@ def decoded(batches: Iterable[bytes]) -> Iterator[tuple[int, Frames]]:
     Raises:
         FrameError: a batch is damaged, missing or out of order.
     """
-    first, base = 0, None
+    first = 0
+    base: Base | None = None
     for payload in batches:
-        (batch,) = decode_many([payload], first=first, base=base)
-        yield first, batch
-        first += len(batch)
-        base = Base.after(batch, payload)
+        (batch,) = follow([payload], first=first)
+        frames = batch.decode(base)
+        yield first, frames
+        first, base = first + len(frames), batch.base(frames)

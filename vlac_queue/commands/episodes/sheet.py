@@ -9,7 +9,7 @@ from vlac_queue.commands.episodes.record import EpisodeRecord, decoded, describe
 from vlac_queue.commands.score.figures import Score, make_score
 from vlac_queue.commands.score.picture import COLUMNS, THUMBNAIL_HEIGHT, write_sheet
 from vlac_queue.errors import FrameError
-from vlac_queue.frames import Frames, read_header
+from vlac_queue.frames import Frames, read_batch
 from vlac_queue.messages import ValueVerdict
 from vlac_queue.plot import evenly, shrunk
 from vlac_queue.texts import many
@@ -32,7 +32,7 @@ def write_episode(record: EpisodeRecord, batches: Callable[[], Iterable[bytes]],
         FrameError: the episode has no frames, or they are damaged.
         ImportError: matplotlib is missing.
     """
-    count = sum(read_header(payload).shape[0] for payload in batches())
+    count = sum(read_batch(payload).shape[0] for payload in batches())
     if count == 0:
         raise FrameError(f"episode {record.id!r} has no frames yet.")
     ended = count - 1 if record.first_done is None and record.value is not None else None

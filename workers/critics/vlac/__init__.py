@@ -2,6 +2,9 @@
 
     installation  what must be there, and the command that mends it
     model         GAC_model on an engine: one call of the model, offloading
+    vllm_engine   vLLM as that engine; shared_images: how it gets the images of rows
+    features      each frame's features on torch, kept; prefix: what rows begin with, computed once
+    images        what both begin with: frames made ready
     calls         how rows become calls: sizes, memory that runs out, rows that fail
     rows          what is asked for a query, and how the answers are read
     ahead         pair scores asked while nobody waits

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
+from vlac_queue.config import VlacConfig
 from vlac_queue.errors import CriticFailed
 from workers.critics import AcceleratorLost
 from workers.critics.vlac.rows import Row, shown
@@ -30,6 +31,15 @@ _STICKY = (
 )
 
 
+#: Most images of a call on vLLM: some 3 MB of main memory each.
+_VLLM_IMAGES = 1024
+
+
+def most_images(config: VlacConfig) -> int:
+    """Return the most images of a call; vLLM chooses itself how many of them it computes at once."""
+    return _VLLM_IMAGES if config.engine == "vllm" else config.max_images
+
+
 class RowCalls:
     """Asks rows in as few calls of the model as fit its memory.
 
@@ -40,7 +50,7 @@ class RowCalls:
     Args:
         complete: one call: a completion for each row, in order. Its rows have one `max_tokens`.
         free_memory: gives back what a failed call left behind.
-        max_images: most images of a call, padding counted.
+        max_images: most images of a call: padding counted, and once what its rows begin with together.
     """
 
     def __init__(
@@ -76,7 +86,7 @@ class RowCalls:
     def _call_size(self, rows: Sequence[Row]) -> int:
         """Return how many of `rows` (ascending by length) go into the next call; at least one."""
         for count, row in enumerate(rows[1:], 1):
-            if (count + 1) * len(row.images) > self.limit or row.max_tokens != rows[0].max_tokens:
+            if _images(rows[: count + 1]) > self.limit or row.max_tokens != rows[0].max_tokens:
                 return count
         return len(rows)
 
@@ -103,7 +113,7 @@ class RowCalls:
                 )
             return [CriticFailed(f"VLAC failed on this query: {reason[:1000]}", trace)]
         if out_of_memory:
-            images = len(rows) * len(rows[-1].images)
+            images = _images(rows)
             self.limit = max(1, images // 2)
             logger.warning(
                 "VLAC ran out of memory on a call of %d images; going on with at most %d (%s)",
@@ -112,6 +122,18 @@ class RowCalls:
             return None
         logger.warning("VLAC failed on a call of %d rows (%s); asking row by row", len(rows), reason)
         return [reading for row in rows for reading in self._call([row]) or ()]
+
+
+def _images(rows: Sequence[Row]) -> int:
+    """Return the images of a call: rows are padded to the length of the last; what all begin with counts once."""
+    longest, shared = len(rows[-1].images), 0
+    if all(row.prompt == rows[0].prompt for row in rows):
+        # All but the last: each row has something of its own.
+        for images in zip(*(row.images[:-1] for row in rows), strict=False):
+            if any(image is not images[0] for image in images):
+                break
+            shared += 1
+    return shared + len(rows) * (longest - shared)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -5,18 +5,16 @@ For the torch engine, whose template asks for all images of all rows in each cal
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from swift.llm.template.template import internvl
 
 from vlac_queue.frames import Frames
-from workers.critics.vlac.images import PreparedImages, made_once
+from workers.critics.vlac.images import PreparedImages, content, made_once
 from workers.critics.vlac.rows import Row
 
 #: A picture's number travels in place of its pixels, in digits that every dtype of the weights holds exactly.
@@ -100,7 +98,7 @@ class FrameFeatures:
         self._images.close()
 
     def _show(self, frames: list[Frames]) -> list[Picture]:
-        contents = [_content(frame) for frame in frames]
+        contents = [content(frame) for frame in frames]
         missing = {name: frame for name, frame in zip(contents, frames, strict=True) if name not in self._kept}
         features = {name: self._kept[name] for name in contents if name in self._kept}
         if missing:
@@ -133,10 +131,3 @@ class FrameFeatures:
         """Return the features of pictures: (N, 2) -> (N, 256, width)."""
         numbers = [int(high) * _BASE + int(low) for high, low in digits.tolist()]
         return torch.stack(self._shown).to(digits.device)[numbers]
-
-
-def _content(frame: Frames) -> bytes:
-    """Return a name that only frames of this content have."""
-    name = hashlib.sha256(str(frame.shape).encode())
-    name.update(np.ascontiguousarray(frame).data)
-    return name.digest()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
+
+import numpy as np
 
 from vlac_queue.frames import Frames
 from workers.critics.vlac.rows import Row
@@ -66,6 +69,13 @@ def made_once(rows: Sequence[Row], make: Callable[[list[Frames]], Iterable[Made]
     frames = {_address(frame): frame for row in rows for frame in row.images}
     made = dict(zip(frames, make(list(frames.values())), strict=True))
     return [[made[_address(frame)] for frame in row.images] for row in rows]
+
+
+def content(frame: Frames) -> bytes:
+    """Return 32 bytes that only frames of this content have."""
+    name = hashlib.sha256(str(frame.shape).encode())
+    name.update(np.ascontiguousarray(frame).data)
+    return name.digest()
 
 
 def _address(frame: Frames) -> tuple[Any, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import importlib.util
 import logging
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import Any
 from vlac_queue.config import VlacConfig
 from vlac_queue.errors import ConfigError, CriticFailed
 from vlac_queue.packages import install_command
+from workers.critics.vlac import vllm_engine
 from workers.critics.vlac.calls import Completion, is_out_of_memory
 from workers.critics.vlac.images import Images, PreparedImages
 from workers.critics.vlac.installation import check_installation
@@ -21,10 +23,8 @@ logger = logging.getLogger(__name__)
 
 #: VLAC's examples use these; with top_k 1 the answer is the likeliest, at any temperature.
 _TEMPERATURE, _TOP_K = 0.5, 1
-#: Tokens that an image takes in a prompt.
-_IMAGE_TOKENS = 256
-#: Tokens left for a prompt's words and the answer.
-_TEXT_TOKENS = 1024
+#: Most tokens of a prompt and its answer where the model's config doesn't say, as ms-swift has it.
+_LENGTH = 8192
 
 
 class VlacModel:
@@ -50,7 +50,7 @@ class VlacModel:
         check_installation(config)
         torch, model_utils = _imported(config)
         device = _device(config.device, torch)
-        if config.engine == "vllm" and device != "cuda:0":
+        if config.engine == "vllm" and device not in ("cuda:0", "cpu"):
             raise ConfigError(
                 f"vLLM takes the first GPU that it sees, and VLAC_DEVICE={config.device} is {device} here; choose "
                 "the GPU with CUDA_VISIBLE_DEVICES, or set VLAC_ENGINE=pt."
@@ -82,10 +82,17 @@ class VlacModel:
         """
         gac = self.gac
         gac.max_tokens = rows[0].max_tokens
+        # The engine sorts the whole vocabulary for each token to tell them.
+        gac.logprobs = any(row.rich for row in rows)
         gac.set_config()
         images = self._images.of(rows)
         requests = gac.get_infer_requests(prompt=[row.prompt for row in rows], images=images)
-        responses, _ = gac.chat(requests)
+        try:
+            responses, _ = gac.chat(requests)
+        except Exception:
+            if self._config.engine == "vllm":
+                vllm_engine.recover(gac.engine.engine)
+            raise
         # They keep an entry for every answer ever given.
         gac.infer_stats.reset()
         if len(responses) != len(rows):
@@ -95,6 +102,9 @@ class VlacModel:
     def free_memory(self) -> None:
         """Give back what is kept for later."""
         self._images.clear()
+        self._empty_cache()
+
+    def _empty_cache(self) -> None:
         if self._device != "cpu":
             import torch
 
@@ -102,30 +112,43 @@ class VlacModel:
 
     def offload(self) -> None:
         """Move the weights to host memory."""
+        if self._device == "cpu":
+            return
         if self._config.engine == "vllm":
-            self.gac.engine.engine.sleep(1)
-        elif self._device != "cpu":
+            vllm_engine.sleep(self.gac.engine.engine)
+        else:
             self.gac.model.to("cpu")
             self.free_memory()
 
     def wake(self) -> None:
         """Move the weights back onto the device."""
+        if self._device == "cpu":
+            return
         if self._config.engine == "vllm":
             self.gac.engine.engine.wake_up()
-        elif self._device != "cpu":
+        else:
             self.gac.model.to(self._device)
 
     def close(self) -> None:
-        """Forget the weights."""
+        """Free the weights."""
         self._images.close()
-        self.gac = None
+        if self._config.engine == "vllm":
+            vllm_engine.close(self.gac.engine.engine)
+        del self.gac, self._images
+        gc.collect()  # models refer to themselves in circles
+        self._empty_cache()
 
     def _completion(self, row: Row, response: Any) -> Completion:
         if isinstance(response, Exception):
             return CriticFailed(f"the engine failed on this row: {type(response).__name__}: {response}")
         said = response.choices[0].message.content
-        if response.usage.completion_tokens >= row.max_tokens:  # PtEngine's finish_reason does not tell
-            return CriticFailed(f"VLAC's answer was cut off at {row.max_tokens} tokens: it said {shown(said)}.")
+        usage = response.usage
+        # finish_reason doesn't tell in ms-swift 3.3. Both engines also stop where the model's length ends.
+        room = (self.gac.engine.max_model_len or _LENGTH) - usage.prompt_tokens
+        if usage.completion_tokens >= min(row.max_tokens, room):
+            return CriticFailed(
+                f"VLAC's answer was cut off at {usage.completion_tokens} tokens: it said {shown(said)}."
+            )
         try:
             # It only appends to the request's messages; a bare one saves copying the images.
             answers, _ = self.gac.results_format([response], [SimpleNamespace(messages=[])], rich=row.rich)
@@ -167,7 +190,7 @@ def _gac_class(gac_model: Any, config: VlacConfig) -> Any:
             from swift.plugin import InferStats
             from swift.utils import seed_everything
 
-            start = _start_vllm if config.engine == "vllm" else _start_torch
+            start = vllm_engine.start if config.engine == "vllm" else _start_torch
             start(self, config, model_path, model_type, device_map, torch_dtype)
             self.images = _images(self, config)
             # A progress bar for each call would fill the worker's log.
@@ -181,6 +204,8 @@ def _gac_class(gac_model: Any, config: VlacConfig) -> Any:
 def _start_torch(gac: Any, config: VlacConfig, path: str, model_type: str, device: str, dtype: Any) -> None:
     from swift.llm import PtEngine, get_model_tokenizer, get_template
 
+    from workers.critics.vlac.prefix import share_prefix
+
     gac.model, tokenizer = get_model_tokenizer(
         model_id_or_path=path,
         model_type=model_type,
@@ -188,35 +213,20 @@ def _start_torch(gac: Any, config: VlacConfig, path: str, model_type: str, devic
         device_map=device,
         attn_impl=_attention(config.attention, device, str(dtype)),
     )
+    share_prefix(gac.model.language_model)
+    # An answer needs the logits of the last position alone; InternLM2 would compute, and keep, those of all.
+    head = gac.model.language_model.get_output_embeddings()
+    head.register_forward_pre_hook(lambda module, hidden: (hidden[0][:, -1:],))
     gac.template = get_template(model_type, tokenizer)
     gac.engine = PtEngine.from_model_template(gac.model, gac.template, max_batch_size=0)
-
-
-def _start_vllm(gac: Any, config: VlacConfig, path: str, model_type: str, device: str, dtype: Any) -> None:
-    from swift.llm import VllmEngine
-
-    images = config.ref_num + 3
-    gac.engine = VllmEngine(
-        path,
-        dtype,
-        model_type=model_type,
-        use_async_engine=False,
-        gpu_memory_utilization=config.gpu_memory_fraction,
-        max_model_len=images * _IMAGE_TOKENS + _TEXT_TOKENS,
-        limit_mm_per_prompt={"image": images},
-        # Rich answers need probabilities before temperature and top_k.
-        logprobs_mode="raw_logprobs",
-        enable_sleep_mode=True,
-    )
-    gac.template = gac.engine.default_template
-    # GAC_model.set_config writes torch's generation settings; vLLM's travel with each request.
-    gac.model = SimpleNamespace(generation_config=SimpleNamespace())
 
 
 def _images(gac: Any, config: VlacConfig) -> Images:
     images = PreparedImages(gac._process_image_to_pil)
     if config.engine == "vllm":
-        return images
+        from workers.critics.vlac.shared_images import SharedImages
+
+        return SharedImages(images)
     from workers.critics.vlac.features import FrameFeatures
 
     return FrameFeatures(gac.model, images, config.vision_cache_bytes)

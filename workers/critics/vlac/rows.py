@@ -9,9 +9,8 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -19,7 +18,7 @@ import numpy as np
 from vlac_queue.config import VlacConfig
 from vlac_queue.errors import CriticFailed
 from vlac_queue.frames import Frames
-from workers.critics import CriticQuery, compared
+from workers.critics import CriticQuery
 
 #: Most tokens of an answer that is a number; a sign, digits, a point and the end are far fewer.
 NUMBER_TOKENS = 16
@@ -83,28 +82,32 @@ def done_rows(query: CriticQuery, prompts: Prompts, config: VlacConfig, task: st
     return [Row(prompts.get_done_prompt(task=task), (now,), read_done, rich=config.done_rich)]
 
 
-def value_rows(query: CriticQuery, prompts: Prompts, config: VlacConfig, task: str) -> list[Row]:
-    """Return the rows that compare each value_stride-th frame with the one before, and so the last of all.
+def pair_rows(
+    query: CriticQuery, pairs: Sequence[tuple[int, int]], prompts: Prompts, config: VlacConfig, task: str
+) -> list[Row]:
+    """Return the rows that compare pairs of an episode's frames; all of a value query's make its list.
 
     VLAC's own function leaves out what is behind the last multiple of the stride, and with it the outcome.
 
     Args:
         query: of kind "value".
+        pairs: indices of frames, the earlier one first.
         task: its task, cleaned.
 
     Raises:
         CriticFailed: there is no pair; a value list without one would be 0 by nobody's judgement.
     """
-    frames = list(query.frames)
-    if len(frames) < 2:
+    if not pairs:
         raise CriticFailed("a value list over one frame has no pair to compare; push more frames before asking.")
     before: tuple[Frames, ...] = ()
     if query.reference is not None:
-        before = (*spread(query.reference, config.ref_num), frames[0])
+        before = (*spread(query.reference, config.ref_num), query.frames[0])
     prompt = prompts.get_score_prompt(task=task, trajectory_len=max(0, len(before) - 1), think=False)
+    # One array for each frame, however many pairs show it.
+    frames = {index: query.frames[index] for pair in pairs for index in pair}
     return [
         Row(prompt, (*before, frames[first], frames[second]), read_number, rich=config.value_rich)
-        for first, second in pairwise(compared(len(frames), query.value_stride))
+        for first, second in pairs
     ]
 
 
@@ -117,12 +120,12 @@ def prompt_hash(prompts: Prompts, config: VlacConfig, system_prompt: str = "") -
     frames = np.zeros((2, 1, 1, 3), np.uint8)
     said = [system_prompt]
     for reference in (None, np.zeros((2, 1, 1, 3), np.uint8)):
-        for rows, kind in ((done_rows, "done"), (value_rows, "value")):
-            query = CriticQuery(kind, _PLACEHOLDER, frames, frame=1, reference=reference)  # type: ignore[arg-type]
-            try:
-                said += [row.prompt for row in rows(query, prompts, config, _PLACEHOLDER)]
-            except CriticFailed:
-                said.append("")  # nothing is asked without a reference
+        query = CriticQuery("done", _PLACEHOLDER, frames, frame=1, reference=reference)
+        try:
+            said += [row.prompt for row in done_rows(query, prompts, config, _PLACEHOLDER)]
+        except CriticFailed:
+            said.append("")  # nothing is asked without a reference
+        said += [row.prompt for row in pair_rows(query, [(0, 1)], prompts, config, _PLACEHOLDER)]
     return hashlib.sha256("\0".join(said).encode()).hexdigest()[:12]
 
 

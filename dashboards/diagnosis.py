@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dashboards.snapshot import WINDOW_S, Look, Snapshot, Worker
+from vlac_queue.config import VlacConfig
+from vlac_queue.control import start_line
 from vlac_queue.texts import duration, latency, many, percent, size
 
 #: "bad": answers do not come, come wrong, or soon will; "warning": works, and could be better; "ok".
@@ -32,8 +34,8 @@ _AIM, _DRAIN_S = 0.8, 10.0
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """A judgement.
+class Diagnosis:
+    """What a look means.
 
     Attributes:
         severity: how bad it is.
@@ -46,45 +48,45 @@ class Verdict:
     sentence: str
 
 
-def judge(look: Look, *, url: str = "", queue: str = "vlac") -> tuple[Verdict, ...]:
+def judge(look: Look, *, url: str = VlacConfig.redis_url, queue: str = "vlac") -> tuple[Diagnosis, ...]:
     """All that there is to say, the worst first; never empty.
 
     Args:
         url, queue: where a worker would have to be started, without password.
     """
     if look.snapshot is None:
-        return (Verdict("bad", "redis-away", look.error),)
+        return (Diagnosis("bad", "redis-away", look.error),)
     snapshot = look.snapshot
     flow = _flow(snapshot)
     found = [*_redis(snapshot), *_workers(snapshot, url, queue), *_answers(snapshot), *([flow] if flow else [])]
     # sorted() keeps the order of equals, which is that of the checks.
-    return tuple(sorted(found, key=lambda verdict: _ORDER.index(verdict.severity)))
+    return tuple(sorted(found, key=lambda diagnosis: _ORDER.index(diagnosis.severity)))
 
 
-def is_bad(verdicts: tuple[Verdict, ...]) -> bool:
+def is_bad(diagnoses: tuple[Diagnosis, ...]) -> bool:
     """Whether a script should be told."""
-    return verdicts[0].severity == "bad"
+    return diagnoses[0].severity == "bad"
 
 
-def _redis(snapshot: Snapshot) -> Iterator[Verdict]:
+def _redis(snapshot: Snapshot) -> Iterator[Diagnosis]:
     server, episodes = snapshot.redis, snapshot.episodes
     if server.max_bytes:
         used = server.used_bytes / server.max_bytes
         if used >= _NEAR:
-            yield Verdict(
+            yield Diagnosis(
                 "bad" if used >= _FULL else "warning",
                 "redis-full",
                 f"Redis at {percent(used)} of maxmemory ({size(server.max_bytes)}): raise it, or close episodes",
             )
         if server.policy != "noeviction":
-            yield Verdict(
+            yield Diagnosis(
                 "bad",
                 "redis-evicts",
                 f"Redis may evict frames ({server.policy}): config set maxmemory-policy noeviction",
             )
     if episodes.limit_bytes and episodes.frame_bytes >= _NEAR * episodes.limit_bytes:
         part = episodes.frame_bytes / episodes.limit_bytes
-        yield Verdict(
+        yield Diagnosis(
             "bad" if part >= _FULL else "warning",
             "frames-full",
             f"frames at {percent(part)} of max_pending_bytes ({size(episodes.limit_bytes)}): "
@@ -92,24 +94,24 @@ def _redis(snapshot: Snapshot) -> Iterator[Verdict]:
         )
 
 
-def _workers(snapshot: Snapshot, url: str, queue: str) -> Iterator[Verdict]:
+def _workers(snapshot: Snapshot, url: str, queue: str) -> Iterator[Diagnosis]:
     waiting = snapshot.queue.waiting
     lost = [worker for worker in snapshot.workers if worker.state == "lost"]
     if not snapshot.listening:
         waits = f", {_wait(waiting)}" if waiting else ""
-        yield Verdict("bad", "no-workers", f"no workers{waits}: start one with {start_command(url, queue)}")
+        yield Diagnosis("bad", "no-workers", f"no workers{waits}: start one with {start_line(url, queue)}")
     elif snapshot.queue.suspended:
-        yield Verdict(
+        yield Diagnosis(
             "bad" if waiting else "warning",
             "suspended",
             f"suspended: `rq suspend` holds all workers, {_wait(waiting)}: rq resume --url {url}",
         )
     if lost:
-        yield Verdict("bad" if not snapshot.listening else "warning", "lost-worker", _lost(lost))
+        yield Diagnosis("bad" if not snapshot.listening else "warning", "lost-worker", _lost(lost))
     for name, several in (("critic", "critics"), ("model", "models"), ("prompt", "prompts")):
         kinds = sorted({getattr(worker, name) for worker in snapshot.alive} - {""})
         if len(kinds) > 1:
-            yield Verdict(
+            yield Diagnosis(
                 "bad" if name == "critic" else "warning",
                 "mixed-critics",
                 f"workers answer with different {several}, whichever comes first: {', '.join(kinds)}",
@@ -127,19 +129,19 @@ def _lost(lost: list[Worker]) -> str:
     return f"{who} lost{since}{jobs}: see the log there, start it again"
 
 
-def _answers(snapshot: Snapshot) -> Iterator[Verdict]:
+def _answers(snapshot: Snapshot) -> Iterator[Diagnosis]:
     queries, failures = snapshot.rates.queries_in_window, snapshot.rates.failures_in_window
     if failures:
         since = snapshot.time - WINDOW_S
         last = next((f": {failed.error}" for failed in snapshot.failed if failed.error and failed.at > since), "")
-        yield Verdict(
+        yield Diagnosis(
             "bad" if failures >= _FAILING * queries else "warning",
             "failing",
             f"{failures:,} of {many(queries, 'query')} failed within a minute{last}",
         )
 
 
-def _flow(snapshot: Snapshot) -> Verdict | None:
+def _flow(snapshot: Snapshot) -> Diagnosis | None:
     """What limits the answers: the critics, the rollouts, or something that went wrong."""
     rates, queue, alive = snapshot.rates, snapshot.queue, snapshot.alive
     if not snapshot.listening or queue.suspended:
@@ -151,10 +153,10 @@ def _flow(snapshot: Snapshot) -> Verdict | None:
     if not awake and loading:
         waits = f", {_wait(queue.waiting)}" if queue.waiting else ""
         severity: Severity = "warning" if queue.waiting else "ok"
-        return Verdict(severity, "loading", f"loading: {many(loading, 'worker')} not ready yet{waits}")
+        return Diagnosis(severity, "loading", f"loading: {many(loading, 'worker')} not ready yet{waits}")
     stuck_s = _STUCK_BUSY_S if any(worker.state == "busy" for worker in awake) else _STUCK_S
     if queue.waiting and min(rates.still_s or 0.0, waits_s) > stuck_s:
-        return Verdict(
+        return Diagnosis(
             "bad",
             "stuck",
             f"stuck: {_wait(queue.waiting)}{oldest}, no answer for {duration(rates.still_s or 0.0)}: "
@@ -162,25 +164,25 @@ def _flow(snapshot: Snapshot) -> Verdict | None:
         )
     if not awake and alive:
         who, wakes = ("the worker", "it") if len(alive) == 1 else (f"all {len(alive)} workers", "them")
-        return Verdict("ok", "asleep", f"asleep: {who} gave the GPU memory back; a query wakes {wakes}")
+        return Diagnosis("ok", "asleep", f"asleep: {who} gave the GPU memory back; a query wakes {wakes}")
     if rates.busy is None:
         if alive:
-            return Verdict("ok", "measuring", f"measuring: {many(len(alive), 'worker')}, {jobs} waiting")
+            return Diagnosis("ok", "measuring", f"measuring: {many(len(alive), 'worker')}, {jobs} waiting")
         plain = many(len(snapshot.plain), "plain worker")
-        return Verdict("ok", "no-critic", f"{plain}, no critic yet: the first query loads it; {jobs} waiting")
+        return Diagnosis("ok", "no-critic", f"{plain}, no critic yet: the first query loads it; {jobs} waiting")
     busy = f"workers {percent(rates.busy)} busy"
     if rates.busy >= (_BUSY_IN_BURSTS if queue.waiting and waits_s > _WAITS_S else _BUSY):
         advice = f": add {many(missing_workers(snapshot), 'worker')}" if missing_workers(snapshot) else ""
-        return Verdict("warning", "critic-bound", f"critic-bound: {busy}{oldest}{advice}")
+        return Diagnosis("warning", "critic-bound", f"critic-bound: {busy}{oldest}{advice}")
     if queue.waiting and waits_s > _WAITS_S:
         decoding = snapshot.latency.get("decoding")
         slow = f", decoding takes {latency(decoding.p50_s)}" if decoding and decoding.p50_s else ""
-        return Verdict("warning", "worker-bound", f"worker-bound: {busy}{oldest}{slow}: give workers more CPU")
+        return Diagnosis("warning", "worker-bound", f"worker-bound: {busy}{oldest}{slow}: give workers more CPU")
     if not rates.queries_per_s:
-        return Verdict("ok", "idle", f"idle: {many(len(alive), 'worker')} and no queries")
+        return Diagnosis("ok", "idle", f"idle: {many(len(alive), 'worker')} and no queries")
     if rates.busy < _IDLE:
-        return Verdict("ok", "rollout-bound", f"rollout-bound: {busy}, critics wait for rollouts")
-    return Verdict("ok", "balanced", f"balanced: {busy}")
+        return Diagnosis("ok", "rollout-bound", f"rollout-bound: {busy}, critics wait for rollouts")
+    return Diagnosis("ok", "balanced", f"balanced: {busy}")
 
 
 def missing_workers(snapshot: Snapshot) -> int:
@@ -198,14 +200,6 @@ def missing_workers(snapshot: Snapshot) -> int:
     waiting = rates.arriving_per_s * (snapshot.queue.oldest_s or 0.0)
     load = rates.arriving_per_s + waiting / _DRAIN_S
     return max(1, math.ceil(load / (_AIM * of_one)) - count)
-
-
-def start_command(url: str, queue: str) -> str:
-    """How to start a worker here."""
-    command = "vlac-queue worker"
-    if url and url != "redis://localhost:6379/0":
-        command += f" --redis-url {url}"
-    return command if queue == "vlac" else f"{command} --queue {queue}"
 
 
 def _wait(jobs: int) -> str:

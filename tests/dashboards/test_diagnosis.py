@@ -1,4 +1,4 @@
-"""The verdict: what is said of each state of a queue, and how bad it is."""
+"""The diagnosis: what is said of each state of a queue, and how bad it is."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from dashboards.snapshot import Episodes, Look, PlainWorker, QueueState, Rates, Snapshot
-from dashboards.verdict import is_bad, judge, missing_workers, start_command
+from dashboards.diagnosis import is_bad, judge, missing_workers
+from dashboards.snapshot import Look, Rates, Snapshot
 from tests.dashboards.states import (
     AT,
     CRITIC_BOUND,
@@ -21,15 +21,16 @@ from tests.dashboards.states import (
     URL,
     worker,
 )
+from vlac_queue.records import Episodes, PlainWorker, QueueState
 
 
 def first(snapshot: Snapshot | None, error: str = "", **place: Any) -> tuple[str, str, str]:
-    verdict = judge(Look(AT, snapshot, error), **{"url": URL, **place})[0]
-    return verdict.severity, verdict.kind, verdict.sentence
+    diagnosis = judge(Look(AT, snapshot, error), **{"url": URL, **place})[0]
+    return diagnosis.severity, diagnosis.kind, diagnosis.sentence
 
 
 def kinds(snapshot: Snapshot) -> list[str]:
-    return [verdict.kind for verdict in judge(Look(AT, snapshot))]
+    return [diagnosis.kind for diagnosis in judge(Look(AT, snapshot))]
 
 
 def changed(snapshot: Snapshot = ROLLOUT_BOUND, **fields: Any) -> Snapshot:
@@ -79,14 +80,12 @@ def test_jobs_that_wait_though_critics_are_free() -> None:
 def test_no_workers_says_how_to_start_one() -> None:
     severity, kind, sentence = first(NO_WORKERS)
     assert (severity, kind) == ("bad", "no-workers")
-    assert sentence == f"no workers, 3 jobs wait: start one with vlac-queue worker --redis-url {URL}"
-    assert start_command("redis://localhost:6379/0", "vlac") == "vlac-queue worker"
-    assert start_command(URL, "q2") == f"vlac-queue worker --redis-url {URL} --queue q2"
+    assert sentence == f"no workers, 3 jobs wait: start one with VLAC_REDIS_URL={URL} vlac-queue worker"
 
 
 def test_one_is_not_many() -> None:
     one = changed(TROUBLED, rates={"queries_in_window": 1, "failures_in_window": 1}, failed=FAILED[:1])
-    sentences = [verdict.sentence for verdict in judge(Look(AT, one))]
+    sentences = [diagnosis.sentence for diagnosis in judge(Look(AT, one))]
     assert "1 of 1 query failed within a minute: ValueError: the model said 'banana0'" in sentences
     waiting = changed(NO_WORKERS, queue={"waiting": 1, "oldest_s": 12.0})
     assert first(waiting)[2].startswith("no workers, 1 job waits: start one")
@@ -94,7 +93,7 @@ def test_one_is_not_many() -> None:
 
 def test_an_error_of_long_ago_is_not_blamed_for_a_failure_of_now() -> None:
     since = changed(TROUBLED, failed=(replace(FAILED[0], at=AT - 300),))
-    failing = next(verdict for verdict in judge(Look(AT, since)) if verdict.kind == "failing")
+    failing = next(diagnosis for diagnosis in judge(Look(AT, since)) if diagnosis.kind == "failing")
     assert failing.sentence == "31 of 2,550 queries failed within a minute"
 
 
@@ -106,9 +105,9 @@ def test_redis_is_away() -> None:
 
 @pytest.mark.parametrize(("part", "severity"), [(0.79, None), (0.85, "warning"), (0.91, "bad")])
 def test_redis_near_its_memory(part: float, severity: str | None) -> None:
-    verdicts = judge(Look(AT, changed(redis={"used_bytes": int(part * 4 * GIB)})))
-    found = [verdict for verdict in verdicts if verdict.kind == "redis-full"]
-    assert [verdict.severity for verdict in found] == ([severity] if severity else [])
+    diagnoses = judge(Look(AT, changed(redis={"used_bytes": int(part * 4 * GIB)})))
+    found = [diagnosis for diagnosis in diagnoses if diagnosis.kind == "redis-full"]
+    assert [diagnosis.severity for diagnosis in found] == ([severity] if severity else [])
     if severity == "bad":
         assert found[0].sentence == "Redis at 91 % of maxmemory (4.0 GiB): raise it, or close episodes"
 
@@ -141,7 +140,7 @@ def test_a_lost_worker() -> None:
         "worker gpu-9-4242-ab19 on gpu-9 was lost 17 s ago, 4 jobs with it: see the log there, start it again"
     )
     alone = judge(Look(AT, changed(workers=(lost,))))
-    assert [verdict.kind for verdict in alone] == ["no-workers", "lost-worker"]
+    assert [diagnosis.kind for diagnosis in alone] == ["no-workers", "lost-worker"]
     assert is_bad(alone)
 
 
@@ -188,20 +187,20 @@ def test_workers_that_answer_differently() -> None:
 
 
 def test_the_worst_comes_first() -> None:
-    verdicts = judge(LOOKS["troubled"])
-    order = [("bad", "warning", "ok").index(verdict.severity) for verdict in verdicts]
+    diagnoses = judge(LOOKS["troubled"])
+    order = [("bad", "warning", "ok").index(diagnosis.severity) for diagnosis in diagnoses]
     assert order == sorted(order)
-    assert [verdict.kind for verdict in verdicts] == [
+    assert [diagnosis.kind for diagnosis in diagnoses] == [
         "redis-full", "redis-evicts", "lost-worker", "failing", "critic-bound",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", LOOKS)
-def test_there_is_always_a_verdict(name: str) -> None:
-    verdicts = judge(LOOKS[name])
-    assert verdicts
-    assert all(verdict.sentence.isprintable() for verdict in verdicts)
-    assert is_bad(verdicts) == (verdicts[0].severity == "bad")
+def test_there_is_always_a_diagnosis(name: str) -> None:
+    diagnoses = judge(LOOKS[name])
+    assert diagnoses
+    assert all(diagnosis.sentence.isprintable() for diagnosis in diagnoses)
+    assert is_bad(diagnoses) == (diagnoses[0].severity == "bad")
 
 
 # How many workers.

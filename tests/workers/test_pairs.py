@@ -1,0 +1,215 @@
+"""Pair scores: kept with the episode, asked ahead while no query waits, shared among workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import redis
+
+from tests.conftest import Workers, until
+from tests.workers.pair_critic import PAIRS
+from vlac_queue import CriticClient, CriticFailed, VlacConfig
+from vlac_queue.keys import Keys
+from vlac_queue.messages import ValueVerdict
+from vlac_queue.server import RedisServer
+
+
+def frame(red: int) -> Any:
+    return np.full((4, 4, 3), red, np.uint8)
+
+
+def run(client: CriticClient, count: int, task: str = "lift", **options: Any) -> Any:
+    """An episode whose frames were all asked about and found not done; frame i has the colour i."""
+    episode = client.episode(task=task, **options)
+    for red in range(count):
+        episode.push(frame(red))
+        assert not episode.ask_done().result().done
+    return episode
+
+
+def expected(count: int, stride: int = 1) -> tuple[float, ...]:
+    """The scores of an episode of `count` frames."""
+    seconds = [*range(stride, count - 1, stride), count - 1]
+    return tuple(float(second - (second - 1) // stride * stride + second) for second in seconds)
+
+
+def asked(folder: Path, words: str = "pair") -> list[str]:
+    """What the critics did, in order: the lines with `words` in them, without process ids."""
+    file = folder / "asked"
+    lines = file.read_text().splitlines() if file.exists() else []
+    return [line.partition(" ")[2] for line in lines if f" {words}" in line]
+
+
+def seconds(folder: Path, task: str = "lift") -> list[int]:
+    """The second frames of the pairs scored for a task."""
+    return [int(line.rpartition(" ")[2]) for line in asked(folder, f"pair {task} ")]
+
+
+def counted(workers: Workers, name: str) -> int:
+    return sum(int(each[name]) for each in workers.described())
+
+
+def test_pairs_are_scored_while_no_query_waits_and_by_no_worker_again(
+    workers: Workers, client: CriticClient, tmp_path: Path
+) -> None:
+    first = workers.start(PAIRS)
+    episode = run(client, 8)
+    until(lambda: sorted(seconds(tmp_path)) == [*range(1, 8)])
+    until(lambda: counted(workers, "pairs_ahead") == 7)
+    first.terminate()
+    first.wait()
+    workers.start(PAIRS)
+    episode.push(frame(8))
+    assert episode.ask_value().result() == ValueVerdict((0.0, *expected(9)), expected(9))
+    assert sorted(seconds(tmp_path)) == [*range(1, 9)]
+    episode.close()
+
+
+@pytest.mark.parametrize(
+    ("stride", "ahead", "count"),
+    [(1, "true", 1), (3, "true", 2), (1, "false", 1), (3, "false", 2)],
+)
+def test_a_value_list_is_the_same_however_it_came_about(
+    workers: Workers, server: RedisServer, tmp_path: Path, stride: int, ahead: str, count: int
+) -> None:
+    for _ in range(count):
+        workers.start(PAIRS, VLAC_VALUE_AHEAD=ahead)
+    config = VlacConfig(redis_url=server.url, value_stride=stride)
+    with CriticClient(config) as client, run(client, 11) as episode:
+        if ahead == "true":
+            until(lambda: 9 in seconds(tmp_path))
+        assert episode.ask_value().result().critics == expected(11, stride)
+    assert len(seconds(tmp_path)) == len(set(seconds(tmp_path))) == len(expected(11, stride))
+    if ahead == "false":
+        assert counted(workers, "pairs_ahead") == 0
+
+
+def test_a_worker_that_dies_loses_no_score_that_was_kept(
+    workers: Workers, client: CriticClient, tmp_path: Path
+) -> None:
+    workers.start(PAIRS, VLAC_VALUE_AHEAD="false", PAIRS_AT_ONCE="2")
+    with run(client, 9, task="kill 5") as episode:
+        pending = episode.ask_value()
+        until((tmp_path / "killed").exists)
+        workers.start(PAIRS, VLAC_VALUE_AHEAD="false", PAIRS_AT_ONCE="2")
+        assert pending.result().critics == expected(9)
+    assert seconds(tmp_path, "kill 5") == [1, 2, 3, 4, 5, 5, 6, 7, 8]
+
+
+def test_work_ahead_leaves_an_episode_alone_of_which_a_worker_died(
+    workers: Workers, client: CriticClient, tmp_path: Path
+) -> None:
+    workers.start(PAIRS)
+    survivor = workers.start(PAIRS)
+    poison = client.episode(task="kill 1")
+    poison.push(np.stack([frame(0), frame(1)]))
+    assert not poison.ask_done().result().done
+    until((tmp_path / "killed").exists)
+    dead = [process for process in workers.processes if process.poll() is not None]
+    if survivor in dead:
+        survivor = workers.processes[0]
+    until(lambda: len(workers.described()) == 1)
+    poison.push(frame(2))
+    assert not poison.ask_done().result().done
+    with run(client, 3, task="other"):
+        until(lambda: sorted(seconds(tmp_path, "other")) == [1, 2])
+    assert seconds(tmp_path, "kill 1") == [1]
+    assert poison.ask_value().result().critics == expected(3)
+    assert survivor.poll() is None
+    poison.close()
+
+
+def test_a_redis_that_forgets_changes_no_value(
+    workers: Workers, client: CriticClient, connection: redis.Redis, tmp_path: Path
+) -> None:
+    workers.start(PAIRS)
+    with run(client, 6) as episode:
+        until(lambda: len(seconds(tmp_path)) == 5)
+        connection.flushall()
+        for red in range(6, 9):
+            episode.push(frame(red))
+            assert not episode.ask_done().result().done
+        assert episode.ask_value().result().critics == expected(9)
+
+
+def test_scores_of_another_critic_or_a_stranger_are_not_used(
+    workers: Workers, client: CriticClient, connection: redis.Redis, tmp_path: Path
+) -> None:
+    episode = client.episode(task="lift")
+    episode.push(np.stack([frame(red) for red in range(5)]))
+    key = Keys("vlac").episode(episode.id).pairs
+    token = connection.hget(Keys("vlac").episode(episode.id).meta, "token").decode()  # type: ignore[union-attr]
+    connection.hset(key, mapping={"of": f"{token} another", "1": "77.0"})
+    workers.start(PAIRS)
+    assert episode.ask_value().result().critics == expected(5)
+    connection.delete(key)
+    connection.hset(key, mapping={"of": f"{token} stand-in", "5": "banana", "6": "nan"})
+    episode.push(np.stack([frame(red) for red in range(5, 8)]))
+    assert episode.ask_value().result().critics == expected(8)
+    episode.close()
+
+
+def test_a_done_query_goes_before_the_pairs_of_a_list(
+    workers: Workers, client: CriticClient, tmp_path: Path
+) -> None:
+    workers.start(PAIRS, PAIRS_AT_ONCE="2", PAIR_SECONDS="0.05")
+    with client.episode(task="long") as long, client.episode(task="urgent") as urgent:
+        long.push(np.stack([frame(red) for red in range(60)]))
+        value = long.ask_value()
+        until(lambda: seconds(tmp_path, "long"))
+        urgent.push(frame(200))
+        assert not urgent.ask_done().result().done
+        assert not value.done()
+        assert value.result().critics == expected(60)
+    # It takes a call's time to get there; the list takes thirty.
+    assert asked(tmp_path, "").index("done 200") < 30
+
+
+def test_workers_share_a_long_list(workers: Workers, client: CriticClient, tmp_path: Path) -> None:
+    for _ in range(2):
+        workers.start(PAIRS, PAIR_SECONDS="0.02", PAIRS_AT_ONCE="4")
+    until(lambda: len(workers.described()) == 2)
+    with client.episode(task="long") as episode:
+        episode.push(np.stack([frame(red) for red in range(120)]))
+        assert episode.ask_value().result().critics == expected(120)
+    lines = (tmp_path / "asked").read_text().splitlines()
+    by_worker = [sum(line.startswith(f"{process.pid} ") for line in lines) for process in workers.processes]
+    assert sum(by_worker) == 119 and min(by_worker) > 20
+    until(lambda: client._connection.llen("rq:queue:vlac") == 0)
+
+
+def test_an_episode_that_is_done_costs_no_more_pairs_and_says_what_was_for_nothing(
+    workers: Workers, client: CriticClient, tmp_path: Path
+) -> None:
+    workers.start(PAIRS)
+    with run(client, 4, task="early") as episode:
+        until(lambda: len(seconds(tmp_path, "early")) == 3)
+        episode.push(frame(255))
+        assert episode.ask_done().result().done
+        until(lambda: counted(workers, "pairs_unused") == 3)
+        with run(client, 3, task="other"):
+            until(lambda: len(seconds(tmp_path, "other")) == 2)
+        assert len(seconds(tmp_path, "early")) == 3
+        # Who asks all the same gets the whole list.
+        assert len(episode.ask_value().result().critics) == 4
+
+
+def test_a_pair_that_fails_fails_the_value_query_and_no_other(workers: Workers, client: CriticClient) -> None:
+    workers.start(PAIRS)
+    with run(client, 5, task="fail 3") as sick, run(client, 5) as well:
+        with pytest.raises(CriticFailed, match=r"comparing frames 2 and 3: .*it is blurred"):
+            sick.ask_value().result()
+        assert well.ask_value().result().critics == expected(5)
+
+
+def test_closing_an_episode_deletes_its_scores(
+    workers: Workers, client: CriticClient, connection: redis.Redis, tmp_path: Path
+) -> None:
+    workers.start(PAIRS)
+    with run(client, 4) as episode:
+        until(lambda: connection.hlen(Keys("vlac").episode(episode.id).pairs) == 4)
+        assert connection.ttl(Keys("vlac").episode(episode.id).pairs) > 0
+    assert not connection.keys("vlac:vlac:episode:*")

@@ -1,0 +1,56 @@
+-- Claims pairs of episodes to be scored, up to so many, and reads what is known of the others.
+--
+-- An episode's pairs are a hash: the index of a pair's second frame -> its score, or "?", until when (seconds) and by
+-- whom it is being scored. Beside them stand "of": whose scores they are (token of the episode, `scored_by` of the
+-- critic), and "done": the frame at which the episode was last found done.
+--
+-- KEYS: for each episode: meta queries pairs
+-- ARGV: worker, what keys of workers begin with, seconds of a claim, most pairs, scored_by,
+--       and for each episode: token, id of the value query or "", frame at which it was not done, number of pairs,
+--       frames
+-- Reply: for each {"gone"} (closed, answered), {"done"} or {"ok", score, "" (claimed) or "?" (not claimed) of each pair}.
+-- A value query may take over what a dead worker had: it counts the deaths. Work ahead counts none, and so leaves an
+-- episode alone of which a worker died.
+
+local me, workers, lasts, left, by = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
+local now = tonumber(redis.call('TIME')[1])
+
+local function claim(k, a)
+  local token, query, undone, count = ARGV[a], ARGV[a + 1], tonumber(ARGV[a + 2]), tonumber(ARGV[a + 3])
+  local meta, pairs = KEYS[k], KEYS[k + 2]
+  if redis.call('HGET', meta, 'token') ~= token then return {'gone'} end
+  if query ~= '' and redis.call('HGET', KEYS[k + 1], query) ~= 'value' then return {'gone'} end
+  local of, done = unpack(redis.call('HMGET', pairs, 'of', 'done'))
+  if of ~= token .. ' ' .. by then
+    redis.call('DEL', pairs)
+    done = false
+  elseif query == '' and done and tonumber(done) > undone then return {'done'} end
+  local reply, mine = {'ok'}, {}
+  for i = 1, count do
+    local frame = ARGV[a + 3 + i]
+    local known = redis.call('HGET', pairs, frame) or ''
+    local till, name = string.match(known, '^%?(%d+) (.*)$')
+    if till and redis.call('EXISTS', workers .. name) == 0 then
+      if query == '' then return {'gone'} end
+      known = ''
+    elseif till and (tonumber(till) < now or name == me) then known = '' end
+    if known == '' and left > 0 then
+      left = left - 1
+      mine[#mine + 1], mine[#mine + 2] = frame, string.format('?%d %s', now + lasts, me)
+    elseif known == '' or till then known = '?' end
+    reply[i + 1] = known
+  end
+  if #mine > 0 then
+    redis.call('HSET', pairs, 'of', token .. ' ' .. by, unpack(mine))
+    redis.call('EXPIRE', pairs, redis.call('HGET', meta, 'ttl_s'))
+  end
+  return reply
+end
+
+local replies, a = {}, 6
+for i = 1, #KEYS / 3 do
+  local ok, reply = pcall(claim, 3 * i - 2, a)
+  replies[i] = ok and reply or {'gone'}
+  a = a + 4 + tonumber(ARGV[a + 3])
+end
+return replies

@@ -1,0 +1,359 @@
+"""Scores of pairs of frames: asked ahead while no query waits, and by value queries, which workers share."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+import traceback
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import redis
+from msgspec import structs
+
+from vlac_queue.errors import CriticFailed, ProtocolError
+from vlac_queue.messages import Query
+from workers.claims import Claims
+from workers.critics import CriticAnswer, CriticQuery, Pair, PairCritic, compared, failed_pair
+from workers.flow import Prepared
+from workers.shared import Shared
+from workers.store import PairsFound, PairsScored, PairsWanted, WorkerStore
+
+#: Seconds after which a pair that another worker claimed may be claimed again, although that worker lives.
+_CLAIM_S = 60.0
+#: Seconds that value queries must still take for a copy of their job to be worth while for another worker.
+_SHARED_S = 0.25
+#: Seconds until the next look for scores that other workers are about to keep.
+LOOK_S = 0.01
+#: Bytes of frames of episodes that wait to be asked ahead; beyond, those that wait longest are asked at the end.
+_AHEAD_BYTES = 512 << 20
+#: Episodes whose scores are kept here, too.
+_KEPT_EPISODES = 4096
+#: Calls' worth of pairs that are looked at for one call: others may have scored or claimed some.
+_LOOK_AT = 4
+#: Weight of what was measured before, in each further measurement.
+_MEMORY = 0.8
+
+
+@dataclass
+class _Episode:
+    """An episode whose pairs are to be scored.
+
+    Attributes:
+        query: for a value query that one, else the done query that found it not done.
+        ask: a value query with the frames.
+        asked: the value query, once for each job that carries it; empty for work ahead.
+        failed: pairs without a score, and why.
+        since: when it came, seconds on Redis' clock.
+    """
+
+    query: Query
+    ask: CriticQuery
+    asked: list[Prepared] = field(default_factory=list)
+    failed: dict[int, Exception] = field(default_factory=dict)
+    since: float = 0.0
+
+    @property
+    def pairs(self) -> list[int]:
+        """Return its pairs, each by the index of its second frame.
+
+        Ahead, without a last one that is closer than the stride: it is another one once there are more frames.
+        """
+        frames = compared(len(self.ask.frames), self.ask.value_stride)[1:]
+        return [frame for frame in frames if self.asked or frame % self.ask.value_stride == 0]
+
+    def pair(self, frame: int) -> Pair:
+        """Return the pair whose second frame is `frame`."""
+        return Pair(self.ask, (frame - 1) // self.ask.value_stride * self.ask.value_stride, frame)
+
+
+class Valued(NamedTuple):
+    """A value query that is done with: its answer, or None where nobody waits for one; and when it came."""
+
+    asked: Sequence[Prepared]
+    answer: CriticAnswer | None
+    since: float
+
+
+class PairWork:
+    """Scores pairs in small calls, those of value queries before those asked ahead.
+
+    Scores are kept with the episode on Redis, and here. What Redis can't tell or take costs work that was done
+    before, and never an answer. All is called by the critic's thread, but for `to_prepare` and `offer`.
+
+    Args:
+        shared: what the worker's threads share.
+        critic: loaded.
+        store: the episodes.
+        claims: the worker's.
+    """
+
+    def __init__(self, shared: Shared, critic: PairCritic, store: WorkerStore, claims: Claims) -> None:
+        self._shared = shared
+        self._critic = critic
+        self._store = store
+        self._claims = claims
+        self._trouble = shared.trouble("scores of pairs")
+        self._values: dict[str, _Episode] = {}
+        self._ahead: OrderedDict[str, _Episode] = OrderedDict()
+        self._ahead_bytes = 0
+        self._scores: OrderedDict[str, dict[int, float]] = OrderedDict()
+        self._over: list[PairsScored] = []
+        self._copied: set[str] = set()
+        # Seconds that a pair takes.
+        self._pair_s = 0.0
+        # Whether all that is left of value queries is another worker's.
+        self._waits = False
+        self._lock = threading.Lock()
+        self._to_prepare: OrderedDict[str, Query] = OrderedDict()
+        self._prepared: list[Prepared] = []
+
+    # For the main thread.
+
+    def to_prepare(self, most: int) -> list[Query]:
+        """Return value queries about episodes as they are by now, whose frames are wanted for work ahead."""
+        with self._lock:
+            count = min(most, len(self._to_prepare))
+            return [self._to_prepare.popitem(last=False)[1] for _ in range(count)]
+
+    @property
+    def wants_frames(self) -> bool:
+        """Return whether `to_prepare` has something to give."""
+        return bool(self._to_prepare)
+
+    def offer(self, prepared: Sequence[Prepared]) -> None:
+        """Take what `to_prepare` wanted, with frames."""
+        with self._lock:
+            self._prepared += prepared
+
+    # For the critic's thread.
+
+    def take(self, batch: Sequence[Prepared]) -> list[Prepared]:
+        """Keep the value queries of a batch; return the others."""
+        for each in batch:
+            if each.query.kind == "value" and isinstance(each.ask, CriticQuery):
+                now = self._shared.clock.now()
+                value = self._values.setdefault(each.query.id, _Episode(each.query, each.ask, since=now))
+                value.asked.append(each)
+                self._drop_ahead(each.query.token)
+                self._waits = False
+        self._shared.batcher.hold(sum(value.ask.frames.nbytes for value in self._values.values()))
+        return [each for each in batch if each.query.kind != "value" or not isinstance(each.ask, CriticQuery)]
+
+    def seen(self, query: Query, *, done: bool) -> None:
+        """Note the answer to a done query: pairs of an episode that goes on are worth asking ahead."""
+        if done:
+            self._drop_ahead(query.token)
+            self._over.append(PairsScored(query.episode, query.token, {}, query.frame))
+        elif query.frame and self._shared.config.value_ahead:
+            with self._lock:
+                self._to_prepare[query.token] = structs.replace(query, kind="value")
+
+    def ready(self, *, asleep: bool) -> bool:
+        """Return whether `work` has something to do now."""
+        if self._over or (self._values and not self._waits):
+            return True
+        return not asleep and bool(self._prepared or self._ahead)
+
+    @property
+    def values(self) -> list[Prepared]:
+        """Return the value queries at hand."""
+        return [each for value in self._values.values() for each in value.asked]
+
+    def work(self, *, asleep: bool) -> list[Valued]:
+        """Make a small call; return the value queries that are done with."""
+        self._receive()
+        self._keep(self._over)
+        self._over = []
+        late = [value for value in self._values.values() if value.query.deadline < self._shared.clock.now()]
+        wanted = self._wanted(asleep)
+        found = self._claim(wanted)
+        gone = self._learn(wanted, found)
+        mine = [(episode, pair) for (episode, _), each in zip(wanted, found, strict=True) for pair in each.mine]
+        if mine:
+            self._score(mine)
+        self._waits = not mine
+        return self._finished(late, gone)
+
+    def _receive(self) -> None:
+        with self._lock:
+            prepared, self._prepared = self._prepared, []
+        for each in prepared:
+            token = each.query.token
+            if not isinstance(each.ask, CriticQuery) or any(v.query.token == token for v in self._values.values()):
+                continue
+            before = self._ahead.get(token)
+            if before is None or len(before.ask.frames) < len(each.ask.frames):
+                self._drop_ahead(token)
+                self._ahead[token] = _Episode(each.query, each.ask, failed=before.failed if before else {})
+                self._ahead_bytes += each.ask.frames.nbytes
+        while self._ahead_bytes > _AHEAD_BYTES and len(self._ahead) > 1:
+            self._drop_ahead(next(iter(self._ahead)))
+
+    def _drop_ahead(self, token: str) -> None:
+        if episode := self._ahead.pop(token, None):
+            self._ahead_bytes -= episode.ask.frames.nbytes
+
+    def _wanted(self, asleep: bool) -> list[tuple[_Episode, PairsWanted]]:
+        """Return what to claim pairs of: enough for some calls, values first."""
+        wanted: list[tuple[_Episode, PairsWanted]] = []
+        room = math.inf
+        for episode in [*self._values.values(), *(() if asleep else self._ahead.values())]:
+            known = self._scores.get(episode.query.token, {})
+            missing = [pair for pair in episode.pairs if pair not in known and pair not in episode.failed]
+            if not missing:
+                if not episode.asked:
+                    self._drop_ahead(episode.query.token)
+                continue
+            room = min(room, _LOOK_AT * self._critic.pairs_at_once(episode.ask))
+            missing = missing[: int(room)]
+            room -= len(missing)
+            query = episode.query
+            value = query.id if episode.asked else ""
+            wanted.append((episode, PairsWanted(query.episode, query.token, value, query.frame, missing)))
+            if room <= 0:
+                break
+        return wanted
+
+    def _claim(self, wanted: Sequence[tuple[_Episode, PairsWanted]]) -> list[PairsFound]:
+        if not wanted:
+            return []
+        most = min(self._critic.pairs_at_once(episode.ask) for episode, _ in wanted)
+        try:
+            found = self._store.claim_pairs(
+                [each for _, each in wanted],
+                most,
+                scored_by=self._critic.scored_by,
+                worker=self._shared.name,
+                claim_s=_CLAIM_S,
+            )
+            self._trouble.over()
+        except redis.RedisError as error:
+            # Value queries go on without Redis; work ahead is not worth it.
+            self._trouble.met(error)
+            found = []
+            for _, each in wanted:
+                mine = list(each.frames[:most]) if each.query else []
+                most -= len(mine)
+                found.append(PairsFound(not each.query, {}, mine))
+        return found
+
+    def _learn(
+        self, wanted: Sequence[tuple[_Episode, PairsWanted]], found: Sequence[PairsFound]
+    ) -> list[_Episode]:
+        """Note what Redis knew; return the value queries that nobody waits for."""
+        gone = []
+        for (episode, _), each in zip(wanted, found, strict=True):
+            token = episode.query.token
+            if each.scores:
+                self._known(token).update(each.scores)
+            if each.over and episode.asked:
+                gone.append(episode)
+            elif not episode.asked and (each.over or not each.mine):
+                self._drop_ahead(token)  # others are at it
+        return gone
+
+    def _score(self, mine: Sequence[tuple[_Episode, int]]) -> None:
+        """Score claimed pairs in one call, and keep the scores."""
+        started = time.monotonic()
+        scores = self._asked([episode.pair(pair) for episode, pair in mine])
+        taken_s = (time.monotonic() - started) / len(mine)
+        self._pair_s = taken_s if not self._pair_s else _MEMORY * self._pair_s + (1 - _MEMORY) * taken_s
+        kept: dict[str, dict[int, float | None]] = {episode.query.token: {} for episode, _ in mine}
+        for (episode, pair), score in zip(mine, scores, strict=True):
+            token = episode.query.token
+            if isinstance(score, Exception):
+                episode.failed[pair], kept[token][pair] = score, None
+                continue
+            self._known(token)[pair] = kept[token][pair] = score
+            self._shared.stats.pairs_ahead += not episode.asked
+        names = {episode.query.token: episode.query.episode for episode, _ in mine}
+        self._keep([PairsScored(names[token], token, scores) for token, scores in kept.items()])
+
+    def _asked(self, pairs: Sequence[Pair]) -> list[float | Exception]:
+        """Return a score or a failure of each; where the critic fails on a call, each pair is asked on its own."""
+        try:
+            scores = list(self._critic.score(pairs))
+            if len(scores) != len(pairs):
+                raise ProtocolError(f"the critic gave {len(scores)} scores to {len(pairs)} pairs.")
+        except Exception as error:
+            if len(pairs) == 1:
+                text = "".join(traceback.format_exception(error))
+                return [CriticFailed(f"{type(error).__name__}: {error}"[:2000], text)]
+            return [score for pair in pairs for score in self._asked([pair])]
+        return [_checked(score) for score in scores]
+
+    def _keep(self, scored: Sequence[PairsScored]) -> None:
+        if not scored:
+            return
+        try:
+            self._shared.stats.pairs_unused += self._store.keep_scores(scored, scored_by=self._critic.scored_by)
+            self._trouble.over()
+        except redis.RedisError as error:
+            self._trouble.met(error)
+
+    def _known(self, token: str) -> dict[int, float]:
+        scores = self._scores.setdefault(token, {})
+        self._scores.move_to_end(token)
+        while len(self._scores) > _KEPT_EPISODES:
+            self._scores.popitem(last=False)
+        return scores
+
+    def _finished(self, late: Sequence[_Episode], gone: Sequence[_Episode]) -> list[Valued]:
+        over = {id(value): value for value in (*late, *gone)}
+        finished = [Valued(value.asked, None, value.since) for value in over.values()]
+        missing = 0
+        for value in self._values.values():
+            known = self._scores.get(value.query.token, {})
+            left = sum(pair not in known for pair in value.pairs)
+            if id(value) in over:
+                continue
+            if value.failed or not left:
+                finished.append(Valued(value.asked, self._answer(value, known), value.since))
+                over[id(value)] = value
+            missing += left
+        self._values = {name: value for name, value in self._values.items() if id(value) not in over}
+        self._shared.batcher.hold(sum(value.ask.frames.nbytes for value in self._values.values()))
+        self._share(missing)
+        return finished
+
+    def _answer(self, value: _Episode, known: dict[int, float]) -> CriticAnswer:
+        for pair in value.pairs:
+            if pair in value.failed:
+                _, first, second = value.pair(pair)
+                return failed_pair(value.failed[pair], first, second)
+        try:
+            return self._critic.value([known[pair] for pair in value.pairs])
+        except Exception as error:
+            return error
+
+    def _share(self, missing: int) -> None:
+        """Have others help where value queries would take long."""
+        copies = min(self._shared.others, int(missing * self._pair_s / _SHARED_S))
+        jobs = {each.job for value in self._values.values() for each in value.asked}
+        self._copied &= jobs
+        if copies <= 0:
+            return
+        for job in sorted(jobs - self._copied):
+            self._copied.add(job)
+            try:
+                self._claims.share(job, copies)
+            except redis.RedisError as error:
+                self._trouble.met(error)
+
+
+def _checked(score: object) -> float | Exception:
+    if isinstance(score, Exception):
+        return score
+    try:
+        number = float(score)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        number = math.nan
+    return (
+        number
+        if math.isfinite(number)
+        else ProtocolError(f"a pair's score must be a finite number, not {score!r}.")
+    )
