@@ -1,6 +1,6 @@
 """Stable-Baselines3's PPO learns to move a dot to the right edge, by the critic's rewards alone.
 
-    pip install -e '.[learn]'
+    pip install -e '.[gymnasium]' stable-baselines3
     VLAC_CRITIC=reference vlac-queue worker          # in another terminal, with Redis running
     python examples/ppo_stable_baselines3.py --steps 4096
 

@@ -19,6 +19,7 @@ class Rollouts:
         finish_step: environment steps that count.
         env_success: the simulator's truth up to finish_step.
         env_success_step: environment step of it, or -1.
+        contradicted: 1 where the critic's value contradicts its done, 0 where it does not; NaN where not known.
         queries, sent_bytes, waited_s, saved_s: what asking cost, and what overlap spared.
     """
 
@@ -28,6 +29,7 @@ class Rollouts:
     finish_step: NDArray[np.integer]
     env_success: NDArray[np.bool_]
     env_success_step: NDArray[np.integer]
+    contradicted: NDArray[np.floating]
     queries: NDArray[np.integer]
     sent_bytes: NDArray[np.integer]
     waited_s: NDArray[np.floating]
@@ -49,6 +51,8 @@ def audit(rollouts: Rollouts) -> dict[str, float]:
         vlac/done_delay_steps: mean environment steps from true success to the end, where both agree.
         vlac/value_of_failures, vlac/value_of_successes: mean value (0..1) of what the critic never found done,
             by the simulator's truth.
+        vlac/audited: episodes found done of which the value list was asked too (`audit_share`).
+        vlac/contradiction_rate: share of these whose last value is below `audit_value`.
         vlac/masked: episodes without a reward.
         vlac/queries, vlac/sent_bytes: totals.
         vlac/waited_s: seconds that rollouts waited for the critic, summed over the ranks.
@@ -57,6 +61,7 @@ def audit(rollouts: Rollouts) -> dict[str, float]:
     counted = ~rollouts.masked
     done, success = rollouts.done[counted], rollouts.env_success[counted]
     reward = rollouts.reward[counted]
+    contradicted = rollouts.contradicted[~np.isnan(rollouts.contradicted)]
     delay = (rollouts.finish_step - rollouts.env_success_step)[counted]
     return {
         "vlac/done_rate": _mean(done),
@@ -67,6 +72,8 @@ def audit(rollouts: Rollouts) -> dict[str, float]:
         "vlac/done_delay_steps": _mean(delay[done & success]),
         "vlac/value_of_failures": _mean(reward[~done & ~success]),
         "vlac/value_of_successes": _mean(reward[~done & success]),
+        "vlac/audited": float(contradicted.size),
+        "vlac/contradiction_rate": _mean(contradicted),
         "vlac/masked": float(rollouts.masked.sum()),
         "vlac/queries": float(rollouts.queries.sum()),
         "vlac/sent_bytes": float(rollouts.sent_bytes.sum()),

@@ -8,6 +8,7 @@ Validation never comes here: it runs upstream's own methods, and no client is ma
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -134,6 +135,7 @@ def batch_fields(endings: Sequence[Ending]) -> dict[str, torch.Tensor]:
         vlac_masked, vlac_env_success: bool (B,). The latter is the simulator's truth, for the audit only.
         vlac_env_success_step: int64 (B,), environment steps; -1 where it was not successful.
         vlac_queries, vlac_sent_bytes: int64 (B,).
+        vlac_contradicted: float32 (B,), whether the critic's value contradicts its done; NaN where not known.
         vlac_waited_s, vlac_saved_s: float32 (B,), seconds; the sum over a minibatch is what it waited for the
             critic, and what overlap spared it.
     """
@@ -142,7 +144,9 @@ def batch_fields(endings: Sequence[Ending]) -> dict[str, torch.Tensor]:
         f"vlac_{name}": torch.tensor([getattr(ending, name) for ending in endings], dtype=dtype)
         for name, dtype in _FIELDS.items()
     }
+    contradicted = [math.nan if ending.contradicted is None else ending.contradicted for ending in endings]
     return named | {
+        "vlac_contradicted": torch.tensor(contradicted, dtype=torch.float32),
         "vlac_env_success": torch.tensor([step >= 0 for step in success_steps], dtype=torch.bool),
         "vlac_env_success_step": torch.tensor(success_steps, dtype=torch.int64),
     }

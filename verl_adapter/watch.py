@@ -27,6 +27,7 @@ class Ending:
         sent_bytes: bytes of encoded frames sent to Redis.
         waited_s: its share of the seconds that the minibatch waited for the critic.
         saved_s: its share of the seconds that the minibatch would have waited more without overlap.
+        contradicted: whether the critic's value contradicts its done; None where that is not known.
     """
 
     finish_step: int
@@ -38,6 +39,7 @@ class Ending:
     sent_bytes: int
     waited_s: float
     saved_s: float
+    contradicted: bool | None = None
 
 
 class RolloutWatch:
@@ -135,6 +137,7 @@ class RolloutWatch:
                     sent_bytes=episode.sent_bytes,
                     waited_s=waited_s / len(outcomes),
                     saved_s=saved_s / len(outcomes),
+                    contradicted=outcome.contradicted,
                 )
             )
         return endings

@@ -12,9 +12,12 @@ from vlac_queue.console import replace_what_can_not_be_shown
 _COMMANDS = {
     "acl": "vlac_queue.commands.acl.command",
     "bench": "benchmarks.command",
+    "calibrate": "vlac_queue.commands.calibrate.command",
     "demo": "vlac_queue.commands.demo.command",
     "doctor": "vlac_queue.commands.doctor.command",
     "episodes": "vlac_queue.commands.episodes.command",
+    "export": "vlac_queue.commands.export.command",
+    "label": "vlac_queue.commands.label.command",
     "plan": "vlac_queue.commands.plan",
     "report": "dashboards.report",
     "rescore": "vlac_queue.commands.rescore.command",

@@ -230,6 +230,19 @@ class VlacConfig(Settings):
         "chooses itself.",
     )
     done_threshold: float = within(0, 1).setting(0.9, "A score above this (strictly) means done; 0..1.")
+    done_confirm: int = _at_least(1, "steps").setting(
+        1,
+        "Steps in a row at which the critic must say done until an episode ends, at the last of them; 1: the "
+        "first done ends it.",
+    )
+    audit_share: float = within(0, 1).setting(
+        0.05,
+        "Share of the episodes found done of which the value list is asked too, to see whether the critic "
+        "contradicts itself; nothing waits for it, and it changes no outcome. 0: none.",
+    )
+    audit_value: float = within(0, 100).setting(
+        50.0, "A last value below this contradicts the critic's done; 0..100."
+    )
     frame_stride: int = _at_least(0, "environment steps").setting(
         0, "Environment steps between frames sent within an action chunk; 0 sends the chunk's last frame only."
     )
@@ -239,6 +252,11 @@ class VlacConfig(Settings):
     )
     reference: str | None = setting(
         None, "File (.npz with 'frames', or .npy) of a successful run, uint8 (T,H,W,3); optional."
+    )
+    reference_negatives: str = setting(
+        "",
+        "File (.npz with 'frames', perhaps 'task') of frames that look like the end and are not, for the critic "
+        "reference; `vlac-queue export --format negatives` makes it.",
     )
     timeout_s: float = Check("above 0 seconds", lambda seconds: seconds > 0).setting(
         120.0, "Seconds until an unanswered query raises CriticTimeout."

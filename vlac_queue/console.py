@@ -15,7 +15,14 @@ from rich import box
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from vlac_queue.connection import connect
@@ -105,11 +112,15 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, texts:
     console.print(table, soft_wrap=True)
 
 
-def progress_bar(unit: str = "") -> Progress:
-    """Return a bar on stderr that counts `unit`; none where nothing can be redrawn."""
+def progress_bar(unit: str = "", *, left: bool = False) -> Progress:
+    """Return a bar on stderr that counts `unit`, with the time that it took, or that is `left`.
+
+    There is none where nothing can be redrawn.
+    """
     console = Console(stderr=True)
     counts = (MofNCompleteColumn(), TextColumn(unit)) if unit else (MofNCompleteColumn(),)
-    columns = (TextColumn("{task.description}"), BarColumn(), *counts, TimeElapsedColumn())
+    times = (TimeRemainingColumn(), TextColumn("left")) if left else (TimeElapsedColumn(),)
+    columns = (TextColumn("{task.description}"), BarColumn(), *counts, *times)
     return Progress(*columns, console=console, transient=True, disable=not _redraws(console))
 
 

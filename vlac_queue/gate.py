@@ -8,16 +8,18 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vlac_queue.audit import DoneAudit
 from vlac_queue.client import CriticClient, Episode, Pending
 from vlac_queue.errors import ConfigError, CriticTimeout, FrameError, ProtocolError, VlacQueueError
 from vlac_queue.frames import Frames
-from vlac_queue.messages import ValueVerdict
+from vlac_queue.messages import DoneVerdict, ValueVerdict
 from vlac_queue.rule import Course, Outcome
 
 _log = logging.getLogger(__name__)
@@ -49,8 +51,10 @@ class RolloutGate:
         on_failure: what a failed query does: "raise" it, "mask" its episode, or "retry" it (then raise). What
             could not be sent for `patience_s` is not tried again.
         retries: how often "retry" asks again.
+        done_confirm: at how many steps in a row the critic must say done; the episode ends at the last of them.
 
     Raises:
+        ConfigError: `on_failure` or `done_confirm` is none of those.
         ProtocolError, FrameError, RedisUnavailable: an episode could not be opened.
     """
 
@@ -63,11 +67,15 @@ class RolloutGate:
         overlap: bool | None = None,
         on_failure: str | None = None,
         retries: int | None = None,
+        done_confirm: int | None = None,
     ) -> None:
         config = client.config
         self.overlap = config.overlap if overlap is None else overlap
         self.on_failure = config.on_failure if on_failure is None else on_failure
         self.retries = config.retries if retries is None else retries
+        self.done_confirm = config.done_confirm if done_confirm is None else done_confirm
+        if self.done_confirm < 1:
+            raise ConfigError(f"done_confirm must be 1 or more steps, not {self.done_confirm!r}.")
         if self.on_failure not in ("raise", "mask", "retry"):
             raise ConfigError(f"on_failure must be raise, mask or retry, not {self.on_failure!r}.")
         if isinstance(tasks, str):
@@ -77,9 +85,11 @@ class RolloutGate:
         self._client = client
         self._tasks = list(tasks)
         self._references = [None] * len(tasks) if references is None else list(references)
+        self._audit = DoneAudit(client)
         self._runs: list[_Run] = []
         try:
-            self._runs += map(_Run, client.episodes(self._tasks, self._references))
+            episodes = client.episodes(self._tasks, self._references)
+            self._runs += [_Run(episode, self.done_confirm) for episode in episodes]
         except BaseException:
             self.close()
             raise
@@ -144,6 +154,7 @@ class RolloutGate:
         runs = self._send(seen, lambda run: run.last + 1 if step is None else step)
         if not self.overlap:
             self._wait(runs)
+            self._ask_audit()
 
     def fail(self, step: int, errors: Mapping[int, VlacQueueError]) -> None:
         """End episodes that can't go on for a reason of the caller's, e.g. a simulator that broke.
@@ -189,9 +200,9 @@ class RolloutGate:
         """
         chosen = list(range(len(self._runs)) if indices is None else indices)
         self._check_indices(chosen)
-        if unsettled := [index for index in chosen if not self._runs[index].settled]:
+        if unsettled := [index for index in chosen if self._runs[index].told is None]:
             self._settle(unsettled)
-        return [self._runs[index].outcome() for index in chosen]
+        return [told for index in chosen if (told := self._runs[index].told) is not None]
 
     def reopen(self, indices: Iterable[int], tasks: Sequence[str] | None = None) -> None:
         """Close episodes, and open new ones in their places: their environments were reset.
@@ -206,12 +217,13 @@ class RolloutGate:
         chosen = list(indices)
         self._check_indices(chosen)
         self._client.close_many([self._runs[index].episode for index in chosen])
+        self._audit.forget([self._runs[index].episode.id for index in chosen])
         if tasks is not None:
             for index, task in zip(chosen, tasks, strict=True):
                 self._tasks[index] = task
         news = [self._tasks[index] for index in chosen], [self._references[index] for index in chosen]
         for index, episode in zip(chosen, self._client.episodes(*news), strict=True):
-            self._runs[index] = _Run(episode)
+            self._runs[index] = _Run(episode, self.done_confirm)
 
     def close(self) -> None:
         """Close the episodes: their keys leave Redis."""
@@ -230,10 +242,11 @@ class RolloutGate:
                 raise ProtocolError(f"episode {index} was never observed; call observe() before settle().")
         self._wait(runs)
         self._await_values([run for run in runs if run.decisive is None and run.failure is None])
+        audit = self._audit.contradicted()
         for run in runs:
-            run.settled = True
+            run.told = replace(run.outcome(), contradicted=audit.get(run.episode.id))
         try:
-            self._client.publish_outcomes([(run.episode, run.outcome()) for run in runs])
+            self._client.publish_outcomes([(run.episode, run.told) for run in runs if run.told])
         except VlacQueueError as error:
             # They are for people; training has them all the same.
             _log.warning("outcomes of %d episodes are missing on dashboards: %s", len(runs), error)
@@ -307,6 +320,10 @@ class RolloutGate:
                     raise
         for run in self._runs:
             self._sort(run, None)
+        self._ask_audit()
+
+    def _ask_audit(self) -> None:
+        self._audit.ask({run.episode.id: run.found_done for run in self._runs if run.found_done is not None})
 
     def _wait(self, runs: Sequence[_Run]) -> None:
         """Wait until each of `runs` is known to be over, or not done so far."""
@@ -343,10 +360,14 @@ class RolloutGate:
             run.answers[step] = answer
             run.answer_s[step] = pending.answer_s
             del run.open[step]
+            if answer is True:
+                run.dones[step] = pending
         decisive = run.decisive
         failure_or_done = run.answers.get(decisive) if decisive is not None else None
         if isinstance(failure_or_done, VlacQueueError) and self.on_failure != "mask":
             raise failure_or_done
+        if decisive is not None:
+            run.found_done = run.dones.get(decisive)
 
     def _asked_again(self, run: _Run, step: int) -> bool:
         if self.on_failure != "retry" or run.tries.get(step, 0) >= self.retries:
@@ -403,18 +424,22 @@ class _Run(Course):
         tries: step -> how often it was asked again.
         score: of the last answer that came; NaN before.
         answer_s, value_s: seconds that the answers took: of each step, and of the value.
-        settled: whether its outcome was told.
+        told: its outcome, once that was told.
+        dones: step -> the query that was answered with done.
+        found_done: the one of these that ended it, once that is known.
     """
 
-    def __init__(self, episode: Episode) -> None:
-        super().__init__()
+    def __init__(self, episode: Episode, done_confirm: int) -> None:
+        super().__init__(done_confirm)
         self.episode = episode
         self.open: dict[int, Pending[Any]] = {}
         self.tries: dict[int, int] = {}
         self.score = math.nan
         self.answer_s: dict[int, float] = {}
         self.value_s = 0.0
-        self.settled = False
+        self.told: Outcome | None = None
+        self.dones: dict[int, Pending[DoneVerdict]] = {}
+        self.found_done: Pending[DoneVerdict] | None = None
 
     @property
     def last(self) -> int:
@@ -424,4 +449,4 @@ class _Run(Course):
     @property
     def over(self) -> bool:
         """Whether it is known to end, or has been ended."""
-        return self.settled or super().over
+        return self.told is not None or super().over

@@ -139,12 +139,16 @@ def publish_outcomes(keys: Keys, outcomes: Sequence[tuple[str, str, Outcome]], p
             "masked": outcome.masked,
             "finish_step": outcome.finish_step,
             "error": first_line(outcome.error),
+            "contradicted": outcome.contradicted,
         }
         publish_event(keys, event, pipeline)
     values = [outcome.reward for _, _, outcome in outcomes if outcome.reward is not None and not outcome.done]
     pipeline.hincrby(keys.totals, "episodes", len(outcomes))
     pipeline.hincrby(keys.totals, "done", sum(outcome.done for _, _, outcome in outcomes))
     pipeline.hincrby(keys.totals, "masked", sum(outcome.masked for _, _, outcome in outcomes))
+    audited = [outcome.contradicted for _, _, outcome in outcomes if outcome.contradicted is not None]
+    pipeline.hincrby(keys.totals, "audited", len(audited))
+    pipeline.hincrby(keys.totals, "contradicted", sum(audited))
     pipeline.hincrby(keys.totals, "values", len(values))
     pipeline.hincrbyfloat(keys.totals, "value_sum", sum(values))
     pipeline.hincrbyfloat(keys.totals, "reward_sum", sum(outcome.reward or 0.0 for _, _, outcome in outcomes))

@@ -284,6 +284,8 @@ def outcomes(totals: Mapping[bytes, bytes]) -> Training:
         reward_sum=as_float(said.get("reward_sum")),
         values=as_int(said.get("values")),
         value_sum=as_float(said.get("value_sum")),
+        audited=as_int(said.get("audited")),
+        contradicted=as_int(said.get("contradicted")),
         audit=audit,
         audit_at=as_float(said.get("audit_at")),
     )

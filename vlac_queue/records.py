@@ -138,6 +138,7 @@ class Training:
         episodes, done, masked: how many ended, were found done, and were left without a reward.
         reward_sum: of those that have one.
         values, value_sum: episodes never done, and their value rewards (0..1) summed.
+        audited, contradicted: dones of which the value was asked too, and those of them that it speaks against.
         audit: how the critic compares with the simulator (verl_adapter), by name; None: nothing of the kind.
         audit_at: when, in seconds since 1970; 0: never.
     """
@@ -148,6 +149,8 @@ class Training:
     reward_sum: float = 0.0
     values: int = 0
     value_sum: float = 0.0
+    audited: int = 0
+    contradicted: int = 0
     audit: Mapping[str, float | None] = field(default_factory=dict)
     audit_at: float = 0.0
 

@@ -104,6 +104,7 @@ def test_documents_are_strict_json_of_bounded_precision() -> None:
     text = json.dumps(document(look, judge(look)), allow_nan=False)
     said = json.loads(text)["snapshot"]["training"]
     assert said == {"episodes": 0, "done": 0, "masked": 0, "reward_sum": 314.159, "values": 0, "value_sum": 0.0,
+                    "audited": 0, "contradicted": 0,
                     "audit": {"precision": None}, "audit_at": 1767268800.123}  # fmt: skip
     assert to_json(math.nan) is None
 

@@ -151,6 +151,8 @@ def rollout_config(redis_url: str, reference_file: str) -> Callable[..., Any]:
             f"vlac.redis_url={redis_url}",
             f"vlac.reference={reference_file}",
             "vlac.timeout_s=60",
+            # Queries are counted.
+            "vlac.audit_share=0",
             "actor_rollout_ref.rollout.center_crop=False",
             "actor_rollout_ref.rollout.num_steps_wait=3",
             "actor_rollout_ref.rollout.val_micro_batch_size=2",

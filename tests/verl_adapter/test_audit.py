@@ -23,6 +23,7 @@ def rollouts(*episodes: tuple[bool, bool, float, int, int]) -> Rollouts:
         finish_step=finish,
         env_success=success,
         env_success_step=success_step,
+        contradicted=np.where(done, np.resize([0.0, NAN, 1.0], count), NAN),
         queries=np.full(count, 2),
         sent_bytes=np.full(count, 100),
         waited_s=np.full(count, 0.25),
@@ -50,6 +51,8 @@ def test_agreement_with_the_simulator():
     assert metrics["vlac/done_delay_steps"] == pytest.approx((6 + 2) / 2)
     assert metrics["vlac/value_of_failures"] == pytest.approx(0.3)
     assert metrics["vlac/value_of_successes"] == pytest.approx(0.8)
+    assert metrics["vlac/audited"] == 2  # the first and the third
+    assert metrics["vlac/contradiction_rate"] == pytest.approx(1 / 2)
     assert metrics["vlac/masked"] == 1
     assert metrics["vlac/queries"] == 14
     assert metrics["vlac/sent_bytes"] == 700
@@ -63,3 +66,4 @@ def test_what_did_not_happen_is_nan_under_the_same_names():
     assert list(usual) == list(nothing)
     assert math.isnan(nothing["vlac/precision"]) and math.isnan(nothing["vlac/recall"])
     assert nothing["vlac/false_done_rate"] == 0.0
+    assert nothing["vlac/audited"] == 0.0 and math.isnan(nothing["vlac/contradiction_rate"])

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import redis
 
 from tests.conftest import until
 from tests.verl_adapter.pixel_critic import picture
@@ -32,6 +33,7 @@ def run(request: pytest.FixtureRequest, redis_url: str) -> Callable[..., list[En
         on_failure: str = "raise",
         success_steps: dict[int, int] | None = None,
         decision_log: str = "",
+        done_confirm: int = 1,
     ) -> list[Ending]:
         config = VlacConfig(
             redis_url=redis_url,
@@ -39,6 +41,7 @@ def run(request: pytest.FixtureRequest, redis_url: str) -> Callable[..., list[En
             on_failure=on_failure,
             timeout_s=30,
             decision_log=decision_log,
+            done_confirm=done_confirm,
         )
         tasks = [f"task {index}" for index in range(len(episodes))]
         stopped: frozenset[int] = frozenset()
@@ -69,6 +72,12 @@ def _chunk(key: str, step: int, shown: Shown, success_step: int | None) -> Chunk
 def test_done_ends_the_episode_with_reward_1(run):
     (ending,) = run([(0, 10), DONE, (0, 30), (0, 40)])
     assert (ending.finish_step, ending.reward, ending.done, ending.masked) == (16, 1.0, True, False)
+
+
+def test_done_may_have_to_be_said_twice_in_a_row(run):
+    first, second = run([DONE, (0, 20), DONE, DONE, DONE], [DONE, (0, 20), DONE, (0, 30), (0, 40)], done_confirm=2)
+    assert (first.finish_step, first.reward, first.done) == (32, 1.0, True)
+    assert (second.finish_step, second.reward, second.done) == (40, pytest.approx(0.4), False)
 
 
 def test_an_episode_that_is_never_done_gets_its_last_value(run):
@@ -137,8 +146,30 @@ def test_success_changes_nothing_but_the_audit(run):
     assert [e.success_step for e in with_success] == [3, 3]
 
 
+def _open_queries(url: str) -> list[bytes]:
+    with redis.Redis.from_url(url) as connection:
+        keys = connection.keys("vlac:vlac:episode:*:queries")
+        return [kind for key in keys for kind in connection.hvals(key) if kind in (b"done", b"value")]
+
+
+def test_dones_that_the_value_contradicts_are_told_apart(redis_url):
+    config = VlacConfig(redis_url=redis_url, audit_share=1.0, audit_value=50.0)
+    with CriticClient(config) as client, RolloutWatch(client) as watch:
+        for index in range(3):
+            watch.see(Chunk(f"e{index}", 0, picture()[None]))
+        watch.advance(["task"] * 3)
+        for index, shown in enumerate([(255, 20), (255, 80), (0, 20)]):
+            watch.see(_chunk(f"e{index}", 8, shown, None))
+        watch.advance(["task"] * 3)
+        until(lambda: {0, 1} <= watch.over())
+        # Nothing waits for the audit but this test.
+        until(lambda: client.stats.queries == 3 + 2 and not _open_queries(redis_url))
+        endings = watch.settle()
+    assert [ending.contradicted for ending in endings] == [True, False, None]
+
+
 def test_what_is_shown_again_after_the_end_is_passed_over(redis_url):
-    config = VlacConfig(redis_url=redis_url, overlap=False)
+    config = VlacConfig(redis_url=redis_url, overlap=False, audit_share=0.0)
     with CriticClient(config) as client, RolloutWatch(client) as watch:
         watch.see(Chunk("e", 0, picture()[None]))
         watch.advance(["task"])

@@ -30,6 +30,7 @@ class Script:
 @dataclass
 class ScriptedEpisode:
     script: Script
+    id: str = ""
     frames: int = 0
     closed: bool = False
     asked: list[str] = field(default_factory=list)
@@ -61,18 +62,19 @@ class ScriptedClient:
     """Reveals answers when polled or waited for; `chance` picks which of the open ones come early."""
 
     def __init__(self, scripts: Sequence[Script], chance: random.Random | None = None, **config: Any) -> None:
-        self.config = replace(VlacConfig(), **config)
+        self.config = replace(VlacConfig(), **{"audit_share": 0.0, **config})
         self._scripts = list(scripts)
         self._chance = chance or random.Random(0)
         self._open: list[ScriptedPending] = []
         self.opened: list[ScriptedEpisode] = []
-        #: Errors of the next pushes (one an episode) and of the next calls that ask, before they work again.
+        #: Errors of the next pushes (one an episode), of the next calls that ask and that audit.
         self.push_errors: list[VlacQueueError | None] = []
         self.ask_errors: list[VlacQueueError | None] = []
+        self.audit_errors: list[VlacQueueError | None] = []
         self.outcomes: list[Any] = []
 
     def episodes(self, tasks: Sequence[str], references: Any = None) -> list[ScriptedEpisode]:
-        made = [ScriptedEpisode(self._scripts.pop(0)) for _ in tasks]
+        made = [ScriptedEpisode(self._scripts.pop(0), f"{len(self.opened) + i}") for i in range(len(tasks))]
         self.opened += made
         return made
 
@@ -100,6 +102,11 @@ class ScriptedClient:
 
     def ask_value_many(self, episodes: Sequence[ScriptedEpisode]) -> list[ScriptedPending]:
         return [self._ask(episode, "value", 0) for episode in episodes]
+
+    def ask_value_up_to(self, pendings: Sequence[ScriptedPending]) -> list[ScriptedPending]:
+        if self.audit_errors and (error := self.audit_errors.pop(0)):
+            raise error
+        return [self._ask(pending.episode, "value", 0) for pending in pendings]
 
     def ask_again(self, pendings: Sequence[ScriptedPending]) -> list[ScriptedPending]:
         return [self._ask(pending.episode, pending.kind, pending.frame) for pending in pendings]

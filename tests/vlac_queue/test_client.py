@@ -61,6 +61,10 @@ def test_frames_in_verdicts_out(client: CriticClient, worker: Workers) -> None:
         assert (first.result().done, first.result().score, first.result().frame) == (False, 0.2, 0)
         assert first.done() and first.latency_s > 0
         assert episode.ask_value().result().values == pytest.approx((20.0, 40.0, 100.0))
+        # Up to a frame asked about before, whatever came since.
+        episode.push(frame(51))
+        (value,) = client.ask_value_up_to([second])
+        assert value.result().values == pytest.approx((20.0, 40.0, 100.0))
 
 
 def test_a_closed_episode_leaves_nothing_on_redis(

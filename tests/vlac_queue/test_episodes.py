@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -314,3 +315,99 @@ def test_long_episodes_are_drawn_by_forty_frames(logging: CriticClient, workers:
     result = run(logging, "show", "long", "--log", tmp_path / "log", "-o", tmp_path / "sheet.png")
     assert "(40 of 130 frames)" in result.output
     assert has(picture(tmp_path / "sheet.png"), GREEN)
+
+
+# Many, marked and closed.
+
+
+def write_log(folder: Path, episodes: int, *, dones: int = 20) -> None:
+    """A log of one client, as `DecisionLog` writes it."""
+    folder.mkdir(parents=True)
+    with (folder / "verdicts.jsonl").open("w") as file:
+
+        def line(kind: str, number: int, **fields: Any) -> None:
+            about = {"episode": f"e-{number}", "token": f"{number:012x}", "task": "open the drawer"}
+            file.write(
+                json.dumps({"kind": kind, "time": 1e9 + number, **about, **fields}, separators=(",", ":")) + "\n"
+            )
+
+        file.write('{"kind":"log","version":1,"time":1.0}\n')
+        who = {"sha256": "b" * 64, "critic": "vlac", "model": "/models/VLAC", "prompt": "1a2b3c4d"}
+        for number in range(episodes):
+            line("opened", number, reference="", threshold=0.9, stride=1)
+            for place in range(dones):
+                line("done", number, done=False, score=0.5, threshold=0.9, query="q-1", frame=place, **who)
+            line("closed", number, frames=dones, unanswered=[])
+
+
+@pytest.mark.slow
+def test_ten_thousand_logged_episodes_are_listed_within_two_seconds_and_bounded_memory(tmp_path: Path) -> None:
+    write_log(tmp_path / "log" / "client", 10_000)
+    script = (
+        "import sys, time; from vlac_queue.cli import main; main(sys.argv[1:], standalone_mode=False);"
+        "print(time.process_time(), open('/proc/self/status').read(), file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", script, "episodes", "list", "--log", str(tmp_path / "log"), "--json"]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    listed = json.loads(ran.stdout)
+    assert listed["count"] == 10_000
+    assert [each["id"] for each in listed["episodes"][:2]] == ["e-9999", "e-9998"]
+    assert listed["episodes"][0]["frames"] == listed["episodes"][0]["queries"] == 20
+    # Of CPU, since other tests run beside it.
+    assert float(ran.stderr.split()[0]) < 2
+    peak = re.search(r"VmHWM:\s+(\d+) kB", ran.stderr)
+    assert peak is not None and int(peak[1]) < 120 << 10
+
+
+def test_a_person_says_what_succeeded(client: CriticClient, tmp_path: Path) -> None:
+    write_log(tmp_path / "log" / "client", 12, dones=2)
+    place = ("--log", tmp_path / "log")
+    assert run_log("mark", "e-3", "success", *place, "--frame", 1).output == "e-3: success\n"
+    assert run_log("mark", "e-11", "failure", *place).exit_code == 0
+    assert "4 episodes have ids that begin with 'e-'" not in run_log("mark", "e-1", "success", *place).output
+    assert run_log("mark", "e-1", "failure", *place).exit_code == 0  # the last word counts
+    several = run_log("mark", "e", "success", *place)
+    assert several.exit_code == 1 and "12 episodes have ids that begin with 'e'" in several.stderr
+    listed = json.loads(run_log("list", *place, "--json").output)["episodes"]
+    marks = {each["id"]: each["mark"] for each in listed if each["mark"] is not None}
+    assert marks == {"e-3": True, "e-11": False, "e-1": False}
+    usage = run_log("mark", "e-3", *place)
+    assert usage.exit_code == 2 and "success or failure" in usage.stderr
+
+
+def run_log(*arguments: Any, input: str = "") -> Result:
+    return CliRunner().invoke(main, ["episodes", *map(str, arguments)], catch_exceptions=False, input=input)
+
+
+def test_a_keyboard_pass_marks_what_nobody_has(logging: CriticClient, workers: Workers, tmp_path: Path) -> None:
+    workers.start(NAME)
+    for number in range(4):
+        with logging.episode("lift", id=f"e-{number}") as episode:
+            episode.observe(frame(number, side=64)).result()
+            if number == 1:
+                logging.note_truth(episode, None)
+    place = ("--log", tmp_path / "log", "--no-open")
+    passed = run_log("mark", "--all", *place, input="xs q")
+    assert passed.exit_code == 0, passed.output
+    assert "3 episodes;" in passed.output and "1 success, 1 passed over" in passed.output
+    assert (tmp_path / "log" / "marking.png").read_bytes().startswith(b"\x89PNG")
+    again = run_log("mark", "--all", *place, input="fs")
+    assert "2 episodes;" in again.output and "1 failure, 1 success" in again.output
+    assert "every episode has a mark" in run_log("mark", "--all", *place).output
+
+
+def test_what_a_crashed_run_left_open_is_closed(client: CriticClient, connection: redis.Redis) -> None:
+    reference = np.zeros((2, 8, 8, 3), np.uint8)
+    for name in ("left-1", "left-2", "other"):
+        client.episode("lift", reference, id=name).push(frame(1))
+    refused = run(client, "close", "left-1")
+    assert refused.exit_code == 1 and "the rollout of episode 'left-1' is there" in refused.stderr
+    connection.delete(f"vlac:vlac:client:{client.id}")  # as it expires
+    assert "2 episodes have ids" in run(client, "close", "left").stderr
+    assert run(client, "close", "left-2", "o").output == "closed: left-2\nclosed: other\n"
+    assert {key.decode() for key in connection.keys("vlac:vlac:episode:*")} == {
+        "vlac:vlac:episode:left-1",
+        "vlac:vlac:episode:left-1:frames",
+    }
+    assert run(client, "close", "left-1").exit_code == 0
+    assert connection.keys("vlac:vlac:reference:*") == connection.keys("vlac:vlac:sizes") == []

@@ -85,6 +85,35 @@ def test_an_episode_ends_as_the_rule_says(text: str, values: Any, expected: Outc
 
 
 @BOTH
+@pytest.mark.parametrize(
+    ("text", "confirm", "expected"),
+    [
+        ("dd..", 2, Outcome(2, True, 1.0)),
+        ("d.dd", 2, Outcome(4, True, 1.0)),
+        ("d.d.", 2, Outcome(4, False, 0.5, values=(0.0, 50.0))),
+        ("...d", 2, Outcome(4, False, 0.5, values=(0.0, 50.0))),  # no step is left to say it again
+        (".ddd", 3, Outcome(4, True, 1.0)),
+        ("dd.d", 3, Outcome(4, False, 0.5, values=(0.0, 50.0))),
+        ("dd.x", 2, Outcome(2, True, 1.0)),
+        ("d(xd)..", 2, Outcome(2, True, 1.0)),  # asked again, and then done
+    ],
+)
+def test_done_must_be_said_at_as_many_steps_in_a_row_as_is_set(
+    text: str, confirm: int, expected: Outcome, overlap: bool
+) -> None:
+    client = ScriptedClient([script(text)], done_confirm=confirm)
+    assert play(client, 1, 4, overlap=overlap, on_failure="retry") == [expected]
+    client = ScriptedClient([script(text)])
+    assert play(client, 1, 4, overlap=overlap, on_failure="retry", done_confirm=confirm) == [expected]
+
+
+@BOTH
+def test_a_failure_between_two_dones_ends_its_episode(overlap: bool) -> None:
+    (failed,) = play(ScriptedClient([script("dxd.")]), 1, 4, overlap=overlap, on_failure="mask", done_confirm=2)
+    assert (failed.masked, failed.finish_step) == (True, 2)
+
+
+@BOTH
 def test_no_value_is_asked_where_the_task_was_done(overlap: bool) -> None:
     client = ScriptedClient([script(".d.."), script("....")])
     play(client, 2, 4, overlap=overlap)
@@ -129,7 +158,7 @@ def test_a_failed_value_is_retried() -> None:
     assert play(client, 1, 2, on_failure="retry", retries=1)[0].reward == 0.4
 
 
-ANSWERS = st.lists(st.sampled_from(["d", ".", ".", ".", "x", "(xd)", "(x.)", "(xx.)"]), min_size=6, max_size=6)
+ANSWERS = st.lists(st.sampled_from(["d", "d", ".", ".", "x", "(xd)", "(x.)", "(xx.)"]), min_size=6, max_size=6)
 VALUES = st.lists(st.one_of(st.just(FAILED), st.floats(-200, 200).map(lambda v: (0.0, v))), min_size=1, max_size=1)
 
 
@@ -137,19 +166,58 @@ VALUES = st.lists(st.one_of(st.just(FAILED), st.floats(-200, 200).map(lambda v: 
 @given(
     scripts=st.lists(st.tuples(ANSWERS.map("".join), VALUES), min_size=1, max_size=4),
     on_failure=st.sampled_from(["raise", "mask", "retry"]),
+    confirm=st.integers(1, 3),
     seed=st.integers(0, 2**32),
 )
-def test_late_answers_in_any_order_change_nothing(scripts: Any, on_failure: str, seed: int) -> None:
+def test_late_answers_in_any_order_change_nothing(scripts: Any, on_failure: str, confirm: int, seed: int) -> None:
     def run(overlap: bool) -> Any:
         chance = random.Random(seed) if overlap else None
         made = [script(text, *values * 3) for text, values in scripts]
         client = ScriptedClient(made, chance)
+        options = {"overlap": overlap, "on_failure": on_failure, "retries": 2, "done_confirm": confirm}
         try:
-            return play(client, len(made), 6, chance=chance, overlap=overlap, on_failure=on_failure, retries=2)
+            return play(client, len(made), 6, chance=chance, **options)
         except CriticFailed as error:
             return str(error)
 
     assert run(overlap=True) == run(overlap=False)
+
+
+@BOTH
+def test_a_value_that_contradicts_done_is_noted_and_changes_nothing(overlap: bool) -> None:
+    scripts = [
+        script("d..", (0.0, 20.0)),
+        script("d..", (0.0, 90.0)),
+        script("d..", FAILED),
+        script("...", (0.0, 20.0)),
+    ]
+
+    def run(**config: Any) -> list[Outcome]:
+        return play(ScriptedClient(scripts, **config), 4, 3, overlap=overlap)
+
+    outcomes = run(audit_share=1.0, audit_value=50.0)
+    assert [outcome.contradicted for outcome in outcomes] == [True, False, None, None]
+    assert outcomes == run(audit_share=0.0)
+    assert [outcome.contradicted for outcome in run(audit_share=0.0)] == [None] * 4
+    assert [outcome.contradicted for outcome in run(audit_share=1.0, audit_value=10.0)] == [
+        False,
+        False,
+        None,
+        None,
+    ]
+
+
+@BOTH
+def test_an_audit_that_fails_is_left_out(overlap: bool) -> None:
+    client = ScriptedClient([script("d."), script("..")], audit_share=1.0)
+    client.audit_errors = [NoWorkers("none")]
+    assert [outcome.contradicted for outcome in play(client, 2, 2, overlap=overlap)] == [None, None]
+
+
+def test_about_the_share_that_is_set_is_audited() -> None:
+    client = ScriptedClient([script("d.")] * 400, audit_share=0.25)
+    play(client, 400, 2)
+    assert 50 < sum(episode.asked.count("value") for episode in client.opened) < 150
 
 
 def test_push_failures_follow_the_policy() -> None:
@@ -197,6 +265,8 @@ def test_the_callers_mistakes_are_raised_even_when_failures_are_masked() -> None
         gate.settle()
     with pytest.raises(ConfigError, match="on_failure"):
         RolloutGate(ScriptedClient([]), [], on_failure="ignore")
+    with pytest.raises(ConfigError, match="done_confirm"):
+        RolloutGate(ScriptedClient([]), [], done_confirm=0)
 
 
 def test_frames_of_all_episodes_may_be_one_array() -> None:

@@ -74,7 +74,7 @@ def test_the_first_line_of_an_error_is_fit_for_a_terminal() -> None:
 
 def test_outcomes_are_told_one_by_one_and_summed_up(connection: redis.Redis) -> None:
     outcomes = [
-        ("e1", "open", Outcome(7, done=True, reward=1.0)),
+        ("e1", "open", Outcome(7, done=True, reward=1.0, contradicted=True)),
         ("e2", "open", Outcome(9, done=False, reward=0.25, values=(0.0, 25.0))),
         ("e3", "open", Outcome(3, done=False, reward=None, masked=True, error="lost\nmore")),
     ]
@@ -84,9 +84,14 @@ def test_outcomes_are_told_one_by_one_and_summed_up(connection: redis.Redis) -> 
         publish_audit(KEYS, {"precision": 0.5, "recall": float("nan")}, 12.0, pipeline)
         pipeline.execute()
     totals: Any = connection.hgetall(KEYS.totals)
-    assert {name: float(totals[name.encode()]) for name in ("episodes", "done", "masked", "values")} == {
+    assert {
+        name: float(totals[name.encode()])
+        for name in ("episodes", "done", "masked", "values", "audited", "contradicted")
+    } == {
         "episodes": 4,
         "done": 2,
+        "audited": 2,
+        "contradicted": 2,
         "masked": 1,
         "values": 1,
     }
@@ -104,5 +109,6 @@ def test_outcomes_are_told_one_by_one_and_summed_up(connection: redis.Redis) -> 
         "masked": True,
         "finish_step": 3,
         "error": "lost",
+        "contradicted": None,
     }
     assert connection.ttl(KEYS.events) > 0 and connection.ttl(KEYS.totals) > 0

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.conftest import Workers
+from tests.lerobot_dataset import write_dataset
 from tests.rollouts import ROLLOUTS as SHIPPED
 from vlac_queue import CriticClient, FrameError
 from vlac_queue.client import Episode, Pending
@@ -268,7 +269,7 @@ def test_frames_are_numbered_as_in_the_recording() -> None:
 def test_thumbnails_are_spread_over_the_run(count: int) -> None:
     thumbnails = Thumbnails()
     for number in range(count):
-        thumbnails.add(np.full((4, 4, 3), number % 256, np.uint8))
+        thumbnails.add(number, np.full((4, 4, 3), number % 256, np.uint8))
     chosen = thumbnails.chosen()
     places = [place for place, _ in chosen]
     assert len(places) == min(count, 8) and places[0] == 0 and places[-1] == count - 1
@@ -317,6 +318,29 @@ def test_an_experts_run_scores_well_and_a_random_one_does_not(
     assert len(random["frames"]) == len(random["values"]) == len(ROLLOUTS["door-open-v3_random_s21"].frames)
 
 
+def test_a_run_that_ships_and_an_episode_of_a_dataset_bring_their_task(
+    client: CriticClient, workers: Workers, tmp_path: Path
+) -> None:
+    workers.start()
+    runs = [ROLLOUTS[f"door-open-v3_{name}"] for name in ("reference_s0", "expert_s3")]
+    dataset = write_dataset(tmp_path / "data", [(run.task, run.frames) for run in runs])
+    np.savez(tmp_path / "reference.npz", frames=REFERENCE.frames)
+    reference = ("--reference", tmp_path / "reference.npz")
+
+    def scored(*arguments: Any) -> Any:
+        command = [*map(str, arguments), "--json", "--redis-url", client.config.redis_url]
+        result = CliRunner().invoke(score, command, env={"VLAC_DONE_THRESHOLD": "0.85"}, catch_exceptions=False)
+        return json.loads(result.stdout) if result.exit_code == 0 else result.output
+
+    shipped, episode = scored("door-open-v3_expert_s3"), scored(dataset, "--episode", 1, *reference)
+    assert shipped["task"] == episode["task"] == REFERENCE.task
+    assert episode["source"] == f"{dataset}, episode 1" and shipped["voc"] > 0.95
+    np.testing.assert_allclose(episode["done_scores"], shipped["done_scores"], atol=0.1)
+    assert "such as --episode 0" in scored(dataset)
+    assert "has no episode 2" in scored(dataset, "--episode", 2)
+    assert "--task 'open the drawer'" in scored(tmp_path / "reference.npz")
+
+
 def test_json_stands_alone_on_stdout(
     client: CriticClient, workers: Workers, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -326,7 +350,8 @@ def test_json_stands_alone_on_stdout(
     made = run(client, "expert_s3.npz", "--reference", "reference", "--stride", 3, "--json", VLAC_VALUE_STRIDE="2")
     assert made.exit_code == 0, made.output
     scored = json.loads(made.stdout)
-    assert scored["frames"] == list(range(0, len(ROLLOUTS["door-open-v3_expert_s3"].frames), 3))
+    count = len(ROLLOUTS["door-open-v3_expert_s3"].frames)
+    assert count % 3 == 2 and scored["frames"] == [*range(0, count, 3), count - 1]
     *others, last = scored["frames"]
     assert scored["value_frames"] == [*others[::2], last] and len(scored["values"]) == len(scored["value_frames"])
     assert sorted(files.iterdir()) == before
@@ -396,7 +421,7 @@ def test_errors_are_one_sentence(client: CriticClient, files: Path, monkeypatch:
     monkeypatch.chdir(files)
     for arguments, message in expected.items():
         result = run(client, *arguments)
-        code = 2 if "write" in message or "exist" in message else 1
+        code = 2 if "write" in message or arguments[1:2] == ("--reference",) else 1
         assert result.exit_code == code and message in result.stderr, (arguments, result.output)
         assert result.stdout == "" and "Traceback" not in result.stderr
     assert client._connection.keys("vlac:*:episode*") == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 from tests.rollouts import ROLLOUTS
 from vlac_queue.commands.demo.rollouts import Rollout, success_step
-from vlac_queue.errors import CriticFailed
+from vlac_queue.config import VlacConfig
+from vlac_queue.errors import CriticFailed, FrameError
 from vlac_queue.messages import DoneVerdict, ValueVerdict
 from workers.critics import CriticQuery
 from workers.critics.reference import ReferenceCritic, shrink
@@ -124,3 +126,57 @@ def test_frames_of_any_size_are_compared() -> None:
         assert shrink(frames) == pytest.approx(100.0)
     big = CriticQuery("done", "task", ROLLOUTS[0].frames[:1], 0, np.zeros((2, 480, 640, 3), np.uint8), "other")
     assert isinstance(ReferenceCritic().answer([big])[0], DoneVerdict)
+
+
+# Negatives.
+
+
+def scene(arm: float, drawer: float, noise: np.random.Generator) -> np.ndarray:
+    """uint8 (64,64,3): an arm, 0..1 of its way down, that trembles; and a drawer, 0..1 of its way out."""
+    frame = np.full((64, 64, 3), 90, np.uint8)
+    top, left = int(44 * arm) + noise.integers(0, 4), 20 + noise.integers(0, 4)
+    frame[top : top + 14, left : left + 14] = (200, 30, 30)
+    frame[48:58, 40 : 44 + int(16 * drawer)] = (30, 160, 40)
+    return frame
+
+
+def test_what_it_learned_from_it_does_not_take_for_the_end_again(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0)
+    # The arm comes down, and from half of the way on it pulls the drawer.
+    way = np.linspace(0, 1, 13)
+    reference = np.stack([scene(step, max(0, 2 * step - 1), noise) for step in way])
+    fooled = np.stack([scene(1, 0, noise) for _ in range(12)])
+    right = np.stack([scene(step, max(0, 2 * step - 1), noise) for step in way])
+
+    def progress(frames: np.ndarray, task: str = "open the drawer", **settings: str) -> np.ndarray:
+        critic = ReferenceCritic(VlacConfig(**settings))  # type: ignore[arg-type]
+        critic.load()
+        (answer,) = critic.answer([CriticQuery("value", task, frames, 0, reference=reference, reference_id="r")])
+        assert isinstance(answer, ValueVerdict), answer
+        return np.array(answer.values) / 100
+
+    assert (progress(fooled) > 0.9).all()
+    path = tmp_path / "negatives.npz"
+    np.savez(path, frames=fooled[::2], task=["open the drawer"] * 6)
+    learned = {"reference_negatives": str(path)}
+    assert (progress(fooled, **learned) < 0.8).all()
+    np.testing.assert_allclose(progress(right, **learned), way, atol=0.17)
+    assert (progress(fooled, task="close the drawer", **learned) > 0.9).all()
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"pictures": np.zeros((1, 8, 8, 3), np.uint8)},
+        {"frames": np.zeros((1, 8, 8, 3), np.float32)},
+        {"frames": np.zeros((2, 8, 8, 3), np.uint8), "task": ["one"]},
+    ],
+    ids=["no frames", "floats", "one task"],
+)
+def test_negatives_that_are_none_are_refused_when_the_worker_starts(
+    stored: dict[str, Any], tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "negatives.npz", **stored)
+    critic = ReferenceCritic(VlacConfig(reference_negatives=str(tmp_path / "negatives.npz")))
+    with pytest.raises(FrameError, match=r"negatives\.npz"):
+        critic.load()

@@ -162,6 +162,11 @@ class CriticClient:
         """Ask for the value list of each episode, in one round trip. Raises as `Episode.ask_done`."""
         return self._ask([Part(episode, kind="value") for episode in episodes])
 
+    def ask_value_up_to(self, pendings: Sequence[Pending[Any]]) -> list[Pending[ValueVerdict]]:
+        """Ask for value lists that end at the frames that `pendings` are about, whatever was pushed since. Raises
+        as `Episode.ask_done`."""
+        return self._ask([Part(p.episode, kind="value", about=p.query) for p in pendings])
+
     def ask_again(self, pendings: Sequence[Pending[Any]]) -> list[Pending[Any]]:
         """Ask the queries of `pendings` anew, about the same frames; for those that failed. Raises as
         `Episode.ask_done`."""

@@ -1,8 +1,7 @@
-"""`vlac-queue episodes`: list them, or draw one."""
+"""`vlac-queue episodes`: list them, or draw one; closing.py and marking.py have the other commands."""
 
 from __future__ import annotations
 
-import heapq
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,8 @@ import redis
 from msgspec import structs
 
 from vlac_queue.commands.episodes import live, log
+from vlac_queue.commands.episodes.closing import close
+from vlac_queue.commands.episodes.marking import mark
 from vlac_queue.commands.episodes.record import EpisodeRecord
 from vlac_queue.commands.episodes.sheet import write_episode
 from vlac_queue.console import connected, errors_as_messages, print_table, queue_options, writing
@@ -33,9 +34,13 @@ _log_option = click.option(
 )
 
 
-@click.group(short_help="List and draw episodes.")
+@click.group(short_help="List, draw, mark and close episodes.")
 def episodes() -> None:
     """Show episodes: those open on Redis, or those of a decision log (--log)."""
+
+
+episodes.add_command(mark)
+episodes.add_command(close)
 
 
 @episodes.command("list")
@@ -131,14 +136,9 @@ def _note(text: str) -> None:
 
 
 def _logged(folder: Path, limit: int) -> tuple[list[dict[str, Any]], int]:
-    """Return the episodes opened last, and how many there are; one of them in memory at a time."""
-    count = 0
-    newest: list[tuple[float, int, dict[str, Any]]] = []
-    for count, record in enumerate(log.read_log(folder, _note), 1):
-        heapq.heappush(newest, (record.opened or 0.0, count, _row(record)))
-        if len(newest) > limit:
-            heapq.heappop(newest)
-    return [row for _, _, row in sorted(newest, key=lambda row: row[:2], reverse=True)], count
+    """Return the episodes opened last, and how many there are."""
+    newest, count = log.read_newest(folder, limit, _note)
+    return [_row(record) for record in newest], count
 
 
 def _open_row(episode: Episode) -> dict[str, Any]:
@@ -164,6 +164,7 @@ def _row(record: EpisodeRecord) -> dict[str, Any]:
         "value": value.values[-1] if value else None,
         "failures": len(record.failures),
         "truth": record.truth if record.truth_known else "unknown",
+        "mark": record.mark.success if record.mark else None,
         "critics": [structs.asdict(critic) for critic in record.critics],
     }
 

@@ -6,6 +6,8 @@ is not as documented is an error that names the file and the line.
 
 from __future__ import annotations
 
+import heapq
+import re
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -16,6 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from vlac_queue.client.decision_log import LINES, LOG_VERSION, frames_path, reference_path
+from vlac_queue.commands.episodes.marks import read_marks
 from vlac_queue.commands.episodes.record import Asked, EpisodeRecord, one_of
 from vlac_queue.errors import FrameError, ProtocolError
 from vlac_queue.frames import HEADER_BYTES, MAX_BATCH_BYTES, Frames, decode_episode
@@ -46,6 +49,9 @@ _MAX_LINE = MAX_ANSWER_BYTES + (64 << 10)
 #: Most bytes of an encoded batch's lz4 block: lz4 makes what it can't pack 0.4% longer.
 _MAX_BLOCK = MAX_BATCH_BYTES + MAX_BATCH_BYTES // 250 + 64
 
+#: Where a line names its episode, before any text that others chose.
+_EPISODE = re.compile(rb'"episode":"([^"\\]*)","token":"([^"\\]*)"')
+
 #: Why a file ends in the middle of something.
 _UNFINISHED = "its client died while writing, or still writes"
 
@@ -64,16 +70,45 @@ def writers(folder: Path) -> list[Path]:
     return found
 
 
-def read_log(folder: Path, note: Note) -> Iterator[EpisodeRecord]:
+def read_log(
+    folder: Path, note: Note, wanted: Callable[[str, str], bool] = lambda episode, token: True
+) -> Iterator[EpisodeRecord]:
     """Yield the episodes of a log, client by client, once they are closed; the others at the end of their client.
 
     Only what is open at a time is held in memory.
 
+    Args:
+        wanted: whether an episode is, by its id and token; lines about others are passed over unread.
+
     Raises:
         ProtocolError: the folder holds no log, or a line is not as documented.
     """
+    marks = read_marks(folder)
     for writer in writers(folder):
-        yield from _read_writer(writer, note)
+        for record in _read_writer(writer, note, wanted):
+            mark = marks.get(record.token)
+            yield replace(record, mark=mark) if mark else record
+
+
+def read_newest(folder: Path, most: int, note: Note) -> tuple[list[EpisodeRecord], int]:
+    """Return the episodes opened last, the last one first, and how many there are in all.
+
+    Goes through the log twice, and reads only the lines about these. Raises as `read_log`.
+    """
+    count = 0
+    newest: list[tuple[float, int, str]] = []
+    for writer in writers(folder):
+        for number, text in _lines(writer / LINES, note):
+            if text.startswith(b'{"kind":"opened"'):
+                count += 1
+                line = _read_line(text, writer / LINES, number)
+                assert isinstance(line, _Opened)
+                heapq.heappush(newest, (line.time, count, line.token))
+                if len(newest) > most:
+                    heapq.heappop(newest)
+    order = {token: place for place, (_, _, token) in enumerate(sorted(newest, reverse=True))}
+    found = read_log(folder, lambda text: None, lambda episode, token: token in order)
+    return sorted(found, key=lambda record: order[record.token]), count
 
 
 def find_episode(folder: Path, start: str, note: Note) -> EpisodeRecord:
@@ -87,12 +122,11 @@ def find_episode(folder: Path, start: str, note: Note) -> EpisodeRecord:
     check_id(start)
     found: list[EpisodeRecord] = []
     ids: set[str] = set()
-    for record in read_log(folder, note):
-        if record.id.startswith(start):
-            ids.add(record.id)
-            # Of many episodes that are not meant, only the ids are kept.
-            if len(ids) == 1 or record.id == start:
-                found.append(record)
+    for record in read_log(folder, note, lambda episode, token: episode.startswith(start)):
+        ids.add(record.id)
+        # Of many episodes that are not meant, only the ids are kept.
+        if len(ids) == 1 or record.id == start:
+            found.append(record)
     name = start if start in ids else one_of(ids, start)
     if name is None:
         raise ProtocolError(f"no episode {start!r} in {folder}; see `vlac-queue episodes list --log {folder}`.")
@@ -243,9 +277,26 @@ class _Open:
         return replace(self.record, asked=tuple(self.asked), **fields)
 
 
-def _read_writer(writer: Path, note: Note) -> Iterator[EpisodeRecord]:
+def _read_writer(writer: Path, note: Note, wanted: Callable[[str, str], bool]) -> Iterator[EpisodeRecord]:
     path = writer / LINES
     reading: dict[str, _Open] = {}
+    for number, text in _lines(path, note):
+        about = _EPISODE.search(text) if number > 1 else None
+        if about and not wanted(about[1].decode(errors="replace"), about[2].decode(errors="replace")):
+            continue
+        line = _read_line(text, path, number)
+        try:
+            closed = _take_in(line, number, reading, writer)
+        except ProtocolError as error:
+            raise ProtocolError(f"{path}, line {number}: {error}") from None
+        if closed is not None:
+            yield closed
+    for each in reading.values():
+        yield each.finished()
+
+
+def _lines(path: Path, note: Note) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines of a file with their numbers, from 1 on."""
     number = 0
     with path.open("rb") as file:
         while text := file.readline(_MAX_LINE + 1):
@@ -254,18 +305,17 @@ def _read_writer(writer: Path, note: Note) -> Iterator[EpisodeRecord]:
                 if len(text) > _MAX_LINE:
                     raise ProtocolError(f"{path}, line {number}: longer than {_MAX_LINE} bytes.")
                 note(f"{path} ends within a line, which was left out: {_UNFINISHED}")
-                break
-            try:
-                line = read_json(_LINE, text.decode(errors="surrogateescape"), "line", _WORDS)
-                closed = _take_in(line, number, reading, writer)
-            except ProtocolError as error:
-                raise ProtocolError(f"{path}, line {number}: {error}") from None
-            if closed is not None:
-                yield closed
+                return
+            yield number, text
     if number == 0:
         note(f"{path} is empty: its client died as it began")
-    for each in reading.values():
-        yield each.finished()
+
+
+def _read_line(text: bytes, path: Path, number: int) -> _Line:
+    try:
+        return read_json(_LINE, text.decode(errors="surrogateescape"), "line", _WORDS)
+    except ProtocolError as error:
+        raise ProtocolError(f"{path}, line {number}: {error}") from None
 
 
 def _take_in(line: _Line, number: int, reading: dict[str, _Open], writer: Path) -> EpisodeRecord | None:

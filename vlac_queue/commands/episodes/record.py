@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vlac_queue.commands.episodes.marks import Mark
 from vlac_queue.errors import ProtocolError
 from vlac_queue.frames import Base, Frames, follow
 from vlac_queue.messages import Answer, CriticIdentity, DoneVerdict, Failure, Kind, ValueVerdict
@@ -41,6 +42,7 @@ class EpisodeRecord:
     frames: int | None = None  # how many; None where a log does not say (its client died, or still runs)
     truth_known: bool = False  # whether the log has the simulator's word
     truth: int | None = None  # the first frame that the simulator calls done; None: none of them
+    mark: Mark | None = None  # a person's word; None where there is none
     opened: float | None = None  # seconds since 1970 on the client's clock; None on Redis
     writer: Path | None = None  # folder of the client that logged it; None on Redis
 

@@ -12,7 +12,8 @@ from vlac_queue.client import CriticClient, Episode, Pending
 from vlac_queue.commands.asking import keep_open, timeout_option
 from vlac_queue.commands.score.figures import Score, make_score, summary
 from vlac_queue.commands.score.picture import Thumbnails, write_sheet
-from vlac_queue.commands.score.reading import Clip, open_clip, read_reference
+from vlac_queue.commands.score.reading import Clip, read_reference
+from vlac_queue.commands.score.source import find_source
 from vlac_queue.config import VlacConfig
 from vlac_queue.console import errors_as_messages, progress_bar, queue_options, writing
 from vlac_queue.frames import Frames
@@ -22,19 +23,21 @@ from vlac_queue.texts import many
 
 
 @click.command(short_help="Draw the critic's curves of a recorded run.")
-@click.argument("source", metavar="VIDEO_OR_NPZ_OR_FOLDER", type=click.Path(exists=True, path_type=Path))
-@click.option("--task", required=True, help="What the robot should do, in words.")
+@click.argument("source", metavar="RECORDING|DATASET|NAME")
+@click.option("--task", help="What the robot should do, in words; a recording alone needs it.")
+@click.option("--episode", type=click.IntRange(min=0), help="Episode of a dataset, from 0.")
+@click.option("--camera", help="Camera of a LeRobot dataset: its key, or the end of it, such as top.")
 @click.option(
     "--reference",
     type=click.Path(exists=True, path_type=Path),
-    help="A successful run of the same task, of the same kinds as the input.  [default: VLAC_REFERENCE, or none]",
+    help="A successful run of the same task: a recording.  [default: VLAC_REFERENCE, or none]",
 )
 @click.option(
     "--stride",
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Take every N-th frame.",
+    help="Take every N-th frame, and the last.",
 )
 @click.option(
     "--reference-stride",
@@ -53,8 +56,10 @@ from vlac_queue.texts import many
 @click.option("--png/--no-png", default=True, show_default=True, help="Draw the picture (needs matplotlib).")
 @click.option("--json", "as_json", is_flag=True, help="Print the JSON alone to stdout.")
 def score(
-    source: Path,
-    task: str,
+    source: str,
+    task: str | None,
+    episode: int | None,
+    camera: str | None,
     reference: Path | None,
     stride: int,
     reference_stride: int,
@@ -67,10 +72,11 @@ def score(
 ) -> None:
     """Ask the critic about a recorded run: how far each frame is, and whether the task is done in it.
 
-    Reads a video or a folder of png or jpg files (these need the extra video), an .npz with 'frames', or an
-    .npy. Prints VOC (how well the values keep the order of time, -1..1) and the negative rate (the part of
-    the steps that lead away from the goal, 0..1). The threshold and the distance of the value list's pairs
-    are VLAC_DONE_THRESHOLD and VLAC_VALUE_STRIDE. A worker must be listening.
+    Reads a video or a folder of png or jpg files (these need the extra video), an .npz with 'frames', an .npy,
+    an episode of a LeRobot dataset (--episode; extra datasets), or a run that ships, by its name. Prints VOC
+    (how well the values keep the order of time, -1..1) and the negative rate (the part of the steps that lead
+    away from the goal, 0..1). The threshold and the distance of the value list's pairs are VLAC_DONE_THRESHOLD
+    and VLAC_VALUE_STRIDE. A worker must be listening.
     """
     with errors_as_messages():
         config = VlacConfig.from_env(redis_url=redis_url, queue=queue, timeout_s=timeout)
@@ -78,15 +84,18 @@ def score(
         png = png and folder is not None
         if png:
             figure_class()  # better missed now than after the work
-        clip = open_clip(source, stride)
-        reference_frames = None if reference is None else read_reference(reference, reference_stride)
+        recording = find_source(source, episode=episode, camera=camera, task=task)
+        clip = recording.clip(stride)
+        known = reference or recording.reference
+        reference_frames = None if known is None else read_reference(known, reference_stride)
         if folder is not None:
             with writing(folder, "--out"):
                 folder.mkdir(parents=True, exist_ok=True)
         thumbnails = Thumbnails()
-        verdicts, value = _ask_clip(config, task, reference_frames, clip, thumbnails)
+        verdicts, value, length = _ask_clip(config, recording.task, reference_frames, clip, thumbnails)
+        name = source if episode is None else f"{source}, episode {episode}"
         made = make_score(
-            verdicts, value, source=str(source), task=task, stride=stride,
+            verdicts, value, source=name, task=recording.task, stride=stride, length=length,
             done_threshold=config.done_threshold, value_stride=config.value_stride,
         )  # fmt: skip
         click.echo(made.to_json() if as_json else summary(made))
@@ -97,11 +106,19 @@ def score(
 
 def _ask_clip(
     config: VlacConfig, task: str, reference: Frames | None, clip: Clip, thumbnails: Thumbnails
-) -> tuple[list[DoneVerdict], ValueVerdict | None]:
+) -> tuple[list[DoneVerdict], ValueVerdict | None, int]:
+    """Ask about a clip; return the answers, and how many frames the recording has."""
+    last = 0
+
+    def frames() -> Iterator[Frames]:
+        nonlocal last
+        for last, frame in clip.numbered:
+            yield thumbnails.add(last, frame)
+
     with progress_bar() as bar, CriticClient(config) as client:
         answers = bar.add_task("asking the critic", total=clip.count and clip.count + 1)
-        frames = map(thumbnails.add, clip.frames)
-        return ask(client, task, reference, frames, lambda: bar.advance(answers))
+        verdicts, value = ask(client, task, reference, frames(), lambda: bar.advance(answers))
+    return verdicts, value, last + 1
 
 
 def ask(
@@ -153,7 +170,7 @@ def _write(made: Score, folder: Path, thumbnails: Thumbnails | None) -> list[Pat
         files[0].write_text(made.to_json() + "\n", encoding="utf-8")
         if thumbnails is not None:
             files.append(folder / "score.png")
-            shown = [(place * made.stride, frame) for place, frame in thumbnails.chosen()]
+            shown = thumbnails.chosen()
             note = many(len(made.frames), "frame") + (f", stride {made.stride}" if made.stride > 1 else "")
             write_sheet(made, shown, files[-1], name=Path(made.source).name, note=note)
     return files

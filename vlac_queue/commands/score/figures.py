@@ -67,7 +67,7 @@ class Score:
 
     source: str  # the recording's file or folder
     task: str
-    stride: int  # every stride-th frame was looked at
+    stride: int  # every stride-th frame was looked at, and the last
     frames: tuple[int, ...]  # numbers of those asked about, ascending
     done_scores: tuple[float, ...]  # of each of `frames`, 0..1
     done_threshold: float  # a score above this (strictly) means done, 0..1
@@ -95,6 +95,7 @@ def make_score(
     done_threshold: float,
     value_stride: int,
     last: int | None = None,
+    length: int | None = None,
 ) -> Score:
     """Return the score of a run.
 
@@ -103,7 +104,12 @@ def make_score(
         value: the value list; None where no two frames can be compared, or none was asked.
         value_stride: distance between the frames of the value list, counted in frames sent.
         last: index of the value list's last frame among those sent; None: the frame of the last verdict.
+        length: frames of the run, where its last one was sent although it may lie between two strides; else None.
     """
+
+    def number(place: int) -> int:
+        return stride * place if length is None else min(stride * place, length - 1)
+
     last = verdicts[-1].frame if last is None else last
     values, critics = (value.values, value.critics) if value else ((), ())
     voc, voc_undefined = value_order_correlation(values) if value else (None, NO_PAIR)
@@ -112,11 +118,11 @@ def make_score(
         source=source,
         task=task,
         stride=stride,
-        frames=tuple(stride * verdict.frame for verdict in verdicts),
+        frames=tuple(number(verdict.frame) for verdict in verdicts),
         done_scores=tuple(verdict.score for verdict in verdicts),
         done_threshold=done_threshold,
-        first_done=next((stride * verdict.frame for verdict in verdicts if verdict.done), None),
-        value_frames=tuple(stride * min(place * value_stride, last) for place in range(len(values))),
+        first_done=next((number(verdict.frame) for verdict in verdicts if verdict.done), None),
+        value_frames=tuple(number(min(place * value_stride, last)) for place in range(len(values))),
         values=values,
         critics=critics,
         voc=voc,

@@ -44,24 +44,25 @@ class Thumbnails:
         self._kept: list[tuple[int, Frames]] = []
         self._step = 1
         self._count = 0
-        self._last: Frames | None = None
+        self._last: tuple[int, Frames] | None = None
 
-    def add(self, frame: Frames) -> Frames:
-        """Take the next frame in, uint8 (H,W,3), and return it."""
+    def add(self, number: int, frame: Frames) -> Frames:
+        """Take the next frame in, uint8 (H,W,3), which has this number in the run, and return it."""
         if self._count % self._step == 0:
-            self._kept.append((self._count, shrunk(frame, THUMBNAIL_HEIGHT)))
+            self._kept.append((number, shrunk(frame, THUMBNAIL_HEIGHT)))
             if len(self._kept) >= 8 * COLUMNS:
                 del self._kept[1::2]
                 self._step *= 2
         self._count += 1
-        self._last = frame
+        self._last = number, frame
         return frame
 
     def chosen(self) -> list[tuple[int, Frames]]:
-        """Return up to 8 of the frames with their places, the first and the last among them."""
+        """Return up to 8 of the frames with their numbers, the first and the last among them."""
         if self._last is None:
             return []
-        kept = dict(self._kept) | {self._count - 1: shrunk(self._last, THUMBNAIL_HEIGHT)}
+        number, last = self._last
+        kept = dict(self._kept) | {number: shrunk(last, THUMBNAIL_HEIGHT)}
         places = np.array(list(kept))
         wanted = np.linspace(0, places[-1], min(COLUMNS, len(kept)))
         nearest = {int(places[abs(places - want).argmin()]) for want in wanted}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import zipfile
 import zlib
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import numpy as np
 
@@ -31,9 +32,14 @@ class Clip:
 
     path: Path  # its file or folder
     count: int | None  # how many frames `frames` will give, as the file says; None where it does not
-    # Each frame taken, uint8 (H,W,3), RGB, all of one size; gives at least one, and only once. Raises FrameError
-    # where the file is damaged, or its frames are of several sizes.
-    frames: Iterator[Frames] = field(repr=False)
+    # Each frame taken with its number in the recording: uint8 (H,W,3), RGB, all of one size; gives at least one,
+    # and only once. Raises FrameError where the file is damaged, or its frames are of several sizes.
+    numbered: Iterator[tuple[int, Frames]] = field(repr=False)
+
+    @property
+    def frames(self) -> Iterator[Frames]:
+        """Return the frames alone."""
+        return (frame for _, frame in self.numbered)
 
 
 def open_clip(path: Path, stride: int = 1, *, keep_last: bool = False) -> Clip:
@@ -53,21 +59,21 @@ def open_clip(path: Path, stride: int = 1, *, keep_last: bool = False) -> Clip:
         raise FrameError(f"the stride must be 1 or more frames, not {stride}.")
     if not path.exists():
         raise FrameError(f"{path} does not exist; give a video, an .npz, an .npy or a folder of png or jpg files.")
-    named: Iterator[tuple[str, Frames]]
+    named: Iterator[tuple[int, str, Frames]]
     total: int | None
     if path.is_dir():
         pictures = _pictures(path)
         total = len(pictures)
-        named = ((picture.name, _picture(picture)) for _, picture in _every(pictures, stride, keep_last))
+        named = ((i, picture.name, _picture(picture)) for i, picture in every(pictures, stride, keep_last))
     elif path.suffix in (".npz", ".npy"):
         array = _array(path)
         total = len(array)
-        named = ((f"frame {i}", array[i]) for _, i in _every(range(total), stride, keep_last))
+        named = ((i, f"frame {i}", array[i]) for _, i in every(range(total), stride, keep_last))
     else:
         total = _video_length(path)
-        named = ((f"frame {i}", _pixels(frame)) for i, frame in _every(_decoded(path), stride, keep_last))
-    count = None if total is None else len(list(_every(range(total), stride, keep_last)))
-    return Clip(path, count, _of_one_size(path, named))
+        named = ((i, f"frame {i}", _pixels(frame)) for i, frame in every(_video(path), stride, keep_last))
+    count = None if total is None else len(list(every(range(total), stride, keep_last)))
+    return Clip(path, count, of_one_size(path, named))
 
 
 def read_reference(path: Path, stride: int = 1) -> Frames:
@@ -84,17 +90,26 @@ def read_reference(path: Path, stride: int = 1) -> Frames:
         FrameError: it can't be read, or is larger than a reference may be.
         ImportError: PyAV is missing.
     """
+    return stacked(open_clip(path, stride, keep_last=True), f"reference {path}")
+
+
+def stacked(clip: Clip, name: str) -> Frames:
+    """Return all frames of a clip, uint8 (T,H,W,3).
+
+    Raises:
+        FrameError: as `Clip.numbered`, or they are more than a reference may hold; `name` tells which.
+    """
     frames: list[Frames] = []
-    for frame in open_clip(path, stride, keep_last=True).frames:
+    for frame in clip.frames:
         frames.append(frame)
         if len(frames) * frame.nbytes > MAX_BATCH_BYTES:
             raise FrameError(
-                f"reference {path} exceeds {MAX_BATCH_BYTES >> 20} MiB of pixels; raise its stride, or resize it."
+                f"{name} exceeds {MAX_BATCH_BYTES >> 20} MiB of pixels; raise its stride, or resize it."
             )
     return np.stack(frames)
 
 
-def _every(items: Iterable[Item], stride: int, keep_last: bool) -> Iterator[tuple[int, Item]]:
+def every(items: Iterable[Item], stride: int, keep_last: bool) -> Iterator[tuple[int, Item]]:
     """Yield every stride-th item and its index; with `keep_last` the last one too."""
     index = -1
     for index, item in enumerate(items):
@@ -104,10 +119,10 @@ def _every(items: Iterable[Item], stride: int, keep_last: bool) -> Iterator[tupl
         yield index, item
 
 
-def _of_one_size(path: Path, named: Iterable[tuple[str, Frames]]) -> Iterator[Frames]:
-    """Yield the frames, checked; the names are for messages."""
+def of_one_size(path: Path, named: Iterable[tuple[int, str, Frames]]) -> Iterator[tuple[int, Frames]]:
+    """Yield frames and their numbers, checked; the names are for messages."""
     first = None
-    for name, frame in named:
+    for number, name, frame in named:
         if first is None:
             first = (name, frame.shape)
         elif frame.shape != first[1]:
@@ -115,7 +130,7 @@ def _of_one_size(path: Path, named: Iterable[tuple[str, Frames]]) -> Iterator[Fr
                 f"the frames of {path} are of several sizes: {first[0]} is {first[1][1]}x{first[1][0]} pixels and "
                 f"{name} {frame.shape[1]}x{frame.shape[0]}; give frames of one size."
             )
-        yield as_batch(frame)[0]
+        yield number, as_batch(frame)[0]
     if first is None:
         raise FrameError(f"{path} holds no frame.")
 
@@ -153,37 +168,95 @@ def _natural(name: str) -> tuple[list[str | int], str]:
 
 def _picture(path: Path) -> Frames:
     """Return one picture's pixels, uint8 (H,W,3)."""
-    with closing(_decoded(path)) as decoded:
+    with _opened(path) as file:
+        return _of_picture(file, str(path))
+
+
+def picture(encoded: bytes, name: str) -> Frames:
+    """Return the pixels of an encoded picture (png, jpg), uint8 (H,W,3).
+
+    Raises:
+        FrameError: it is none; `name` tells which.
+    """
+    return _of_picture(BytesIO(encoded), name)
+
+
+def _of_picture(file: BinaryIO, name: str) -> Frames:
+    with closing(_decoded(file, name)) as decoded:
         for frame in decoded:
             return _pixels(frame)
-    raise FrameError(f"{path} holds no picture.")
+    raise FrameError(f"{name} holds no picture.")
+
+
+def frames_at(path: Path, times: Sequence[float], tolerance_s: float) -> Iterator[Frames]:
+    """Yield the frames of a video that are shown at given times.
+
+    Args:
+        times: seconds on the video's clock, ascending, one or more.
+        tolerance_s: how far a frame may be from its time.
+
+    Yields:
+        uint8 (H,W,3), one for each of `times`.
+
+    Raises:
+        FrameError: the video can't be read, or has no frame at one of the times.
+    """
+    left = iter(times)
+    wanted = next(left)
+    with _opened(path) as file, closing(_decoded(file, str(path), start_s=times[0] - tolerance_s)) as decoded:
+        for frame in decoded:
+            while frame.time is not None and frame.time >= wanted - tolerance_s:
+                if frame.time > wanted + tolerance_s:
+                    raise FrameError(f"{path} has no frame at {wanted:.3f} s; the video is damaged.")
+                yield _pixels(frame)
+                following = next(left, None)
+                if following is None:
+                    return
+                wanted = following
+    raise FrameError(f"{path} has no frame at {wanted:.3f} s: it ends before; the video is damaged.")
 
 
 def _video_length(path: Path) -> int | None:
     """Return how many frames a video says it has; None where it does not say."""
     av = _import_av()
     try:
-        with path.open("rb") as file, av.open(file) as container:
+        with _opened(path) as file, av.open(file) as container:
             return container.streams.video[0].frames or None
     except (OSError, IndexError, av.FFmpegError) as error:
-        raise _unreadable(path, error) from None
+        raise _unreadable(str(path), error) from None
 
 
-def _decoded(path: Path) -> Generator[VideoFrame, None, None]:
-    """Yield the frames of a video, or of a picture, one after the other."""
+def _video(path: Path) -> Iterator[VideoFrame]:
+    """Yield the frames of a video, one after the other."""
+    with _opened(path) as file:
+        yield from _decoded(file, str(path))
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Open a file by ourselves: in its name FFmpeg would see addresses and patterns."""
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise _unreadable(str(path), error) from None
+
+
+def _decoded(file: BinaryIO, name: str, start_s: float = 0.0) -> Generator[VideoFrame, None, None]:
+    """Yield the frames of an open video or picture: all, or from the last key frame before `start_s` on."""
     av = _import_av()
     try:
-        # As an open file and not by its name, in which FFmpeg would see addresses and patterns.
-        with path.open("rb") as file, av.open(file) as container:
-            container.streams.video[0].thread_type = "AUTO"
-            yield from container.decode(video=0)
+        with av.open(file) as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            if start_s > 0:
+                container.seek(int(start_s / stream.time_base), stream=stream)
+            yield from container.decode(stream)
     except (OSError, IndexError, av.FFmpegError) as error:
-        raise _unreadable(path, error) from None
+        raise _unreadable(name, error) from None
 
 
-def _unreadable(path: Path, error: Exception) -> FrameError:
+def _unreadable(name: str, error: Exception) -> FrameError:
     reason = "it has no picture stream" if isinstance(error, IndexError) else getattr(error, "strerror", error)
-    return FrameError(f"{path} is no video or picture that can be read ({reason}); give an mp4, png or jpg file.")
+    return FrameError(f"{name} is no video or picture that can be read ({reason}); give an mp4, png or jpg file.")
 
 
 def _pixels(frame: VideoFrame) -> Frames:

@@ -1,0 +1,1 @@
+"""Datasets of recorded episodes: LeRobot's as they lie on disk (lerobot.py), and tables of files (table.py)."""
