@@ -169,7 +169,7 @@ class TimedVlac(VlacCritic):
 
 
 def _kept_images(config: VlacConfig) -> int:
-    """Return how many images' features an engine keeps; vLLM those of as many tokens as a step of its model has."""
+    """Return how many images' features an engine keeps; vLLM: of as many tokens as a step of its model has."""
     if config.engine == "pt":
         return _TORCH_IMAGES
     return int(arguments(config, sleeps=False)["max_num_batched_tokens"]) // _IMAGE_TOKENS
