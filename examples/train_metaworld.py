@@ -203,9 +203,10 @@ def train(options: argparse.Namespace) -> tuple[list[Iteration], dict[str, torch
 def told(history: list[Iteration]) -> str:
     """Return in words whether the critic was fooled."""
     signs = [each.signs() for each in history]
-    if (index := fooled_from(signs)) is None:
-        return "the critic was not fooled"
-    return f"the critic was fooled from iteration {history[index].number} on: {fooled(signs)}"
+    if (index := fooled_from(signs)) is not None:
+        return f"the critic was fooled from iteration {history[index].number} on: {fooled(signs)}"
+    seen = [str(each.number) for i, each in enumerate(history) if fooled(signs[: i + 1])]
+    return f"the critic was fooled in iterations {', '.join(seen)}" if seen else "the critic was not fooled"
 
 
 def main() -> None:
