@@ -43,15 +43,12 @@ POLICY_S, SIMULATOR_S = 0.200, 0.150
 #: Environment steps in a chunk.
 CHUNK = 8
 TASK = "open the drawer"
-#: Settings of the workers, by engine: those that docs/vlac.md gives for such a GPU.
+#: Settings of the workers: those that docs/vlac.md gives for such a GPU.
 SETTINGS = {
-    engine: {
-        "VLAC_CRITIC": "benchmarks.timed_vlac:TimedVlac",
-        "VLAC_ENGINE": engine,
-        "VLAC_MAX_BATCH": "32",
-        "VLAC_MAX_IMAGES": max_images,
-    }
-    for engine, max_images in (("pt", "128"), ("vllm", "256"))
+    "VLAC_CRITIC": "benchmarks.timed_vlac:TimedVlac",
+    "VLAC_MAX_BATCH": "32",
+    "VLAC_MAX_IMAGES": "64",
+    "VLAC_ENGINE_ARGS": '{"max_num_batched_tokens": 131072}',
 }
 #: Seconds that a query may take: value lists of all ranks wait for one another.
 _TIMEOUT_S = 600.0
@@ -185,7 +182,7 @@ def play(case: Case | None, chunks: int) -> Wall:
         work = folder / "work"
         work.mkdir()
         url = stack.enter_context(RedisServer()).url
-        settings = SETTINGS["vllm" if case.references else "pt"] | {MARKS: str(work)}
+        settings = SETTINGS | {"VLAC_ENGINE": "vllm" if case.references else "pt", MARKS: str(work)}
         for _ in range(case.workers):
             stack.enter_context(worker(url, **settings))
         with CriticClient(VlacConfig(redis_url=url)) as client:

@@ -24,11 +24,13 @@ from vlac_queue.costs import COSTS, Costs, read_costs
 from workers.critics.vlac import VlacCritic
 from workers.critics.vlac.calls import Completion
 from workers.critics.vlac.rows import Row
+from workers.critics.vlac.vllm_engine import arguments
 
 #: Names a file of measured costs (`vlac_queue.costs.read_costs`) to use in place of the reckoned ones.
 COSTS_FILE = "BENCH_COSTS"
-#: Images whose features are kept, by engine: 4 GiB of 1 MiB each (`vision_cache_bytes`); a step of vLLM.
-_KEPT_IMAGES = {"pt": 4096, "vllm": 64}
+#: Images whose features torch keeps: 1 MiB each, in 4 GiB (`vision_cache_bytes`).
+_TORCH_IMAGES = 4096
+_IMAGE_TOKENS = 256
 #: Images whose keys and values vLLM keeps for prompts that begin alike: 25 MB each, in 25 GB.
 _KEPT_PREFIXES = 1000
 
@@ -84,11 +86,9 @@ class TimedModel:
     def __init__(self, config: VlacConfig, costs: Costs, report: Path | None = None) -> None:
         self.gac = _Prompts()
         self.work = Work()
-        #: Most images in a call.
-        self.call_images = 1024 if config.engine == "vllm" else config.max_images
         self._costs = costs
         self._report = report
-        self._images = Recent(_KEPT_IMAGES[config.engine])
+        self._images = Recent(_kept_images(config))
         self._prefixes = Recent(_KEPT_PREFIXES)
 
     def complete(self, rows: Sequence[Row]) -> list[Completion]:
@@ -166,6 +166,13 @@ class TimedVlac(VlacCritic):
         #: What sleeps.
         self.model = model or TimedModel(config, costs, Path(folder) / str(os.getpid()) if folder else None)
         super().__init__(config, self.model)  # type: ignore[arg-type]
+
+
+def _kept_images(config: VlacConfig) -> int:
+    """Return how many images' features an engine keeps; vLLM: of as many tokens as a step of its model has."""
+    if config.engine == "pt":
+        return _TORCH_IMAGES
+    return int(arguments(config, sleeps=False)["max_num_batched_tokens"]) // _IMAGE_TOKENS
 
 
 def _padded(rows: Sequence[Sequence[Hashable]]) -> list[Hashable]:

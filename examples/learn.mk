@@ -19,7 +19,7 @@ $(LEARN_VENV)/.ready: pyproject.toml tests/learn/requirements.txt
 
 learn: setup-learn  ## Train a policy by the critic's rewards (LEARN='--help')
 	@mkdir -p learn-out
-	MUJOCO_GL="$(MUJOCO_GL)" $(LEARN_VENV)/bin/python examples/train_metaworld.py \
+	MUJOCO_GL="$(MUJOCO_GL)" $(LEARN_VENV)/bin/python -W ignore examples/train_metaworld.py \
 	  --json learn-out/figures.json --png learn-out/figures.png $(LEARN)
 
 test-learn: setup-learn  ## Train until policies have learned, and check it

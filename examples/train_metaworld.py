@@ -215,7 +215,7 @@ def main() -> None:
     parser.add_argument(
         "--done-confirm", type=int, default=1, metavar="K", help="done must be said K times in a row"
     )
-    parser.add_argument("--iterations", type=int, default=30)
+    parser.add_argument("--iterations", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stop-when-fooled", action="store_true", help="end at the first sign that the critic is")
     parser.add_argument("--json", type=Path, help="write the figures to this file")

@@ -128,7 +128,7 @@ def make_plan(training: Training, costs: Costs, slowdown: float) -> Plan:
 
 
 def _images(training: Training, costs: Costs) -> tuple[int, int, int, int]:
-    """Return an episode's done queries and pairs, and the images of all episodes through vision and language."""
+    """Return done queries and pairs of an episode, and images of all through vision and through language."""
     last = training.chunks * training.frames  # index of the last frame; frame 0 comes before the first chunk
     asked = range(training.done_stride, training.chunks + 1, training.done_stride)
     done_frames = {chunk * training.frames for chunk in asked}
