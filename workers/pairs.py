@@ -27,7 +27,7 @@ _CLAIM_S = 60.0
 #: Seconds that value queries must still take for a copy of their job to be worth while for another worker.
 _SHARED_S = 0.25
 #: About as many seconds a call of pairs may take, since done queries wait for it, and pairs of the first one.
-_CALL_S, _FIRST_PAIRS = 0.25, 2
+_CALL_S, _FIRST_PAIRS = 0.4, 2
 #: Seconds until the next look for scores that other workers are about to keep.
 LOOK_S = 0.01
 #: Bytes of frames of episodes that wait to be asked ahead; beyond, those that wait longest are asked at the end.
