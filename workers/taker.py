@@ -142,7 +142,7 @@ class Taker:
         """Return the next jobs, for about `room` queries; wait for them only while no query is open here."""
         busy, others = bool(self._jobs), self._shared.others
         pairs = self._asker.pairs
-        # A worker at pairs leaves jobs about other workers' episodes to them: it would have to see their frames anew.
+        # A worker at pairs leaves jobs about others' episodes to them: it would have to see their frames anew.
         at_pairs = bool(others and pairs and pairs.ready(asleep=self._asker.asleep))
         if (busy or at_pairs) and others and self._waiting():
             # An idle worker may be just between two waits on the queue: it goes first.

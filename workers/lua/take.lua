@@ -58,8 +58,8 @@ local function choose(queue, me, look_at, most_passed, patience)
   local id = mine or free
   local key = 'rq:job:' .. (first or '')
   if not id and first and patience > 0 and others and redis.call('SISMEMBER', KEYS[3], others) == 1 then
-    local passed = redis.pcall('HINCRBY', key, 'passed', 1)
-    if type(passed) == 'number' and passed <= patience then return end
+    local left = redis.pcall('HINCRBY', key, 'left', 1)
+    if type(left) == 'number' and left <= patience then return end
   end
   if not id or id == first then return first end
   if not string.find(first, '[^%w_-]') and redis.call('EXISTS', key) == 1 then
