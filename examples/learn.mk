@@ -17,7 +17,7 @@ $(LEARN_VENV)/.ready: pyproject.toml tests/learn/requirements.txt
 	$(LEARN_VENV)/bin/pip install -q -e '.[learn,gymnasium]' -r tests/learn/requirements.txt
 	touch $@
 
-learn: setup-learn  ## Train a policy by the critic's rewards, some minutes (LEARN='--help')
+learn: setup-learn  ## Train a policy by the critic's rewards (LEARN='--help')
 	@mkdir -p learn-out
 	MUJOCO_GL="$(MUJOCO_GL)" $(LEARN_VENV)/bin/python -W ignore examples/train_metaworld.py \
 	  --json learn-out/figures.json --png learn-out/figures.png $(LEARN)

@@ -83,9 +83,8 @@ def test_workers_keep_scores_of_pairs_and_share_lists(
         guarded_workers.start(PAIRS, **environ)
     until(lambda: len(guarded_workers.described()) == 2)
     frames = np.arange(60, dtype=np.uint8)[:, None, None, None].repeat(8, 1).repeat(8, 2).repeat(3, 3)
-    config = VlacConfig.from_env(guarded.environ("vlac-rollout"), timeout_s=60.0)
     with (
-        CriticClient(config) as client,
+        CriticClient(VlacConfig.from_env(guarded.environ("vlac-rollout"), timeout_s=60.0)) as client,
         client.episode("a task") as episode,
         client.episode("another") as done,
     ):
