@@ -54,7 +54,6 @@ def settings(served: dict[str, Any]) -> dict[str, str]:
         **{f"VLAC_{name.upper()}": text for name, text in served.items()},
         "VLAC_REF_NUM": "3",
         "VLAC_DONE_BY": "reference",
-        "VLAC_VALUE_AHEAD": "true",
     }
 
 
