@@ -4,7 +4,7 @@ The same done and value queries go to `GAC_model` on torch (`get_trajectory_done
 its own batch sizes) and to the critic `vlac` on each engine that is installed. Counted are CPU seconds, images
 through the vision tower, tokens through the language model, and how many answers differ.
 
-The model has random weights and InternVL2-2B's proportions (benchmarks/tiny_vlac.py), in float32 on a CPU. Peers
+The model is shaped as InternVL2-2B, with random weights (benchmarks/tiny_vlac.py), in float32 on a CPU. Peers
 have processes of their own and take turns, a question each.
 """
 

@@ -368,6 +368,12 @@ def _parse(variable: str, text: str, default: Any) -> Any:
     return text
 
 
+#: Settings of earlier versions, and what took their place.
+_RENAMED = {"eager_value": "value_ahead"}
+
+
 def _did_you_mean(name: str, known: list[str]) -> str:
+    if renamed := _RENAMED.get(name.removeprefix(ENV_PREFIX).lower()):
+        return f"it is {ENV_PREFIX + renamed.upper() if name.startswith(ENV_PREFIX) else renamed} now."
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"the settings are: {', '.join(known)}."

@@ -83,16 +83,19 @@ def test_workers_keep_scores_of_pairs_and_share_lists(
         guarded_workers.start(PAIRS, **environ)
     until(lambda: len(guarded_workers.described()) == 2)
     frames = np.arange(60, dtype=np.uint8)[:, None, None, None].repeat(8, 1).repeat(8, 2).repeat(3, 3)
-    with CriticClient(VlacConfig.from_env(guarded.environ("vlac-rollout"), timeout_s=60.0)) as client:
-        with client.episode("a task") as episode, client.episode("another") as done:
-            episode.push(frames)
-            done.push(frames[:3])
-            assert not done.ask_done().result().done
-            until(lambda: sum(int(each["pairs_ahead"]) for each in guarded_workers.described()) == 2)
-            done.push(np.full((1, 8, 8, 3), 255, np.uint8))
-            assert done.ask_done().result().done
-            assert len(episode.ask_value().result().critics) == 59
-            until(lambda: sum(int(each["pairs_unused"]) for each in guarded_workers.described()) == 2)
+    with (
+        CriticClient(VlacConfig.from_env(guarded.environ("vlac-rollout"), timeout_s=60.0)) as client,
+        client.episode("a task") as episode,
+        client.episode("another") as done,
+    ):
+        episode.push(frames)
+        done.push(frames[:3])
+        assert not done.ask_done().result().done
+        until(lambda: sum(int(each["pairs_ahead"]) for each in guarded_workers.described()) == 2)
+        done.push(np.full((1, 8, 8, 3), 255, np.uint8))
+        assert done.ask_done().result().done
+        assert len(episode.ask_value().result().critics) == 59
+        until(lambda: sum(int(each["pairs_unused"]) for each in guarded_workers.described()) == 2)
     assert denied(admin) == []
     assert "not allowed" not in guarded_workers.log.read_text()
     assert not [key for key in admin.keys("vlac:vlac:episode:*")]

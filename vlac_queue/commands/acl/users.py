@@ -119,7 +119,8 @@ def _worker(keys: Keys) -> User:
             # A job goes from RQ's queue to the worker's claims in one command, so their keys stand together.
             Grant(
                 f"{_READS} blmove blpop copy del expire hdel hexists hincrby hincrbyfloat hset hsetnx lmove lpop "
-                "lpush lrem pexpire persist rpop rpush sadd set srem watch xadd zadd zrem zremrangebyscore zscore",
+                "lpush lrem pexpire persist rpop rpush sadd set sismember srem watch xadd zadd zrem "
+                "zremrangebyscore zscore",
                 (keys.workers, keys.worker("*"), keys.claims("*"), keys.alone, *_rqs(keys)),
             ),
             Grant("exists", reads=(WORKERS_SUSPENDED,)),
