@@ -101,6 +101,11 @@ def load(config: VlacConfig) -> None:
     _critic.offload()
 
 
+def unload() -> None:
+    """Free the critic."""
+    _critic.close()
+
+
 def measure_direct(batch: int, seconds: float) -> Direct:
     """Ask batch after batch for about `seconds` seconds, and then as long about frames that the critic knows."""
     import torch

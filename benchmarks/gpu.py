@@ -5,6 +5,9 @@ does nothing else, and through Redis by a real `rq worker` whose queue is always
 GPU: while the worker runs, the direct process has its weights in host memory. A query asks whether a task is done
 in one image of 256x256x3.
 
+Then VLAC's own code and the critic, on every engine that is installed, are asked the same done queries and value
+lists, as `benchmarks.vlac_peer` does on a CPU.
+
 The model has the shape of InternVL2-2B and random weights (benchmarks/tiny_vlac.py); it says nothing about robots,
 and takes the time and memory of one that does. The other settings are a worker's own, from `VLAC_*`.
 """
@@ -29,8 +32,8 @@ import redis
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import report
-from benchmarks.direct import Direct, Gpu, load, look, make_checkpoint, measure_direct
+from benchmarks import report, vlac_peer
+from benchmarks.direct import Direct, Gpu, load, look, make_checkpoint, measure_direct, unload
 from benchmarks.figures import line
 from benchmarks.load import full_queue
 from benchmarks.processes import check_alive, machine, worker
@@ -260,6 +263,13 @@ def _batches(context: click.Context, parameter: click.Parameter, text: str) -> l
 )
 @click.option("--layers", default=24, show_default=True, help="Layers of each of the model's two parts.")
 @click.option("--width", default=2048, show_default=True, help="Width of the language model.")
+@click.option(
+    "--frames",
+    type=click.IntRange(0),
+    default=33,
+    show_default=True,
+    help="Frames of the episodes that GAC_model and the critic are asked about; 0: GAC_model is not asked.",
+)
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Write the figures to this file too.")
 def main(
     checkpoint: Path | None,
@@ -268,6 +278,7 @@ def main(
     device: str,
     layers: int,
     width: int,
+    frames: int,
     json_file: str | None,
 ) -> None:
     """Measures on a GPU whether the queue keeps VLAC's engine busy."""
@@ -288,18 +299,31 @@ def main(
             raise click.ClickException(str(error)) from None
         described = _described(gpu, config)
         rows = _measure(direct, environ, batches, seconds)
-    allowed = config.gpu_memory_fraction * gpu.total_bytes
-    says = verdict(rows, allowed, config.max_images)
+        allowed = config.gpu_memory_fraction * gpu.total_bytes
+        says = verdict(rows, allowed, config.max_images)
+        _print([table(rows, "\n".join(described.values()))], says)
+        direct.submit(unload).result()
+        peers = vlac_peer.compare(config, vlac_peer.installed(), frames) if frames else []
+    peers_say = vlac_peer.verdict(peers)
+    _print(vlac_peer.tables(peers), peers_say)
+    if json_file:
+        cost = costs(rows, f"measured on {gpu.name}")
+        figures = {
+            "costs": cost and asdict(cost),
+            "allowed_bytes": allowed,
+            "says": says + peers_say,
+            "rows": [{"ratio": row.ratio, **asdict(row)} for row in rows],
+            "peers": [asdict(row) for row in peers],
+        }
+        Path(json_file).write_text(json.dumps({**described, **figures}, indent=2) + "\n")
+
+
+def _print(tables: Sequence[Table], says: Sequence[str]) -> None:
     console = Console()
-    console.print(table(rows, "\n".join(described.values())))
+    for made in tables:
+        console.print(made)
     for sentence in says:
         console.print(sentence, highlight=False)
-    if json_file:
-        figures = [{"ratio": row.ratio, **asdict(row)} for row in rows]
-        cost = costs(rows, f"measured on {gpu.name}")
-        written = {"costs": cost and asdict(cost), "allowed_bytes": allowed, "says": says, "rows": figures}
-        text = json.dumps({**described, **written}, indent=2)
-        Path(json_file).write_text(text + "\n")
 
 
 def _measure(direct: Executor, environ: Mapping[str, str], batches: Sequence[int], seconds: float) -> list[Row]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import io
 import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,9 @@ from workers.critics import CriticQuery
 from workers.critics.vlac import VlacCritic
 from workers.critics.vlac.model import VlacModel
 
-#: vLLM on a CPU: nothing is compiled at the start, and threads use all cores.
-_VLLM_ON_CPU = {
+#: On a CPU. One thread each, since threads that wait for one another take CPU time; nothing is compiled first.
+_ON_CPU = {
+    "OMP_NUM_THREADS": "1",
     "CUDA_VISIBLE_DEVICES": "",
     "TORCHDYNAMO_DISABLE": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -66,7 +69,6 @@ class Cost:
     answers: tuple[float, ...]
 
 
-#: Asks what is loaded.
 Ask = Callable[[Question], Sequence[float]]
 _ask: Ask
 _passes: Passes
@@ -77,8 +79,7 @@ class Passes:
 
     def __init__(self, model: Any) -> None:
         self.vision = self.tokens = 0
-        tower = getattr(model, "vision_model", None) or model.vision
-        tower.register_forward_pre_hook(self._see, with_kwargs=True)
+        model.vision_model.register_forward_pre_hook(self._see, with_kwargs=True)
         model.language_model.model.layers[0].register_forward_pre_hook(self._read, with_kwargs=True)
 
     def _see(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -101,25 +102,27 @@ def make_small(folder: Path, layers: int, width: int) -> None:
     make(folder, large=Large(layers, width, vocab=_VOCABULARY))
 
 
-def load(peer: str, config: VlacConfig) -> None:
-    """Load VLAC's own model (OWN), or the critic on an engine.
+def load(peer: str, config: VlacConfig, warm_up: Sequence[Question]) -> None:
+    """Load VLAC's own model (OWN), or the critic on an engine; ask it something.
 
     Raises:
         ConfigError: something is missing.
     """
     global _ask, _passes
+    if config.device == "cpu":
+        os.environ.update(_ON_CPU)
     if peer == OWN:
         gac = own_model(config)
         _ask, _passes = functools.partial(_ask_own, gac), Passes(gac.model)
-        return
-    if peer == "vllm" and config.device == "cpu":
-        os.environ.update(_VLLM_ON_CPU)
-    model = VlacModel.load(config)
-    critic = VlacCritic(config, model)
-    critic.load()
-    engine = model.gac.engine.engine
-    runs = engine.model_executor.driver_worker.worker.model_runner.model if peer == "vllm" else model.gac.model
-    _ask, _passes = functools.partial(_ask_critic, critic), Passes(runs)
+    else:
+        model = VlacModel.load(config)
+        critic = VlacCritic(config, model)
+        critic.load()
+        engine = model.gac.engine.engine
+        runs = engine.model_executor.driver_worker.worker.model_runner.model if peer == "vllm" else model.gac.model
+        _ask, _passes = functools.partial(_ask_critic, critic), Passes(runs)
+    for question in warm_up:
+        ask(question)
 
 
 def own_model(config: VlacConfig) -> Any:
@@ -133,7 +136,7 @@ def own_model(config: VlacConfig) -> Any:
     model_utils.TemplateInputs = InferRequest
     on_gpu = config.device != "cpu"
 
-    class OwnGac(model_utils.GAC_model):  # type: ignore[misc]
+    class OwnGac(model_utils.GAC_model):
         def init_model(self, path: str) -> None:
             self.model, tokenizer = get_model_tokenizer(
                 path,
@@ -159,7 +162,9 @@ def ask(question: Question) -> Cost:
     """Ask what is loaded."""
     vision, tokens = _passes.vision, _passes.tokens
     cpu_s, wall_s = time.process_time(), time.perf_counter()
-    answers = tuple(map(float, _ask(question)))
+    # GAC_model prints every answer.
+    with redirect_stdout(None), redirect_stderr(io.StringIO()):
+        answers = tuple(map(float, _ask(question)))
     return Cost(
         time.process_time() - cpu_s,
         time.perf_counter() - wall_s,

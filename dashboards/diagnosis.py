@@ -58,7 +58,8 @@ def judge(look: Look, *, url: str = VlacConfig.redis_url, queue: str = "vlac") -
         return (Diagnosis("bad", "redis-away", look.error),)
     snapshot = look.snapshot
     flow = _flow(snapshot)
-    found = [*_redis(snapshot), *_workers(snapshot, url, queue), *_answers(snapshot), *([flow] if flow else [])]
+    found = [*_redis(snapshot), *_workers(snapshot, url, queue), *_answers(snapshot), *_training(snapshot)]
+    found += [flow] if flow else []
     # sorted() keeps the order of equals, which is that of the checks.
     return tuple(sorted(found, key=lambda diagnosis: _ORDER.index(diagnosis.severity)))
 
@@ -141,13 +142,16 @@ def _answers(snapshot: Snapshot) -> Iterator[Diagnosis]:
         )
 
 
+def _training(snapshot: Snapshot) -> Iterator[Diagnosis]:
+    if snapshot.fooled:
+        yield Diagnosis("bad", "critic-fooled", f"the critic seems fooled, see docs/trust.md: {snapshot.fooled}")
+
+
 def _flow(snapshot: Snapshot) -> Diagnosis | None:
     """What limits the answers: the critics, the rollouts, or something that went wrong."""
     rates, queue, alive = snapshot.rates, snapshot.queue, snapshot.alive
     if not snapshot.listening or queue.suspended:
         return None
-    jobs, waits_s = many(queue.waiting, "job"), queue.oldest_s or 0.0
-    oldest = f", oldest job {latency(queue.oldest_s)}" if queue.oldest_s is not None else ""
     awake = [worker for worker in alive if worker.state not in ("asleep", "loading")]
     loading = sum(worker.state == "loading" for worker in alive)
     if not awake and loading:
@@ -155,34 +159,46 @@ def _flow(snapshot: Snapshot) -> Diagnosis | None:
         severity: Severity = "warning" if queue.waiting else "ok"
         return Diagnosis(severity, "loading", f"loading: {many(loading, 'worker')} not ready yet{waits}")
     stuck_s = _STUCK_BUSY_S if any(worker.state == "busy" for worker in awake) else _STUCK_S
-    if queue.waiting and min(rates.still_s or 0.0, waits_s) > stuck_s:
+    if queue.waiting and min(rates.still_s or 0.0, queue.oldest_s or 0.0) > stuck_s:
         return Diagnosis(
             "bad",
             "stuck",
-            f"stuck: {_wait(queue.waiting)}{oldest}, no answer for {duration(rates.still_s or 0.0)}: "
+            f"stuck: {_wait(queue.waiting)}{_oldest(snapshot)}, no answer for {duration(rates.still_s or 0.0)}: "
             "see the workers' logs, run vlac-queue doctor",
         )
     if not awake and alive:
         who, wakes = ("the worker", "it") if len(alive) == 1 else (f"all {len(alive)} workers", "them")
         return Diagnosis("ok", "asleep", f"asleep: {who} gave the GPU memory back; a query wakes {wakes}")
     if rates.busy is None:
+        jobs = many(queue.waiting, "job")
         if alive:
             return Diagnosis("ok", "measuring", f"measuring: {many(len(alive), 'worker')}, {jobs} waiting")
         plain = many(len(snapshot.plain), "plain worker")
         return Diagnosis("ok", "no-critic", f"{plain}, no critic yet: the first query loads it; {jobs} waiting")
-    busy = f"workers {percent(rates.busy)} busy"
-    if rates.busy >= (_BUSY_IN_BURSTS if queue.waiting and waits_s > _WAITS_S else _BUSY):
-        advice = f": add {many(missing_workers(snapshot), 'worker')}" if missing_workers(snapshot) else ""
+    return _limit(snapshot, rates.busy)
+
+
+def _limit(snapshot: Snapshot, part: float) -> Diagnosis:
+    """What limits answers that come, while critics work `part` of the time."""
+    waits_long = snapshot.queue.waiting > 0 and (snapshot.queue.oldest_s or 0.0) > _WAITS_S
+    busy, oldest = f"workers {percent(part)} busy", _oldest(snapshot)
+    if part >= (_BUSY_IN_BURSTS if waits_long else _BUSY):
+        missing = missing_workers(snapshot)
+        advice = f": add {many(missing, 'worker')}" if missing else ""
         return Diagnosis("warning", "critic-bound", f"critic-bound: {busy}{oldest}{advice}")
-    if queue.waiting and waits_s > _WAITS_S:
+    if waits_long:
         decoding = snapshot.latency.get("decoding")
         slow = f", decoding takes {latency(decoding.p50_s)}" if decoding and decoding.p50_s else ""
         return Diagnosis("warning", "worker-bound", f"worker-bound: {busy}{oldest}{slow}: give workers more CPU")
-    if not rates.queries_per_s:
-        return Diagnosis("ok", "idle", f"idle: {many(len(alive), 'worker')} and no queries")
-    if rates.busy < _IDLE:
+    if not snapshot.rates.queries_per_s:
+        return Diagnosis("ok", "idle", f"idle: {many(len(snapshot.alive), 'worker')} and no queries")
+    if part < _IDLE:
         return Diagnosis("ok", "rollout-bound", f"rollout-bound: {busy}, critics wait for rollouts")
     return Diagnosis("ok", "balanced", f"balanced: {busy}")
+
+
+def _oldest(snapshot: Snapshot) -> str:
+    return f", oldest job {latency(snapshot.queue.oldest_s)}" if snapshot.queue.oldest_s is not None else ""
 
 
 def missing_workers(snapshot: Snapshot) -> int:

@@ -90,3 +90,10 @@ def pad(text: str, width: int, *, right: bool = False) -> str:
     text = elide(text, width)
     blank = " " * (width - cell_len(text))
     return blank + text if right else text + blank
+
+
+def ascii_only(line: Text) -> Text:
+    """The line with question marks, as wide, for letters that the terminal lacks; without its styles then."""
+    if line.plain.isascii():
+        return line
+    return Text("".join(char if char.isascii() else "?" * cell_len(char) for char in line.plain))

@@ -16,6 +16,7 @@ from dashboards.snapshot import (
     Snapshot,
     Worker,
 )
+from dashboards.trust import Stretches
 from vlac_queue.control import WorkerInfo
 from vlac_queue.metrics import PHASES, Histogram
 from vlac_queue.records import Reading, WorkerReading
@@ -63,6 +64,7 @@ class History:
         self._under_way: deque[tuple[float, float]] = deque()
         self._latency = {phase: Histogram() for phase in PHASES}
         self._percentiles: dict[str, Percentiles] = {}
+        self._stretches = Stretches()
         self._last: float | None = None
         self._progress: float | None = None
         self._histograms_due = 0.0
@@ -98,6 +100,7 @@ class History:
             latency=self._percentiles,
             failed=reading.failed,
             training=reading.training,
+            fooled=self._stretches.add(reading.training),
         )
         self._last = now
         return replace(snapshot, rates=self._rates(snapshot))

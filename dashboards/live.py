@@ -7,46 +7,37 @@ from __future__ import annotations
 
 import json
 import os
-import queue as queues
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.text import Text
 
-from dashboards.diagnosis import Diagnosis, is_bad, judge
+from dashboards.diagnosis import is_bad, judge
+from dashboards.feed import Feed, Judged, replayed, watched
 from dashboards.history import Series
-from dashboards.pages import Page, View, listed, page
+from dashboards.pages import View, listed, page
 from dashboards.reading import EPISODES_RECORDED, Reader
 from dashboards.record import Recorder, Recording, document, head
 from dashboards.screen import Screen
+from dashboards.shown import Shown
 from dashboards.snapshot import Look
-from dashboards.tables import SORTS
 from vlac_queue.config import VlacConfig
 from vlac_queue.console import queue_option, redis_url_option, replace_what_can_not_be_shown
 from vlac_queue.credentials import with_credentials
 from vlac_queue.errors import ConfigError
-from vlac_queue.reading import EPISODES_SHOWN
 
 #: Seconds between the two looks of --once and --json: rates are differences, and workers report every second.
 _TWO_LOOKS_S = 2.0
-#: Seconds that the last look may take at the end.
-_LAST_LOOK_S = 1.0
 #: Seconds between two looks at the terminal's size.
 _RESIZE_S = 0.25
-
-_PAGES: dict[str, Page] = {
-    "o": "overview", "escape": "overview", "w": "workers", "e": "episodes", "f": "failures", "?": "help",
-}  # fmt: skip
-
-#: A look and what it means.
-Judged = tuple[Look, Sequence[Diagnosis]]
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -77,20 +68,19 @@ def main(
     interval: float,
     once: bool,
     as_json: bool,
-    record: str | None,
     replay: str | None,
     speed: float,
-    export: str | None,
-    port: int | None,
-    bind: str,
+    **outputs: Any,
 ) -> None:
     """Shows the queue, its workers and what they do, and says in a sentence what holds it up.
 
     Only reads from Redis. q or Ctrl-C ends it; ? tells the other keys.
     """
-    if replay and (record or export or port is not None or once or as_json):
+    # Long by its options, whose combinations are checked here.
+    goes_on = any(outputs[name] is not None for name in ("record", "export", "port"))
+    if replay and (goes_on or once or as_json):
         raise click.UsageError("--replay goes with --speed only")
-    if (once or as_json) and (record or export or port is not None):
+    if (once or as_json) and goes_on:
         raise click.UsageError(
             "--once and --json look once; --record, --export and --port go on: give one or the other"
         )
@@ -99,33 +89,36 @@ def main(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     console = Console(highlight=False)
     stop, shown = threading.Event(), Shown()
+    with _ended_in_order(130 if once or as_json else 0), ExitStack() as stack:
+        if replay:
+            recording = Recording(replay)
+            note = "replay" if speed == 1 else f"replay {speed:g}x"
+            view = _empty_view(recording.url, recording.queue, recording.interval_s, note, console)
+            feed = Feed(replayed(recording, speed, stop, shown), stop)
+        else:
+            reader = Reader(VlacConfig(redis_url=with_credentials(redis_url), queue=queue))
+            if once or as_json:
+                sys.exit(_once(reader, queue, as_json, console))
+            view = _empty_view(reader.url, queue, interval, "recording" if outputs["record"] else "", console)
+            looks = watched(reader, interval, stop, shown, episodes=EPISODES_RECORDED if outputs["record"] else 0)
+            feed = Feed(looks, stop, _takers(stack, view, **outputs))
+        stack.enter_context(closing(feed))
+        if outputs["record"] == "-":
+            feed.drain()
+        elif console.is_terminal and not console.is_dumb_terminal:
+            with Screen(console) as screen:
+                show(feed, screen, view, shown, keep_open=bool(replay))
+        else:
+            _print_each(feed, console, view)
+
+
+@contextmanager
+def _ended_in_order(interrupted: int) -> Iterator[None]:
+    """Ends with the exit code `interrupted` at Ctrl-C, and tells errors in a sentence."""
     try:
-        with ExitStack() as stack:
-            if replay:
-                recording = Recording(replay)
-                note = "replay" if speed == 1 else f"replay {speed:g}x"
-                view = _empty_view(recording.url, recording.queue, recording.interval_s, note, console)
-                feed = Feed(replayed(recording, speed, stop, shown), stop)
-            else:
-                reader = Reader(VlacConfig(redis_url=with_credentials(redis_url), queue=queue))
-                if once or as_json:
-                    sys.exit(_once(reader, queue, as_json, console))
-                note = "recording" if record else ""
-                view = _empty_view(reader.url, queue, interval, note, console)
-                takers = _takers(stack, record, export, port, bind, reader.url, queue, interval)
-                looks = watched(reader, interval, stop, shown, episodes=EPISODES_RECORDED if record else 0)
-                feed = Feed(looks, stop, takers)
-            stack.enter_context(closing(feed))
-            if record == "-":
-                feed.drain()
-            elif console.is_terminal and not console.is_dumb_terminal:
-                with Screen(console) as screen:
-                    show(feed, screen, view, shown, keep_open=bool(replay))
-            else:
-                _print_each(feed, console, view)
+        yield
     except KeyboardInterrupt:
-        if once or as_json:
-            sys.exit(130)  # elsewhere it is one of the two ways to end it
+        sys.exit(interrupted)
     except ConfigError as error:
         raise click.UsageError(str(error)) from None
     except FileExistsError as error:
@@ -136,137 +129,6 @@ def main(
         sys.exit(1)
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from None
-
-
-@dataclass
-class Shown:
-    """What the keys have changed.
-
-    Attributes:
-        scroll: lines of the page's list above the screen.
-    """
-
-    page: Page = "overview"
-    sort: str = "name"
-    scroll: int = 0
-    paused: bool = False
-
-    def press(self, key: str, *, rows: int, items: int) -> None:
-        """Follows a key.
-
-        Args:
-            rows: lines of the list on the screen.
-            items: lines that it has.
-        """
-        if key in _PAGES:
-            self.page, self.scroll = _PAGES[key], 0
-        elif key == "s":
-            names = list(SORTS)
-            self.sort = names[(names.index(self.sort) + 1) % len(names)]
-        elif key in ("p", " "):
-            self.paused = not self.paused
-        else:
-            step = {"up": -1, "k": -1, "down": 1, "j": 1, "pageup": -rows, "pagedown": rows, "home": -items,
-                    "end": items}.get(key, 0)  # fmt: skip
-            self.scroll = max(0, min(self.scroll + step, items - rows))
-
-
-class Feed(threading.Thread):
-    """Looks in a thread of their own, so that keys work while Redis is slow.
-
-    Args:
-        looks: gives them, waiting in between.
-        stop: ends them.
-        takers: are given each look before it is shown.
-    """
-
-    def __init__(
-        self, looks: Iterator[Judged], stop: threading.Event, takers: Sequence[Callable[[Judged], None]] = ()
-    ) -> None:
-        super().__init__(name="looks", daemon=True)
-        self._looks = looks
-        self._stop_looking = stop
-        self._takers = takers
-        self._given: queues.SimpleQueue[Judged | Exception | None] = queues.SimpleQueue()
-        #: Becomes readable with each look.
-        self.wake, self._waker = os.pipe()
-        os.set_blocking(self.wake, False)
-        self.start()
-
-    def run(self) -> None:
-        try:
-            for judged in self._looks:
-                for taker in self._takers:
-                    taker(judged)
-                self._give(judged)
-            self._give(None)
-        except Exception as error:  # whoever shows the looks must learn of it
-            self._give(error)
-
-    def next(self) -> Judged | None:
-        """The next look, waiting for it; None after the last.
-
-        Raises:
-            Exception: whatever ended the looks.
-        """
-        given = self._given.get()
-        if isinstance(given, Exception):
-            raise given
-        return given
-
-    def news(self) -> list[Judged | None]:
-        """What came since the last call, without waiting; None is the end."""
-        try:
-            count = len(os.read(self.wake, 4096))
-        except BlockingIOError:
-            return []
-        return [self.next() for _ in range(count)]
-
-    def drain(self) -> None:
-        """Takes all looks that come."""
-        while self.next() is not None:
-            pass
-
-    def close(self) -> None:
-        """Ends the looks, after the one at hand; one that Redis keeps waiting is left behind."""
-        self._stop_looking.set()
-        self.join(_LAST_LOOK_S)
-
-    def _give(self, given: Judged | Exception | None) -> None:
-        self._given.put(given)
-        os.write(self._waker, b".")
-
-
-def watched(
-    reader: Reader, interval_s: float, stop: threading.Event, shown: Shown, *, episodes: int = 0
-) -> Iterator[Judged]:
-    """Looks at Redis every `interval_s` seconds.
-
-    Args:
-        shown: single episodes are read where it shows them.
-        episodes: how many to read where it does not.
-    """
-    due = time.monotonic()
-    while not stop.is_set():
-        look = reader.look(episodes=EPISODES_SHOWN if shown.page == "episodes" else episodes)
-        yield look, judge(look, url=reader.url, queue=reader.keys.queue)
-        due = max(due + interval_s, time.monotonic())
-        stop.wait(due - time.monotonic())
-
-
-def replayed(recording: Recording, speed: float, stop: threading.Event, shown: Shown) -> Iterator[Judged]:
-    """The looks of a recording at their own pace, `speed` times as fast; while `shown` is paused, none."""
-    before: float | None = None
-    for look, diagnoses in recording.looks():
-        left_s = 0.0 if before is None else min(3600.0, max(0.0, look.at - before) / speed)
-        before = look.at
-        while left_s > 0 or shown.paused:
-            started = time.monotonic()
-            if stop.wait(min(left_s, 0.1) if not shown.paused else 0.1):
-                return
-            if not shown.paused:
-                left_s -= time.monotonic() - started
-        yield look, diagnoses
 
 
 def show(feed: Feed, screen: Screen, view: View, shown: Shown, *, keep_open: bool = False) -> None:
@@ -339,24 +201,17 @@ def _once(reader: Reader, queue: str, as_json: bool, console: Console) -> int:
 
 
 def _takers(
-    stack: ExitStack,
-    record: str | None,
-    export: str | None,
-    port: int | None,
-    bind: str,
-    url: str,
-    queue: str,
-    interval_s: float,
+    stack: ExitStack, view: View, record: str | None, export: str | None, port: int | None, bind: str
 ) -> list[Callable[[Judged], None]]:
     """What else is done with each look."""
     takers: list[Callable[[Judged], None]] = []
     if record:
-        recorder = stack.enter_context(closing(Recorder(record, url, queue, interval_s)))
+        recorder = stack.enter_context(closing(Recorder(record, view.url, view.queue, view.interval_s)))
         takers.append(lambda judged: recorder.add(*judged))
     if export or port is not None:
         from dashboards.prometheus import Exporter  # takes some 25 ms to import: for who uses it
 
-        exporter = Exporter(queue)
+        exporter = Exporter(view.queue)
         takers.append(lambda judged: exporter.take(*judged))
         if export:
             takers.append(lambda _: exporter.write(export))

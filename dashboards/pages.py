@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
-from rich.cells import cell_len
 from rich.text import Text
 
 from dashboards.charts import ASCII_BLOCKS, BLOCKS, bars, bins, gauge
 from dashboards.diagnosis import Diagnosis
-from dashboards.frame import Frame, elide, fit
+from dashboards.frame import Frame, ascii_only, elide, fit
 from dashboards.history import Series
 from dashboards.snapshot import Look, Snapshot
 from dashboards.tables import EPISODE_COLUMNS, FAILURE_COLUMNS, SORTS, WORKER_COLUMNS, Column, Item, lines_of
@@ -116,7 +115,7 @@ def page(view: View, width: int, height: int | None = None) -> list[Text]:
     if rows is not None:
         body = body[:rows] + [frame.row(Text())] * (rows - len(body))
     lines = [*head, *body, frame.bottom(_KEYS[view.page] if height is not None else "")]
-    return [fit(_ascii(line) if view.ascii else line, width) for line in lines]
+    return [fit(ascii_only(line) if view.ascii else line, width) for line in lines]
 
 
 def listed(view: View) -> int:
@@ -216,7 +215,15 @@ def _flow(view: View, snapshot: Snapshot, width: int, chart_rows: int) -> list[T
         *_chart(view, view.series.queries, "", width, chart_rows, "green"),
         _named("episodes", Text(f"{episodes.open:,} open, {size(episodes.frame_bytes)}{limit}")),
         _named("critics", _busy(view, snapshot, width - 9)),
+        *_pairs(snapshot),
     ]
+
+
+def _pairs(snapshot: Snapshot) -> list[Text]:
+    """What was scored ahead of value queries; nothing where the critics compare no pairs."""
+    ahead = sum(worker.pairs_ahead for worker in snapshot.workers)
+    unused = sum(worker.pairs_unused for worker in snapshot.workers)
+    return [_named("pairs", Text(f"{ahead:,} ahead, {percent(unused / ahead)} for nothing"))] if ahead else []
 
 
 def _busy(view: View, snapshot: Snapshot, width: int) -> Text:
@@ -277,7 +284,8 @@ def _told(snapshot: Snapshot) -> str:
         return "no outcomes yet"
     masked = f", {training.masked:,} masked" if training.masked else ""
     value = f", value {training.mean_value:.2f}" if training.mean_value is not None else ""
-    return f"{many(training.episodes, 'episode')}, done {percent(training.done_rate)}{value}{masked}"
+    audited = f", {training.contradicted:,} of {training.audited:,} dones contradicted" if training.audited else ""
+    return f"{many(training.episodes, 'episode')}, done {percent(training.done_rate)}{value}{masked}{audited}"
 
 
 def _last_error(snapshot: Snapshot) -> str:
@@ -340,13 +348,6 @@ def _workers(
 
 
 # Texts.
-
-
-def _ascii(line: Text) -> Text:
-    """The line with question marks, as wide, for letters that the terminal lacks; without its styles then."""
-    if line.plain.isascii():
-        return line
-    return Text("".join(char if char.isascii() else "?" * cell_len(char) for char in line.plain))
 
 
 def _named(name: str, text: Text) -> Text:

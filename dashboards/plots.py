@@ -23,6 +23,13 @@ _BLUE, _ORANGE, _RED, _GREEN, _VIOLET, _GREY = "#3b82f6", "#e08a00", "#e5484d", 
 _CYCLE = (_BLUE, _ORANGE, _GREEN, _VIOLET, _RED, _GREY)
 #: Stands for the page's own colour of text, which matplotlib can't name.
 _TEXT = "#010203"
+#: Settings of matplotlib.
+_STYLE: Any = {
+    "svg.fonttype": "none", "text.parse_math": False, "text.color": _TEXT, "axes.labelcolor": _TEXT,
+    "xtick.color": _TEXT, "ytick.color": _TEXT, "axes.edgecolor": _GREY, "font.size": 9, "legend.frameon": False,
+}  # fmt: skip
+#: The same picture is the same file.
+_UNDATED = {"Date": None, "Creator": None}
 #: Most points of a curve; longer recordings are drawn by the means of so many spans.
 _POINTS = 600
 
@@ -63,8 +70,9 @@ def plots(run: Run) -> list[Plot]:
         _plot(run, "Latency by phase", "", "95th percentile of each phase; over a minute.",
               [(f"{phase}_p95", phase, colour) for phase, colour in zip(PHASES[:-1], _CYCLE, strict=False)],
               latency, logarithmic=True),
-        _plot(run, "Rewards", "", "Done rate, and mean value of episodes never done; over a minute.",
-              [("done_rate", "done rate", _GREEN), ("value", "value", _VIOLET)], lambda v: f"{v:.1f}", top=1.0,
+        _plot(run, "Rewards", "", "Done rate, value of those never done, contradicted dones; over a minute.",
+              [("done_rate", "done rate", _GREEN), ("value", "value", _VIOLET),
+               ("contradicted", "contradicted", _RED)], lambda v: f"{v:.1f}", top=1.0,
               missing="No episode of training ended while it was recorded."),
         _audit(run),
         _plot(run, "Failures", "queries", "Queries that failed within a minute.",
@@ -113,44 +121,35 @@ def _plot(
     if not drawn:
         return Plot(title, "", missing)
     import matplotlib
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
-    from matplotlib.ticker import FuncFormatter
 
-    style: Any = {
-        "svg.fonttype": "none", "svg.hashsalt": title, "text.parse_math": False, "text.color": _TEXT,
-        "axes.labelcolor": _TEXT, "xtick.color": _TEXT, "ytick.color": _TEXT, "axes.edgecolor": _GREY,
-        "font.size": 9, "legend.frameon": False,
-    }  # fmt: skip
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": title}):
         figure = figure_class()(figsize=(6.4, 2.5), layout="constrained")
         axes = figure.add_subplot()
         for values, label, colour in drawn:
-            at, means = _thinned(run.at, values)
-            times = [datetime.fromtimestamp(each) for each in at]
+            times, means = _thinned(run.at, values)
             axes.plot(times, means, color=colour, label=label, linewidth=1.4, solid_capstyle="round")
             if len(means) < 40:
                 axes.plot(times, means, color=colour, marker=".", linestyle="none", markersize=4)
             if filled:
                 axes.fill_between(times, means, color=colour, alpha=0.18, linewidth=0)
         if band is not None:
-            at, low = _thinned(run.at, columns[band[0]])
-            _, high = _thinned(run.at, columns[band[1]])
-            times = [datetime.fromtimestamp(each) for each in at]
+            (times, low), (_, high) = (_thinned(run.at, columns[name]) for name in band)
             axes.fill_between(times, low, high, color=drawn[0][2], alpha=0.18, linewidth=0)
         _dress(axes, told, unit, logarithmic, top)
-        locator = AutoDateLocator(minticks=3, maxticks=7)
-        axes.xaxis.set_major_locator(locator)
-        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, show_offset=False))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: told(value)))
         if len(curves) > 1 or columns is run.audit:
             axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(drawn), borderaxespad=0.1,
                         columnspacing=1.2, handlelength=1.2)  # fmt: skip
-        file = io.StringIO()
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        figure.savefig(file := io.StringIO(), format="svg", transparent=True, metadata=_UNDATED)
     return Plot(title, _inline(file.getvalue(), title), note)
 
 
 def _dress(axes: Any, told: Callable[[float], str], unit: str, logarithmic: bool, top: float | None) -> None:
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+    from matplotlib.ticker import FuncFormatter
+
+    locator = AutoDateLocator(minticks=3, maxticks=7)
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, show_offset=False))
     axes.grid(True, color=_GREY, alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     if unit:
@@ -171,24 +170,23 @@ def _dress(axes: Any, told: Callable[[float], str], unit: str, logarithmic: bool
             axes.yaxis.set_major_locator(MultipleLocator(2 ** math.ceil(math.log2(max(1, highest) / 4))))
         else:
             axes.yaxis.get_major_locator().set_params(integer=told is _whole)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: told(value)))
 
 
 def _any(values: Sequence[float]) -> bool:
     return any(value == value for value in values)
 
 
-def _thinned(at: Sequence[float], values: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
+def _thinned(at: Sequence[float], values: Sequence[float]) -> tuple[list[datetime], Sequence[float]]:
     """At most _POINTS of them: means over spans of equal length; what is not known is left out of a mean."""
-    if len(at) <= _POINTS:
-        return at, values
-    edges = np.linspace(0, len(at), _POINTS + 1).astype(int)
-    times, numbers = np.asarray(at), np.asarray(values, float)
-    spans = [slice(first, last) for first, last in pairwise(edges)]
-    known = [numbers[span][~np.isnan(numbers[span])] for span in spans]
-    return (
-        [float(times[span].mean()) for span in spans],
-        [float(each.mean()) if each.size else float("nan") for each in known],
-    )
+    if len(at) > _POINTS:
+        edges = np.linspace(0, len(at), _POINTS + 1).astype(int)
+        times, numbers = np.asarray(at), np.asarray(values, float)
+        spans = [slice(first, last) for first, last in pairwise(edges)]
+        known = [numbers[span][~np.isnan(numbers[span])] for span in spans]
+        at = [float(times[span].mean()) for span in spans]
+        values = [float(each.mean()) if each.size else float("nan") for each in known]
+    return [datetime.fromtimestamp(each) for each in at], values
 
 
 def _inline(svg: str, title: str) -> str:

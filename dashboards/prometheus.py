@@ -14,6 +14,18 @@ from dashboards.snapshot import Look, Snapshot
 
 _STATES = ("loading", "idle", "busy", "asleep", "lost")
 _SEVERITIES = ("ok", "warning", "bad")
+#: Metrics of each worker: name, kind, meaning and the field of `Worker`.
+_OF_WORKERS = (
+    ("busy_ratio", "gauge", "Part of the time for which a worker's critic works.", "busy"),
+    ("queries_total", "counter", "Queries that a worker has answered.", "queries"),
+    ("failures_total", "counter", "Queries among them that failed.", "failures"),
+    ("batches_total", "counter", "Calls of a worker's critic.", "batches"),
+    ("pairs_ahead_total", "counter", "Pairs of frames scored before a query needed them.", "pairs_ahead"),
+    ("pairs_unused_total", "counter", "Pairs scored of episodes that were then found done.", "pairs_unused"),
+    ("resident_bytes", "gauge", "Memory of a worker's process.", "rss_bytes"),
+    ("accelerator_bytes", "gauge", "Accelerator memory of a worker.", "accelerator_bytes"),
+    ("silent_seconds", "gauge", "Seconds since a worker's last beat.", "silent_s"),
+)
 #: One sample: its labels and its value.
 _Sample: TypeAlias = tuple[Mapping[str, str], float]
 #: A metric: its name, kind, meaning and samples.
@@ -120,20 +132,10 @@ def _of_workers(snapshot: Snapshot) -> list[_Family]:
             ({"state": state}, sum(worker.state == state for worker in snapshot.workers)) for state in _STATES
         )),
         ("plain_workers", "gauge", "RQ workers without a critic yet.", _one(len(snapshot.plain))),
-        ("worker_busy_ratio", "gauge", "Part of the time for which a worker's critic works.",
-         _many((labels, worker.busy) for labels, worker in workers)),
-        ("worker_queries_total", "counter", "Queries that a worker has answered.",
-         _many((labels, worker.queries) for labels, worker in workers)),
-        ("worker_failures_total", "counter", "Queries among them that failed.",
-         _many((labels, worker.failures) for labels, worker in workers)),
-        ("worker_batches_total", "counter", "Calls of a worker's critic.",
-         _many((labels, worker.batches) for labels, worker in workers)),
-        ("worker_resident_bytes", "gauge", "Memory of a worker's process.",
-         _many((labels, worker.rss_bytes) for labels, worker in workers)),
-        ("worker_accelerator_bytes", "gauge", "Accelerator memory of a worker.",
-         _many((labels, worker.accelerator_bytes) for labels, worker in workers)),
-        ("worker_silent_seconds", "gauge", "Seconds since a worker's last beat.",
-         _many((labels, worker.silent_s) for labels, worker in workers)),
+        *(
+            (f"worker_{name}", kind, text, _many((labels, getattr(worker, field)) for labels, worker in workers))
+            for name, kind, text, field in _OF_WORKERS
+        ),
     ]  # fmt: skip
 
 
@@ -143,6 +145,9 @@ def _of_training(snapshot: Snapshot) -> list[_Family]:
         ("training_episodes_total", "counter", "Training episodes that ended.", _one(training.episodes)),
         ("training_done_total", "counter", "Of them, found done by the critic.", _one(training.done)),
         ("training_masked_total", "counter", "Of them, left without a reward.", _one(training.masked)),
+        ("training_audited_total", "counter", "Dones whose value was asked too.", _one(training.audited)),
+        ("training_contradicted_total", "counter", "Of these, with a low value.", _one(training.contradicted)),
+        ("training_fooled", "gauge", "Whether the critic seems fooled.", _one(bool(snapshot.fooled))),
         ("training_reward_sum", "gauge", "Rewards of training episodes, summed.", _one(training.reward_sum)),
         ("audit", "gauge", "How the critic compares with the simulator.",
          _many(({"name": name}, value) for name, value in training.audit.items())),

@@ -104,28 +104,32 @@ def read_run(looks: Iterable[tuple[Look, Sequence[Diagnosis]]]) -> Run:
 
 
 class _Outcomes:
-    """Done rate and mean value of the outcomes of the last _TRAINING_S seconds."""
+    """Done rate, mean value and share of contradicted dones, of the outcomes of the last _TRAINING_S seconds."""
 
     def __init__(self) -> None:
-        self._seen: list[tuple[float, int, int, int, float]] = []
+        self._seen: list[tuple[float, int, int, int, float, int, int]] = []
 
-    def add(self, at: float, snapshot: Snapshot) -> tuple[float, float]:
+    def add(self, at: float, snapshot: Snapshot) -> tuple[float, float, float]:
         training = snapshot.training
         counted = training.episodes - training.masked
         if self._seen and counted < self._seen[-1][1]:
             self._seen.clear()
-        self._seen.append((at, counted, training.done, training.values, training.value_sum))
+        values, audited = (training.values, training.value_sum), (training.audited, training.contradicted)
+        self._seen.append((at, counted, training.done, *values, *audited))
         while len(self._seen) > 2 and self._seen[1][0] <= at - _TRAINING_S:
             self._seen.pop(0)
-        _, episodes, done, values, value_sum = (
-            last - first for first, last in zip(self._seen[0], self._seen[-1], strict=True)
-        )
-        return (done / episodes if episodes > 0 else _NAN), (value_sum / values if values > 0 else _NAN)
+        pairs = zip(self._seen[0], self._seen[-1], strict=True)
+        _, episodes, done, count, value_sum, asked, contradicted = (last - first for first, last in pairs)
+        return _share(done, episodes), _share(value_sum, count), _share(contradicted, asked)
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else _NAN
 
 
 def _numbers(snapshot: Snapshot, outcomes: _Outcomes, at: float) -> dict[str, float]:
     queue, rates, busy = snapshot.queue, snapshot.rates, [w.busy for w in snapshot.alive if w.busy is not None]
-    done_rate, value = outcomes.add(at, snapshot)
+    done_rate, value, contradicted = outcomes.add(at, snapshot)
     numbers: dict[str, float | None] = {
         "waiting": queue.waiting,
         "taken": queue.taken,
@@ -145,6 +149,7 @@ def _numbers(snapshot: Snapshot, outcomes: _Outcomes, at: float) -> dict[str, fl
         "redis_limit": snapshot.redis.max_bytes or None,
         "done_rate": done_rate,
         "value": value,
+        "contradicted": contradicted,
     }
     for phase in PHASES:
         times = snapshot.latency.get(phase)

@@ -90,6 +90,7 @@ class Snapshot:
         time: seconds since 1970 on Redis' clock.
         latency: phase (vlac_queue.metrics.PHASES) -> its percentiles.
         failed: the last failed queries, the newest first.
+        fooled: by what the critic is fooled, in words (dashboards.trust); "" where it does not seem so.
     """
 
     time: float
@@ -102,6 +103,7 @@ class Snapshot:
     latency: Mapping[str, Percentiles] = field(default_factory=dict)
     failed: tuple[Failed, ...] = ()
     training: Training = field(default_factory=Training)
+    fooled: str = ""
 
     @property
     def alive(self) -> tuple[Worker, ...]:

@@ -203,9 +203,10 @@ def train(options: argparse.Namespace) -> tuple[list[Iteration], dict[str, torch
 def told(history: list[Iteration]) -> str:
     """Return in words whether the critic was fooled."""
     signs = [each.signs() for each in history]
-    if (index := fooled_from(signs)) is None:
-        return "the critic was not fooled"
-    return f"the critic was fooled from iteration {history[index].number} on: {fooled(signs)}"
+    if (index := fooled_from(signs)) is not None:
+        return f"the critic was fooled from iteration {history[index].number} on: {fooled(signs)}"
+    seen = [str(each.number) for i, each in enumerate(history) if fooled(signs[: i + 1])]
+    return f"the critic was fooled in iterations {', '.join(seen)}" if seen else "the critic was not fooled"
 
 
 def main() -> None:
@@ -215,7 +216,7 @@ def main() -> None:
     parser.add_argument(
         "--done-confirm", type=int, default=1, metavar="K", help="done must be said K times in a row"
     )
-    parser.add_argument("--iterations", type=int, default=30)
+    parser.add_argument("--iterations", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stop-when-fooled", action="store_true", help="end at the first sign that the critic is")
     parser.add_argument("--json", type=Path, help="write the figures to this file")

@@ -309,8 +309,8 @@ class VlacConfig(Settings):
     vision_cache_bytes: int = _at_least(0, "bytes").setting(
         min(4 << 30, allowed_bytes() // 4),
         "Most bytes of main memory in which the critic vlac on torch keeps what its vision tower made of frames, "
-        "so that each passes through it once; about 1 MiB a frame; 0 keeps none. By default 4 GiB, or an "
-        "eighth of the memory that the process may have, if that is less.",
+        "so that each passes through it once; about 1 MiB a frame; 0 keeps none. By default 4 GiB, or a "
+        "quarter of the memory that the process may have, if that is less.",
     )
     decision_log: str = setting(
         "", "Folder in which rollouts log verdicts and frames (docs/decision-log.md); empty: none."
@@ -368,6 +368,12 @@ def _parse(variable: str, text: str, default: Any) -> Any:
     return text
 
 
+#: Settings of earlier versions, and what took their place.
+_RENAMED = {"eager_value": "value_ahead"}
+
+
 def _did_you_mean(name: str, known: list[str]) -> str:
+    if renamed := _RENAMED.get(name.removeprefix(ENV_PREFIX).lower()):
+        return f"it is {ENV_PREFIX + renamed.upper() if name.startswith(ENV_PREFIX) else renamed} now."
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"the settings are: {', '.join(known)}."

@@ -236,15 +236,10 @@ def order_workers(
     a job waits.
 
     Args:
-        connection: to Redis.
-        keys: of the queue.
         order: what the critics are to do; the last order counts, whoever gave it.
-        names: the workers; empty means all of the queue, and those that start within ORDERS_TTL_S.
+        names: the workers, which are returned; empty: all of the queue, and those that start within ORDERS_TTL_S.
         timeout_s: seconds to wait for them; time for which Redis is away does not count.
         patience: waits for Redis, and for a worker.
-
-    Returns:
-        The workers.
 
     Raises:
         NoWorkers: one of `names`, or any at all, is not there.

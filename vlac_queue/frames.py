@@ -23,6 +23,8 @@ Layout of the header, little-endian (docs/protocol.md):
 CRC-32 finds every error within 32 consecutive bits, so no flipped byte passes; the length finds what was
 cut or appended. A batch with a base holds the checksum of the batch before it, which holds that of the one
 before: so it can't be decoded after any other history, and no checksum of pixels is needed.
+
+Writing and reading of the format stand in one file, long as it is, since neither can be changed without the other.
 """
 
 from __future__ import annotations

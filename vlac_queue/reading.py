@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections import deque
+from collections import ChainMap, deque
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
@@ -75,8 +75,9 @@ class QueueReader:
         """
         with self._connection.pipeline(transaction=False) as pipeline:
             self._ask_queue(pipeline)
-            (clock, names, registered, server, clients, memory, totals, events, oldest,
-             waiting, failed, suspended) = self._told(pipeline, needed=3)  # fmt: skip
+            clock, names, registered, *info, totals, events, oldest, waiting, failed, suspended = self._told(
+                pipeline, needed=3
+            )
         now, names = _seconds(clock), sorted(names)
         # A CriticWorker is RQ's too, under the same name.
         ours = {_RQ_WORKER + name for name in names}
@@ -86,27 +87,22 @@ class QueueReader:
             self._ask_episodes(pipeline, now, episodes)
             self._ask_workers(pipeline, names, others)
             pipeline.hget(self.keys.rq_job(_decode(oldest or b"")), "enqueued_at")
-            opened, limits, listed, *of_workers, enqueued_at = self._told(pipeline)
-        of_workers, of_others = of_workers[: 2 * len(names)], of_workers[2 * len(names) :]
-        said, taken = of_workers[0::2], of_workers[1::2]
-        counts = {"waiting": waiting, "failed": failed, "suspended": suspended, "taken": None not in taken or None}
-        workers = tuple(map(_worker, names, said, taken))
+            opened, limits, listed, *replies, enqueued_at = self._told(pipeline)
+        of_workers, of_others = replies[: 2 * len(names)], replies[2 * len(names) :]
+        taken = of_workers[1::2]
+        workers = tuple(map(_worker, names, of_workers[0::2], taken))
+        told = {"waiting": waiting, "failed": failed, "suspended": suspended, "taken": None not in taken or None}
+        jobs = sum(worker.taken for worker in workers)
         return Reading(
             time=now,
-            redis=_server({**(server or {}), **(clients or {}), **(memory or {})}),
-            queue=QueueState(
-                waiting=waiting or 0,
-                oldest_s=_age_s(enqueued_at, now) if waiting else None,
-                taken=sum(worker.taken for worker in workers),
-                failed=failed or 0,
-                suspended=bool(suspended),
-            ),
+            redis=_server(info),
+            queue=QueueState(waiting or 0, _age_s(enqueued_at, now), jobs, failed or 0, bool(suspended)),
             episodes=self._episodes(now, opened, limits, listed),
             workers=workers,
             plain=_plain_workers(others, of_others, workers),
             training=outcomes(totals or {}),
             failed=tuple(self._failed),
-            refused=frozenset(name for name, count in counts.items() if count is None),
+            refused=frozenset(name for name, count in told.items() if count is None),
         )
 
     def episodes(self, most: int) -> Episodes:
@@ -223,7 +219,8 @@ class QueueReader:
                 self._failed.appendleft(failed)
 
 
-def _server(info: Mapping[str, Any]) -> RedisState:
+def _server(sections: Sequence[Mapping[str, Any] | None]) -> RedisState:
+    info: Mapping[str, Any] = ChainMap(*(dict(section or {}) for section in sections))
     return RedisState(
         version=clean(info.get("redis_version", "?")),
         used_bytes=as_int(info.get("used_memory")),

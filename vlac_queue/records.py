@@ -160,11 +160,6 @@ class Training:
         return self.done / counted if counted > 0 else None
 
     @property
-    def mean_reward(self) -> float | None:
-        counted = self.episodes - self.masked
-        return self.reward_sum / counted if counted > 0 else None
-
-    @property
     def mean_value(self) -> float | None:
         return self.value_sum / self.values if self.values > 0 else None
 

@@ -2,6 +2,8 @@
 
 What has to be atomic is a short Lua script (lua/), which takes many episodes at once: what a step costs does not
 grow by a round trip an episode. All errors are Redis' own here; the client turns them into ours.
+
+The file is long since it holds all that a rollout sends to Redis, and nothing else does.
 """
 
 from __future__ import annotations
@@ -154,11 +156,7 @@ class EpisodeStore:
         while left:
             with self.connection.pipeline(transaction=False) as pipeline:
                 for episode, meta in left:
-                    meta_key, frames_key, _, *reference_keys = self._keys(episode, meta.reference)
-                    keys = (meta_key, frames_key, self.keys.open, self.keys.sizes, *reference_keys)
-                    fields = [text for name, value in vars(meta).items() for text in (name, str(value))]
-                    arguments = (episode, self.ttl_s, max_bytes, int(bool(meta.reference)), meta.token, *fields)
-                    self._eval(pipeline, _OPEN, keys, arguments)
+                    self._ask_open(pipeline, episode, meta, max_bytes)
                 replies = dict(zip(left, pipeline.execute(), strict=True))
             batches.update((episode, reply) for (episode, _), reply in replies.items() if isinstance(reply, int))
             if taken := [episode for (episode, _), reply in replies.items() if reply == b"taken"]:
@@ -172,6 +170,13 @@ class EpisodeStore:
                 key = self.keys.reference(reference)
                 self._eval(self.connection, _STORE_REFERENCE, (key,), (self.ttl_s, *references[reference]))
         return [batches[episode] for episode, _ in episodes]
+
+    def _ask_open(self, pipeline: Pipeline, episode: str, meta: EpisodeMeta, max_bytes: int) -> None:
+        meta_key, frames_key, _, *reference_keys = self._keys(episode, meta.reference)
+        keys = (meta_key, frames_key, self.keys.open, self.keys.sizes, *reference_keys)
+        fields = [text for name, value in vars(meta).items() for text in (name, str(value))]
+        arguments = (episode, self.ttl_s, max_bytes, int(bool(meta.reference)), meta.token, *fields)
+        self._eval(pipeline, _OPEN, keys, arguments)
 
     def step(
         self, groups: Iterable[tuple[Sequence[Step], Sequence[NewJob]]], *, max_bytes: int

@@ -60,14 +60,15 @@ class Claims:
         #: Id of the job that this worker lives in, which is its parent's to delete; "" where there is none.
         self.lives_in = ""
 
-    def take(self, count: int, *, block_s: float, others: int = 0) -> list[TakenJob]:
+    def take(self, count: int, *, block_s: float, others: int = 0, patience: int = 0) -> list[TakenJob]:
         """Claim and read up to `count` jobs, waiting up to `block_s` seconds for the first (0: not at all).
 
         Args:
             others: how many other workers serve the queue; with none, jobs are taken in their order.
+            patience: how many looks a job is left to another worker that knows its episode.
         """
         look_at = _LOOK_AT if others else 1
-        take = self._take_command(self._keys.rq_queue, count, look_at, 2 * others)
+        take = self._take_command(self._keys.rq_queue, count, look_at, 2 * others, patience)
         if not block_s:
             return [_taken(entry) for entry in checked(exchange(self._connection, [take])[0])]
         wait = ("BLMOVE", self._keys.rq_queue, f"{self.key}:next", "LEFT", "RIGHT", str(block_s))
@@ -179,8 +180,10 @@ class Claims:
     def _rq_worker(self) -> str:
         return f"{Worker.redis_worker_namespace_prefix}{self._worker}"
 
-    def _take_command(self, queue: str, count: int, look_at: int = 1, most_passed: int = 0) -> tuple[Any, ...]:
-        words = (count, MAX_JOB_BYTES, self._worker, self._keys.episode("").meta, look_at, most_passed)
+    def _take_command(
+        self, queue: str, count: int, look_at: int = 1, most_passed: int = 0, patience: int = 0
+    ) -> tuple[Any, ...]:
+        words = (count, MAX_JOB_BYTES, self._worker, self._keys.episode("").meta, look_at, most_passed, patience)
         return ("EVAL", _TAKE, 3, queue, self.key, self._keys.workers, *words)
 
 

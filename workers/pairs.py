@@ -26,6 +26,8 @@ from workers.store import PairsFound, PairsScored, PairsWanted, WorkerStore
 _CLAIM_S = 60.0
 #: Seconds that value queries must still take for a copy of their job to be worth while for another worker.
 _SHARED_S = 0.25
+#: About as many seconds a call of pairs may take, since done queries wait for it, and pairs of the first one.
+_CALL_S, _FIRST_PAIRS = 0.4, 2
 #: Seconds until the next look for scores that other workers are about to keep.
 LOOK_S = 0.01
 #: Bytes of frames of episodes that wait to be asked ahead; beyond, those that wait longest are asked at the end.
@@ -218,10 +220,14 @@ class PairWork:
                 break
         return wanted
 
+    def _quick(self) -> int:
+        """Return how many pairs are scored in about _CALL_S: slow hardware would seem to hang in a full call."""
+        return max(1, int(_CALL_S / self._pair_s)) if self._pair_s else _FIRST_PAIRS
+
     def _claim(self, wanted: Sequence[tuple[_Episode, PairsWanted]]) -> list[PairsFound]:
         if not wanted:
             return []
-        most = min(self._critic.pairs_at_once(episode.ask) for episode, _ in wanted)
+        most = min(self._quick(), *(self._critic.pairs_at_once(episode.ask) for episode, _ in wanted))
         try:
             found = self._store.claim_pairs(
                 [each for _, each in wanted],

@@ -26,6 +26,8 @@ _TAKE_S = 1.0
 #: Seconds between two looks for jobs while queries are open here. Where there are others, a busy worker does not
 #: wait on the queue itself, so that a new job goes to an idle worker that does.
 _LOOK_S = 0.004
+#: As many of these looks a job is left to another worker that has seen its episode.
+_PATIENCE = 15
 #: Seconds without work after which frames are decoded ahead, and for how long until the next look for jobs.
 _QUIET_S, _WORK_AHEAD_S = 0.01, 0.003
 #: Episodes whose frames are decoded ahead in one go.
@@ -139,27 +141,35 @@ class Taker:
     def _take(self, room: int, burst: bool) -> list[TakenJob]:
         """Return the next jobs, for about `room` queries; wait for them only while no query is open here."""
         busy, others = bool(self._jobs), self._shared.others
-        if busy and others and self._waiting():
+        pairs = self._asker.pairs
+        # A worker at pairs leaves jobs about others' episodes to them: it would have to see their frames anew.
+        at_pairs = bool(others and pairs and pairs.ready(asleep=self._asker.asleep))
+        if (busy or at_pairs) and others and self._waiting():
             # An idle worker may be just between two waits on the queue: it goes first.
-            self._jobs.none.wait(_LOOK_S)
+            self._pause()
         # Room is for queries, and a job may hold many: what is too much here is for others.
         jobs_wanted = max(1, round(room / self._queries_per_job))
-        leaves_it_to_others = busy and others > 0
+        leaves_it_to_others = (busy or at_pairs) and others > 0
         works_ahead = not busy and not burst and self._intake.behind()
         block_s = 0 if burst or leaves_it_to_others else _TAKE_S
-        if self._asker.pairs and busy:
+        if pairs and busy:
             block_s = min(block_s, _QUIET_S)  # there will be pairs to ask ahead
         if works_ahead:
             block_s = 0 if self._quiet else _QUIET_S
-        taken = self._claims.take(jobs_wanted, block_s=block_s, others=others)
-        if not taken and busy:
-            self._jobs.none.wait(_LOOK_S)
-        if not taken and self._asker.pairs and self._asker.pairs.wants_frames:
-            self._prepare_ahead(self._asker.pairs)
+        patience = _PATIENCE if pairs and (busy or at_pairs) else 0
+        taken = self._claims.take(jobs_wanted, block_s=block_s, others=others, patience=patience)
+        if not taken and (busy or at_pairs):
+            self._pause()
+        if not taken and pairs and pairs.wants_frames:
+            self._prepare_ahead(pairs)
         elif not taken and works_ahead:
             self._intake.work_ahead(_WORK_AHEAD_S)
         self._quiet = works_ahead and not taken
         return taken
+
+    def _pause(self) -> None:
+        """Wait for _LOOK_S, or until no query is open here any more."""
+        self._jobs.none.wait(_LOOK_S) if self._jobs else time.sleep(_LOOK_S)
 
     def _prepare_ahead(self, pairs: PairWork) -> None:
         """Read and decode frames of episodes whose pairs may be asked ahead."""

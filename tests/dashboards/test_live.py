@@ -21,9 +21,10 @@ from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
 from dashboards.diagnosis import judge
-from dashboards.live import Shown, main
+from dashboards.live import main
 from dashboards.record import Recorder, Recording
 from dashboards.screen import keys_in
+from dashboards.shown import Shown
 from dashboards.snapshot import Snapshot, from_json
 from tests.conftest import ROOT, until
 from tests.dashboards.redis_state import contents, describe_worker, fail, open_episode

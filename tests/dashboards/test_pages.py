@@ -139,6 +139,16 @@ def test_workers_are_sorted(sort: str) -> None:
     assert f"by {sort}" in text
 
 
+def test_pairs_scored_ahead_are_told_where_there_are_any() -> None:
+    shown = view()
+    assert shown.look and shown.look.snapshot
+    workers = (worker(0, pairs_ahead=12_000, pairs_unused=500), worker(1, pairs_ahead=500, pairs_unused=0))
+    scored = replace(shown.look.snapshot, workers=workers)
+    assert "pairs" not in picture(shown, 100, 40)
+    text = picture(replace(shown, look=replace(shown.look, snapshot=scored)), 100, 40)
+    assert "12,500 ahead, 4 % for nothing" in text
+
+
 def test_an_old_error_is_told_with_its_age() -> None:
     """Workers that were started anew count from 0; what failed before is still known."""
     anew = replace(CRITIC_BOUND, failed=(Failed(AT - 300, error="ValueError: banana"),))

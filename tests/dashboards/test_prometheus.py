@@ -54,6 +54,7 @@ def test_the_numbers_are_those_of_the_look() -> None:
     assert read[of("vlac_latency_seconds", phase="critic", quantile="0.95")] == 0.38
     assert read[of("vlac_workers", state="lost")] == 1
     assert read[of("vlac_worker_queries_total", worker="gpu-0-4242-ab10", host="gpu-0")] == 123_456
+    assert read[of("vlac_worker_pairs_ahead_total", worker="gpu-0-4242-ab10", host="gpu-0")] == 0
     assert read[of("vlac_audit", name="precision")] == 0.94
     assert read[of("vlac_verdict", kind="redis-full")] == 2.0
     assert of("vlac_worker_busy_ratio", worker="gpu-2-4242-ab12", host="gpu-2") not in read  # it loads: not known

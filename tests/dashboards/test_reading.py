@@ -191,7 +191,6 @@ def test_outcomes_of_training(reader: Reader, connection: redis.Redis) -> None:
     connection.hset(KEYS.totals, mapping=totals)
     training = reader.read().training
     assert (training.done_rate, training.mean_value) == (0.75, 0.4)
-    assert training.mean_reward == pytest.approx(0.85)
     assert (training.audit, training.audit_at) == ({"precision": 0.9, "recall": None}, 1000.5)
 
 

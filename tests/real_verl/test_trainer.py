@@ -46,6 +46,7 @@ def rollouts(rewards: list[float], env_success: list[bool] | None = None, group:
         "vlac_masked": reward.isnan(),
         "vlac_env_success": success,
         "vlac_env_success_step": torch.where(success, 10, -1),
+        "vlac_contradicted": torch.where(done, 0.0, NAN),
         "vlac_queries": torch.full((count,), 3),
         "vlac_sent_bytes": torch.full((count,), 1000),
         "vlac_waited_s": torch.full((count,), 0.5),

@@ -63,7 +63,7 @@ def served(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, engine: s
     if engine == "pt":
         return {"model_path": str(checkpoint)}
     folder = make_internlm2(checkpoint, tmp_path_factory.mktemp("checkpoint") / "internlm2")
-    # Each load keeps its cache of keys and values until the process ends: a small one, 128 tokens a block.
+    # Every critic of a test keeps its cache of keys and values: a small one, 128 tokens a block.
     arguments = {"num_gpu_blocks_override": 256, "enforce_eager": True}
     return {"model_path": str(folder), "engine": engine, "engine_args": json.dumps(arguments)}
 

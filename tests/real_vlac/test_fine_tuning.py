@@ -59,6 +59,7 @@ def test_rows_are_what_the_critic_asks(training_set: Path, gac: object) -> None:
     assert Image.open(training_set / rows[0]["images"][0]).size == (448, 448)
 
 
+@pytest.mark.timeout(300)  # training and serving each import all of ms-swift
 def test_ms_swift_trains_on_it_and_the_critic_serves_the_result(
     training_set: Path, checkpoint: Path, run: Frames, tmp_path: Path
 ) -> None:

@@ -53,7 +53,7 @@ def test_without_a_gpu_it_says_so() -> None:
 def test_a_small_run_on_a_cpu(small: Path, tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     run = ("--device", "cpu", "--checkpoint", str(small), "--batches", "2", "--seconds", "0", "--json", str(file))
-    ended = run_benchmark(*SMALL, *run)
+    ended = run_benchmark(*SMALL, *run, "--frames", "0")
     assert ended.returncode == 0, ended.stderr
     assert "2 layers of width 128" in ended.stdout
     figures = json.loads(file.read_text())
@@ -62,6 +62,7 @@ def test_a_small_run_on_a_cpu(small: Path, tmp_path: Path) -> None:
     assert row["direct"]["images_per_s"] > 0 and row["queued"]["images_per_s"] > 0
     assert 0 < row["queued"]["busy"] <= 1
     assert row["direct"]["failed"] == row["queued"]["failed"] == 0
+    assert figures["peers"] == [], "tests/real_vlac/test_peer_benchmark.py asks GAC_model"
 
 
 def test_it_keeps_what_it_finds_in_the_checkpoints_folder(small: Path, tmp_path: Path) -> None:

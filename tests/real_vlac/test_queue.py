@@ -54,7 +54,6 @@ def settings(served: dict[str, Any]) -> dict[str, str]:
         **{f"VLAC_{name.upper()}": text for name, text in served.items()},
         "VLAC_REF_NUM": "3",
         "VLAC_DONE_BY": "reference",
-        "VLAC_EAGER_VALUE": "true",
     }
 
 
@@ -99,7 +98,7 @@ def test_answers_through_the_queue_are_vlacs_own(
 def test_a_killed_worker_takes_its_engine_with_it_and_another_answers(
     settings: dict[str, str], gac: Any, run: Frames, tmp_path: Path
 ) -> None:
-    settings = {**settings, "RQ_WORKER_CLASS": "workers.CriticWorker", "VLAC_EAGER_VALUE": "false"}
+    settings = {**settings, "RQ_WORKER_CLASS": "workers.CriticWorker", "VLAC_VALUE_AHEAD": "false"}
     _, values = gac.get_trajectory_critic(task=TASK, image_list=pictures(run))
     with (
         RedisServer() as server,

@@ -34,10 +34,6 @@ def engine_of(critic: VlacCritic) -> Any:
     return critic._model.gac.engine
 
 
-def runner_of(critic: VlacCritic) -> Any:
-    return engine_of(critic).engine.model_executor.driver_worker.worker.model_runner
-
-
 def encoded(critic: VlacCritic) -> list[int]:
     """How many images each pass of the vision tower encodes, from now on."""
     counts: list[int] = []
@@ -138,13 +134,10 @@ def test_an_argument_that_vllm_does_not_know_is_refused(load: Load) -> None:
         load(engine_args='{"no_such_thing": 1}')
 
 
-def test_closed_it_is_gone_and_can_be_loaded_again(
-    load: Load, run: Frames, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_closed_it_is_gone_and_can_be_loaded_again(load: Load, run: Frames) -> None:
     critic = load()
     expected = critic.answer([value_query(run)])
-    weights, cache = weakref.ref(engine_of(critic).inner_model), weakref.ref(runner_of(critic).kv_caches[0])
-    caplog.clear()  # vLLM's first record holds its configuration, and that all its parts
+    weights = weakref.ref(engine_of(critic).inner_model)
     critic.close()
-    assert weights() is None and cache() is None
+    assert weights() is None
     assert load().answer([value_query(run)]) == expected

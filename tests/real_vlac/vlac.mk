@@ -8,7 +8,7 @@ VLAC_PIP := $(VLAC_VENV)/bin/pip install --quiet
 
 .PHONY: test-vlac
 test-vlac: $(VLAC_VENV)/.installed  ## Run the suite against evo_vlac, on a CPU (VLAC_HOME=its checkout)
-	PYTHONPATH=tests/real_vlac/site $(VLAC_VENV)/bin/pytest tests/real_vlac
+	PYTHONPATH=$(CURDIR)/tests/real_vlac/site $(VLAC_VENV)/bin/pytest tests/real_vlac
 
 # ms-swift 3.3.0 asks for numpy 1, and pyarrow from 22 on refuses it; evo_vlac needs loguru and cv2 undeclared.
 $(VLAC_VENV)/.installed: tests/real_vlac/vlac.mk pyproject.toml | $(VLAC_HOME)

@@ -20,6 +20,7 @@ from click.testing import CliRunner
 
 from tests.conftest import ROOT, Workers, until
 from tests.security.conftest import Guarded
+from tests.workers.pair_critic import PAIRS
 from vlac_queue import CriticClient, Outcome, QueueFull, RolloutGate, VlacConfig
 from vlac_queue.cli import main
 
@@ -70,6 +71,33 @@ def test_a_training_needs_no_more_than_its_users_may(
         process.wait()
     assert denied(admin) == []
     assert "NOPERM" not in guarded_workers.log.read_text()
+    assert not [key for key in admin.keys("vlac:vlac:episode:*")]
+
+
+@pytest.mark.slow
+def test_workers_keep_scores_of_pairs_and_share_lists(
+    guarded: Guarded, admin: redis.Redis, guarded_workers: Workers
+) -> None:
+    environ = {**guarded.worker_environ(), "PAIR_SECONDS": "0.02"}
+    for _ in range(2):
+        guarded_workers.start(PAIRS, **environ)
+    until(lambda: len(guarded_workers.described()) == 2)
+    frames = np.arange(60, dtype=np.uint8)[:, None, None, None].repeat(8, 1).repeat(8, 2).repeat(3, 3)
+    with (
+        CriticClient(VlacConfig.from_env(guarded.environ("vlac-rollout"), timeout_s=60.0)) as client,
+        client.episode("a task") as episode,
+        client.episode("another") as done,
+    ):
+        episode.push(frames)
+        done.push(frames[:3])
+        assert not done.ask_done().result().done
+        until(lambda: sum(int(each["pairs_ahead"]) for each in guarded_workers.described()) == 2)
+        done.push(np.full((1, 8, 8, 3), 255, np.uint8))
+        assert done.ask_done().result().done
+        assert len(episode.ask_value().result().critics) == 59
+        until(lambda: sum(int(each["pairs_unused"]) for each in guarded_workers.described()) == 2)
+    assert denied(admin) == []
+    assert "not allowed" not in guarded_workers.log.read_text()
     assert not [key for key in admin.keys("vlac:vlac:episode:*")]
 
 

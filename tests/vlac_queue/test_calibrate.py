@@ -22,6 +22,7 @@ from vlac_queue.cli import main
 from vlac_queue.commands.calibrate.choice import choose
 from vlac_queue.commands.calibrate.judged import Judged, Truth
 from vlac_queue.commands.calibrate.tally import CONFIRMS, THRESHOLDS, Tally, done_places, enough, rate
+from vlac_queue.rule import Course
 
 COLUMN = {float(threshold): place for place, threshold in enumerate(THRESHOLDS)}
 
@@ -54,14 +55,10 @@ def test_an_episode_ends_where_the_rule_ends_it(scores: list[float]) -> None:
     found = done_places(scores)
     for row, confirm in enumerate(CONFIRMS):
         for column in (0, 37, 90, 99):
-            in_a_row = 0
-            wanted = len(scores)
-            for place, score in enumerate(scores):
-                in_a_row = in_a_row + 1 if score > THRESHOLDS[column] else 0
-                if in_a_row == confirm:
-                    wanted = place
-                    break
-            assert found[row, column] == wanted
+            course = Course(confirm)
+            course.steps = list(range(len(scores)))
+            course.answers = {step: bool(score > THRESHOLDS[column]) for step, score in enumerate(scores)}
+            assert found[row, column] == (len(scores) if course.decisive is None else course.decisive)
 
 
 def test_episodes_are_counted_by_how_they_would_have_ended() -> None:

@@ -61,6 +61,13 @@ def test_an_unknown_name_is_refused_with_the_nearest_right_one(wrong: str, right
         VlacConfig.from_env({}, **{wrong: 1})
 
 
+def test_a_setting_of_an_earlier_version_is_refused_with_its_new_name() -> None:
+    with pytest.raises(ConfigError, match="'eager_value'; it is value_ahead now"):
+        VlacConfig.from_mapping({"eager_value": True})
+    with pytest.raises(ConfigError, match="VLAC_EAGER_VALUE; it is VLAC_VALUE_AHEAD now"):
+        VlacConfig.from_env({"VLAC_EAGER_VALUE": "true"})
+
+
 def test_a_name_like_no_other_is_answered_with_all_of_them() -> None:
     with pytest.raises(ConfigError, match="the settings are: redis_url, queue") as caught:
         VlacConfig.from_mapping({"zzzzzz": 1})

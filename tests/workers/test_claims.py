@@ -55,6 +55,24 @@ def test_the_first_job_is_passed_over_a_few_times_only(connection, wait_in_queue
     assert taken == [*ids[1:7], ids[0], ids[7]]
 
 
+def test_who_has_other_work_leaves_a_job_to_the_worker_that_knows_it_for_some_looks(
+    connection, wait_in_queue
+) -> None:
+    ids = wait_in_queue("other", "gone", "me", "")
+    connection.sadd(KEYS.workers, "other")
+    mine = Claims(connection, KEYS, "me")
+
+    def look() -> list[str]:
+        return [job.id for job in mine.take(4, block_s=0, others=1, patience=3)]
+
+    assert look() == [ids[2], ids[3]]
+    assert [look() for _ in range(3)] == [[], [], ids[:2]]
+    assert connection.lrange(KEYS.claims("me"), 0, -1)[-2:] == [each.encode() for each in ids[:2]]
+    # Nobody waits for a worker that is gone.
+    (again,) = wait_in_queue("gone")
+    assert look() == [again]
+
+
 def test_strange_entries_of_the_queue_are_taken_like_others_and_dropped(connection, wait_in_queue) -> None:
     connection.rpush(KEYS.rq_queue, "", "*", b"\xff", "a b", "vlac_gone", "vlac_list", "vlac_number")
     connection.rpush(KEYS.rq_job("vlac_list"), "x")

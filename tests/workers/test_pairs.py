@@ -168,6 +168,17 @@ def test_a_done_query_goes_before_the_pairs_of_a_list(
     assert asked(tmp_path, "").index("done 200") < 30
 
 
+@pytest.mark.slow
+def test_calls_are_small_where_the_critic_is_slow(workers: Workers, client: CriticClient, tmp_path: Path) -> None:
+    # All at once would take longer than a call may.
+    process = workers.start(PAIRS, PAIRS_AT_ONCE="64", PAIR_SECONDS="0.15", VLAC_BATCH_LIMIT_S="1")
+    with client.episode(task="long") as episode:
+        episode.push(np.stack([frame(red) for red in range(25)]))
+        assert episode.ask_value().result().critics == expected(25)
+    assert process.poll() is None
+    assert seconds(tmp_path, "long") == [*range(1, 25)]
+
+
 def test_workers_share_a_long_list(workers: Workers, client: CriticClient, tmp_path: Path) -> None:
     for _ in range(2):
         workers.start(PAIRS, PAIR_SECONDS="0.02", PAIRS_AT_ONCE="4")

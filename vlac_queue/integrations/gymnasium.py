@@ -129,7 +129,7 @@ class CriticReward(VectorWrapper):
         rows = (options or {}).get("reset_mask", np.ones(self.num_envs, bool))
         observations, infos = super().reset(seed=seed, options=options)
         if self._client is not None:
-            self._begin(rows, observations)
+            self._begin(rows, self._frames(observations))
         return observations, infos
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, Info]:
@@ -148,9 +148,10 @@ class CriticReward(VectorWrapper):
         if begun.any():
             self._have_reset(begun, mode)
         observations, env_rewards, _, _, infos = self.env.step(actions)
+        frames = self._frames(observations)
         if begun.any():
-            self._begin(begun, observations)
-        rewards, terminated, truncated = self._judge(self._gate, ~begun, observations, env_rewards, infos)
+            self._begin(begun, frames)
+        rewards, terminated, truncated = self._judge(self._gate, ~begun, frames, env_rewards, infos)
         self._ended = terminated | truncated
         if mode is AutoresetMode.SAME_STEP and self._ended.any():
             observations, infos = self._begin_at_once(self._ended, observations, infos)
@@ -173,7 +174,7 @@ class CriticReward(VectorWrapper):
             )
         self.env.unwrapped.set_attr("begin_anew", rows.tolist())  # type: ignore[attr-defined]
 
-    def _begin(self, rows: Rows, observations: Any) -> None:
+    def _begin(self, rows: Rows, frames: Sequence[Frames]) -> None:
         """Open episodes for environments that were just reset, and push their first frames."""
         assert self._client is not None
         indices = np.flatnonzero(rows).tolist()
@@ -182,7 +183,6 @@ class CriticReward(VectorWrapper):
         else:
             self._gate.reopen(indices)
         self._ended = self._ended & ~rows
-        frames = self._frames(observations)
         self._gate.push({index: frames[index] for index in indices})
 
     def _begin_at_once(self, rows: Rows, observations: Any, infos: Info) -> tuple[Any, Info]:
@@ -198,17 +198,16 @@ class CriticReward(VectorWrapper):
             "_final_info": rows,
         }
         observations, began = super().reset(options={"reset_mask": rows.copy()})
-        self._begin(rows, observations)
+        self._begin(rows, self._frames(observations))
         return observations, {**_merged(began, _rows(infos, ~rows)), **final_info}
 
     def _judge(
-        self, gate: RolloutGate, rows: Rows, observations: Any, env_rewards: Any, infos: Info
+        self, gate: RolloutGate, rows: Rows, frames: Sequence[Frames], env_rewards: Any, infos: Info
     ) -> tuple[NDArray[np.float64], Rows, Rows]:
         """Ask the critic about the rows that took a step; return rewards, terminated and truncated.
 
         Adds what it said to `infos`.
         """
-        frames = self._frames(observations)
         gate.observe(None, {index: frames[index] for index in np.flatnonzero(rows).tolist()})
         ends = infos.setdefault("vlac", {})
         infos["_vlac"] = rows

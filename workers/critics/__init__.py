@@ -112,7 +112,7 @@ class PairCritic(Critic, Protocol):
     scored_by: str
 
     def pairs_at_once(self, query: CriticQuery) -> int:
-        """Return how many pairs of an episode make a small call: done queries wait for one such call at most."""
+        """Return the most pairs of an episode in a call; the worker takes fewer where these take long."""
 
     def score(self, pairs: Sequence[Pair]) -> Sequence[float | Exception]:
         """Return the score of each pair, in order, or the exception with which this pair failed."""

@@ -5,7 +5,7 @@
 
 if redis.call('HEXISTS', KEYS[2], 'helps') == 1 then return 0 end
 if redis.call('COPY', KEYS[2], KEYS[3]) == 0 then return 0 end
-redis.call('HDEL', KEYS[3], 'prefers', 'passed', 'deaths', 'trying')
+redis.call('HDEL', KEYS[3], 'prefers', 'passed', 'left', 'deaths', 'trying')
 redis.call('HSET', KEYS[3], 'status', 'queued', 'helps', ARGV[2])
 redis.call('RPUSH', KEYS[1], ARGV[1])
 return 1

@@ -12,7 +12,8 @@
 -- lost them.
 --
 -- KEYS: queue claims workers
--- ARGV: n max_bytes worker_name episode_prefix look_at most_passed
+-- ARGV: n max_bytes worker_name episode_prefix look_at most_passed patience (as many looks it leaves a first job to the
+--       worker that knows its episode: for who has other work meanwhile; 0: none)
 -- Reply: for each what job.lua returns, and a list of {episode, query id, batch index, meta, kind, batch}.
 -- The first command lets it go on when Redis is full (see answer.lua): taking jobs is what empties it.
 
@@ -40,13 +41,13 @@ local function ahead(id, root)
   return found
 end
 
-local function choose(queue, me, look_at, most_passed)
-  local first, mine, free
+local function choose(queue, me, look_at, most_passed, patience)
+  local first, mine, free, others
   for _, id in ipairs(redis.call('LRANGE', queue, 0, look_at - 1)) do
     local fields = not string.find(id, '[^%w_-]') and redis.pcall('HMGET', 'rq:job:' .. id, 'prefers', 'helps') or {}
     local prefers, helps = fields[1], fields[2]
     if helps ~= me then
-      first = first or id
+      if not first then first, others = id, prefers end
       if prefers == me then
         mine = id
         break
@@ -55,8 +56,12 @@ local function choose(queue, me, look_at, most_passed)
     end
   end
   local id = mine or free
+  local key = 'rq:job:' .. (first or '')
+  if not id and first and patience > 0 and others and redis.call('SISMEMBER', KEYS[3], others) == 1 then
+    local left = redis.pcall('HINCRBY', key, 'left', 1)
+    if type(left) == 'number' and left <= patience then return end
+  end
   if not id or id == first then return first end
-  local key = 'rq:job:' .. first
   if not string.find(first, '[^%w_-]') and redis.call('EXISTS', key) == 1 then
     local passed = redis.pcall('HINCRBY', key, 'passed', 1)
     if type(passed) ~= 'number' or passed > most_passed then return first end
@@ -71,7 +76,7 @@ local look_at, most_passed = tonumber(ARGV[5]), tonumber(ARGV[6])
 for i = 1, tonumber(ARGV[1]) do
   local id = redis.call('LMOVE', KEYS[2] .. ':next', KEYS[2], 'LEFT', 'RIGHT')
   if not id and look_at > 1 then
-    id = choose(KEYS[1], ARGV[3], look_at, most_passed)
+    id = choose(KEYS[1], ARGV[3], look_at, most_passed, tonumber(ARGV[7]))
     if id then
       redis.call('LREM', KEYS[1], 1, id)
       redis.call('RPUSH', KEYS[2], id)

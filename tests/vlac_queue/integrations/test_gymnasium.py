@@ -157,6 +157,14 @@ def test_a_failed_query_is_raised_or_masks_its_episode_and_is_never_a_reward(con
     assert after[1] == [1.0, 0.0] and after[2] == [True, False]
 
 
+def test_done_may_have_to_be_confirmed(config: VlacConfig) -> None:
+    twice = replace(config, done_confirm=2)
+    with closing(CriticReward(painted(("d.dd.",), ("d....",)), "t", config=twice)) as envs:
+        ends = [(rewards, terminated) for _, rewards, terminated, *_ in steps(envs, 5)]
+    assert ends[:3] == [([0.0, 0.0], [False, False])] * 3
+    assert ends[3:] == [([1.0, 0.0], [True, False]), ([0.0, 0.6], [False, False])]
+
+
 def test_rewards_are_those_of_the_gate_on_the_same_frames(config: VlacConfig) -> None:
     plans = [("..d.",), ("....",), (".....",), ("d",), ("t...",)]
     shown: dict[int, list[Any]] = {index: [] for index in range(len(plans))}

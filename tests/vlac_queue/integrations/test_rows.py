@@ -73,6 +73,15 @@ def test_a_reward_comes_at_the_step_of_its_done_or_at_the_end(config: VlacConfig
         assert play(client, [[".d..", "..."]], wait=False, steps=7)[:, 0].tolist() == [0, 0, 0, 1, 0, 0, 0.3]
 
 
+def test_done_may_have_to_be_confirmed(config: VlacConfig) -> None:
+    with CriticClient(replace(config, done_confirm=2)) as client:
+        assert play(client, [["d.dd."], ["d...."]], wait=True, steps=5).tolist() == [
+            *[[0.0, 0.0]] * 3,
+            [1.0, 0.0],
+            [0.0, 0.5],
+        ]
+
+
 def test_only_the_end_of_an_episode_waits_for_the_critic(
     client: CriticClient, workers: Workers, tmp_path: Path
 ) -> None:

@@ -112,12 +112,15 @@ def _worker(keys: Keys) -> User:
             Grant(_READS, reads=(episode.meta, keys.reference("*"))),
             # Answers, and failures for people to see.
             Grant("hget hset", (episode.queries,)),
+            # Scores of pairs.
+            Grant("del expire hdel hget hlen hmget hset", (episode.pairs,)),
             Grant("expire xadd", (keys.client_answers("*"), keys.events)),
             Grant("exists", reads=(keys.client("*"),)),
             # A job goes from RQ's queue to the worker's claims in one command, so their keys stand together.
             Grant(
-                f"{_READS} blmove blpop del expire hdel hexists hincrby hincrbyfloat hset hsetnx lmove lpop lpush "
-                "lrem pexpire persist rpop rpush sadd set srem watch xadd zadd zrem zremrangebyscore zscore",
+                f"{_READS} blmove blpop copy del expire hdel hexists hincrby hincrbyfloat hset hsetnx lmove lpop "
+                "lpush lrem pexpire persist rpop rpush sadd set sismember srem watch xadd zadd zrem "
+                "zremrangebyscore zscore",
                 (keys.workers, keys.worker("*"), keys.claims("*"), keys.alone, *_rqs(keys)),
             ),
             Grant("exists", reads=(WORKERS_SUSPENDED,)),

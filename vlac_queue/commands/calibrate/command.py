@@ -23,7 +23,7 @@ from vlac_queue.texts import clean, many
 _SHOWN = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
-@click.command(short_help="Choose the threshold of done from episodes whose end is known.")
+@click.command(short_help="Choose the threshold of done.")
 @click.argument("folder", metavar="LOG|LABELS", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option(
     "--truth",

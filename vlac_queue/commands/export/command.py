@@ -13,7 +13,7 @@ from vlac_queue.console import errors_as_messages, writing
 from vlac_queue.texts import clean, many
 
 
-@click.command(short_help="Write a decision log as what its critic can learn from.")
+@click.command(short_help="Write what a critic can learn from a log.")
 @click.argument("folder", metavar="LOG", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option(
     "--format",

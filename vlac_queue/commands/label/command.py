@@ -32,7 +32,7 @@ from vlac_queue.texts import clean, duration, many, number
 _ALL_WRONG = 10
 
 
-@click.command(short_help="Label the frames of a dataset with the critic's progress.")
+@click.command(short_help="Label a dataset with the critic's progress.")
 @click.argument("source", metavar="DATASET", type=click.Path(exists=True, path_type=Path))
 @click.option("--camera", help="Camera of a LeRobot dataset: its key, or the end of it, such as top.")
 @click.option("--task", help="What the robot should do in all episodes, instead of the dataset's tasks.")

@@ -81,8 +81,7 @@ def score(
     with errors_as_messages():
         config = VlacConfig.from_env(redis_url=redis_url, queue=queue, timeout_s=timeout)
         folder = out or (None if as_json else Path("score-out"))
-        png = png and folder is not None
-        if png:
+        if png := png and folder is not None:
             figure_class()  # better missed now than after the work
         recording = find_source(source, episode=episode, camera=camera, task=task)
         clip = recording.clip(stride)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import TypeAlias
 
 from vlac_queue.config import VlacConfig
@@ -85,8 +86,11 @@ class RowCalls:
 
     def _call_size(self, rows: Sequence[Row]) -> int:
         """Return how many of `rows` (ascending by length) go into the next call; at least one."""
+        shared = len(rows[0].images)
         for count, row in enumerate(rows[1:], 1):
-            if _images(rows[: count + 1]) > self.limit or row.max_tokens != rows[0].max_tokens:
+            shared = min(shared, _shared_images(rows[0], row))
+            images = shared + (count + 1) * (len(row.images) - shared)
+            if images > self.limit or row.max_tokens != rows[0].max_tokens:
                 return count
         return len(rows)
 
@@ -126,14 +130,16 @@ class RowCalls:
 
 def _images(rows: Sequence[Row]) -> int:
     """Return the images of a call: rows are padded to the length of the last; what all begin with counts once."""
-    longest, shared = len(rows[-1].images), 0
-    if all(row.prompt == rows[0].prompt for row in rows):
-        # All but the last: each row has something of its own.
-        for images in zip(*(row.images[:-1] for row in rows), strict=False):
-            if any(image is not images[0] for image in images):
-                break
-            shared += 1
-    return shared + len(rows) * (longest - shared)
+    shared = min((_shared_images(rows[0], row) for row in rows[1:]), default=0)
+    return shared + len(rows) * (len(rows[-1].images) - shared)
+
+
+def _shared_images(one: Row, other: Row) -> int:
+    """Return how many images both begin with, short of their last: each row has something of its own."""
+    if one.prompt != other.prompt:
+        return 0
+    pairs = zip(one.images[:-1], other.images[:-1], strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] is pair[1], pairs))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -77,7 +77,8 @@ class FrameFeatures:
         self._limit = limit
         self._tower = model.extract_feature
         self._kept: OrderedDict[bytes, torch.Tensor] = OrderedDict()
-        self._bytes = 0
+        #: Bytes of features kept.
+        self.nbytes = 0
         #: Features of the frames of the call, by number.
         self._shown: list[torch.Tensor] = []
         model.extract_feature = self._features
@@ -90,7 +91,7 @@ class FrameFeatures:
         """Forget all features."""
         self._kept.clear()
         self._shown = []
-        self._bytes = 0
+        self.nbytes = 0
 
     def close(self) -> None:
         """Forget all features, and take no more frames."""
@@ -121,11 +122,11 @@ class FrameFeatures:
         for name, tensor in features.items():
             if name not in self._kept:
                 self._kept[name] = tensor
-                self._bytes += tensor.nbytes
+                self.nbytes += tensor.nbytes
             self._kept.move_to_end(name)
-        while self._bytes > self._limit:
+        while self.nbytes > self._limit:
             _, tensor = self._kept.popitem(last=False)
-            self._bytes -= tensor.nbytes
+            self.nbytes -= tensor.nbytes
 
     def _features(self, digits: torch.Tensor) -> torch.Tensor:
         """Return the features of pictures: (N, 2) -> (N, 256, width)."""

@@ -82,7 +82,7 @@ class VlacModel:
         """
         gac = self.gac
         gac.max_tokens = rows[0].max_tokens
-        # The engine sorts the whole vocabulary for each token to tell them.
+        # They take time to tell.
         gac.logprobs = any(row.rich for row in rows)
         gac.set_config()
         images = self._images.of(rows)
@@ -204,6 +204,7 @@ def _gac_class(gac_model: Any, config: VlacConfig) -> Any:
 def _start_torch(gac: Any, config: VlacConfig, path: str, model_type: str, device: str, dtype: Any) -> None:
     from swift.llm import PtEngine, get_model_tokenizer, get_template
 
+    from workers.critics.vlac.likeliest import likeliest
     from workers.critics.vlac.prefix import share_prefix
 
     gac.model, tokenizer = get_model_tokenizer(
@@ -219,6 +220,7 @@ def _start_torch(gac: Any, config: VlacConfig, path: str, model_type: str, devic
     head.register_forward_pre_hook(lambda module, hidden: (hidden[0][:, -1:],))
     gac.template = get_template(model_type, tokenizer)
     gac.engine = PtEngine.from_model_template(gac.model, gac.template, max_batch_size=0)
+    gac.engine.preprocess_logits = likeliest
 
 
 def _images(gac: Any, config: VlacConfig) -> Images:
