@@ -140,10 +140,13 @@ def rollouts_table(measured: Mapping[str, Sequence[overlap.Wall]], chunks: int) 
     size = f"{overlap.RANKS} ranks x {overlap.EPISODES} episodes x {chunks} chunks"
     return table(
         f"{size}: policy {1000 * overlap.POLICY_S:.0f} ms, simulators {1000 * overlap.SIMULATOR_S:.0f} ms a chunk",
-        ("", "seconds", "over no critic", "after last chunk", "done waits p50/p95", "vision a frame", "GPU busy"),
+        # Short: all of them fit a terminal of 80 columns.
+        ("", "seconds", "over none", "at end", "done waits", "vision", "busy"),
         rows,
         wrap=True,
-        caption=f"VLAC: an image {1000 * torch.vision_s:.1f} ms of vision and {1000 * torch.language_s:.1f} of "
+        caption="over none: over the time without a critic; at end: seconds after the last chunk; done waits: for "
+        "an answer, p50 / p95 seconds; vision: passes through it a frame; busy: the critics' GPUs.\n"
+        f"VLAC: an image {1000 * torch.vision_s:.1f} ms of vision and {1000 * torch.language_s:.1f} of "
         f"language, a call {1000 * torch.call_s:.0f} ms (with references, on vLLM, {1000 * vllm.call_s:.0f}); "
         f"{torch.source}",
     )

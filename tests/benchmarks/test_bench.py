@@ -102,7 +102,7 @@ def test_rollouts_with_and_without_the_critic(tmp_path: Path) -> None:
     for (wall,) in (figures["overlap"][name] for name in names):
         assert 0 < wall["after_s"] < wall["seconds"] and 0 < wall["wait_p50_s"] <= wall["wait_p95_s"]
         assert wall["vision"] >= 1 and 0 < wall["busy"] < 1  # every frame goes through vision once at least
-    assert "over no critic" in output and "at most 1.15" in output
+    assert "over none" in output and "at most 1.15" in output
 
 
 def test_without_a_checkout_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
