@@ -84,6 +84,11 @@ def connected(redis_url: str, user: str = "") -> Iterator[redis.Redis]:
         yield connection
 
 
+def note(text: str) -> None:
+    """Say on stderr what is worth knowing and no error."""
+    click.echo(f"note: {text}", err=True)
+
+
 def plain_table(**options: Any) -> Table:
     """Return a table with a line below its headers and no others."""
     return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), **options)

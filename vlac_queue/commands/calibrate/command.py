@@ -14,7 +14,7 @@ from vlac_queue.commands.calibrate.judged import read_judged
 from vlac_queue.commands.calibrate.picture import write_curves
 from vlac_queue.commands.calibrate.tally import CONFIRMS, THRESHOLDS, Tally
 from vlac_queue.config import VlacConfig
-from vlac_queue.console import errors_as_messages, print_table, writing
+from vlac_queue.console import errors_as_messages, note, print_table, writing
 from vlac_queue.errors import ProtocolError
 from vlac_queue.plot import figure_class
 from vlac_queue.texts import clean, many
@@ -73,9 +73,6 @@ def _count(folder: Path, table: Path | None) -> tuple[Tally, list[Tally], int, f
     """Return the counts of all and by task, how many episodes there are, and the threshold that was used."""
     total, tasks, episodes = Tally(""), dict[str, Tally](), 0
     threshold = VlacConfig.done_threshold
-
-    def note(text: str) -> None:
-        click.echo(f"note: {text}", err=True)
 
     for judged in read_judged(folder, table, note):
         episodes += 1

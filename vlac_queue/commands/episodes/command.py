@@ -18,7 +18,7 @@ from vlac_queue.commands.episodes.closing import close
 from vlac_queue.commands.episodes.marking import mark
 from vlac_queue.commands.episodes.record import EpisodeRecord
 from vlac_queue.commands.episodes.sheet import write_episode
-from vlac_queue.console import connected, errors_as_messages, print_table, queue_options, writing
+from vlac_queue.console import connected, errors_as_messages, note, print_table, queue_options, writing
 from vlac_queue.errors import RedisDenied
 from vlac_queue.keys import Keys
 from vlac_queue.plot import figure_class
@@ -103,8 +103,8 @@ def show(episode: str, out: Path, folder: Path | None, redis_url: str, queue: st
         figure_class()  # better missed now than after the work
         episode = episode.removesuffix("..")  # as copied from a dashboard, which cuts ids so
         if folder is not None:
-            record = log.find_episode(folder, episode, _note)
-            shown, count = _draw(record, partial(log.read_batches, record, _note), out)
+            record = log.find_episode(folder, episode, note)
+            shown, count = _draw(record, partial(log.read_batches, record, note), out)
         else:
             keys = Keys(queue)
             with _reading(redis_url) as connection:
@@ -131,13 +131,9 @@ def _draw(record: EpisodeRecord, batches: Callable[[], Any], out: Path) -> tuple
         return write_episode(record, batches, out)
 
 
-def _note(text: str) -> None:
-    click.echo(f"note: {text}", err=True)
-
-
 def _logged(folder: Path, limit: int) -> tuple[list[dict[str, Any]], int]:
     """Return the episodes opened last, and how many there are."""
-    newest, count = log.read_newest(folder, limit, _note)
+    newest, count = log.read_newest(folder, limit, note)
     return [_row(record) for record in newest], count
 
 

@@ -9,7 +9,7 @@ import click
 from vlac_queue.commands.export.negatives import write_negatives
 from vlac_queue.commands.export.prompts import load_prompts
 from vlac_queue.commands.export.swift import Choice, write_set
-from vlac_queue.console import errors_as_messages, writing
+from vlac_queue.console import errors_as_messages, note, writing
 from vlac_queue.texts import clean, many
 
 
@@ -62,9 +62,6 @@ def export(
 
     The end is known from the simulator (`client.note_truth`) or a person (`vlac-queue episodes mark`).
     """
-
-    def note(text: str) -> None:
-        click.echo(f"note: {text}", err=True)
 
     with errors_as_messages():
         if kind == "negatives":

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from vlac_queue.client import CriticClient
-from vlac_queue.commands.asking import timeout_option
+from vlac_queue.commands.asking import camera_option, reference_stride_option, stride_option, timeout_option
 from vlac_queue.commands.datasets.opening import open_dataset
 from vlac_queue.commands.datasets.recording import Dataset, Recording, chosen_episodes
 from vlac_queue.commands.label.asking import Answers, ask_all
@@ -34,7 +34,7 @@ _ALL_WRONG = 10
 
 @click.command(short_help="Label a dataset with the critic's progress.")
 @click.argument("source", metavar="DATASET", type=click.Path(exists=True, path_type=Path))
-@click.option("--camera", help="Camera of a LeRobot dataset: its key, or the end of it, such as top.")
+@camera_option
 @click.option("--task", help="What the robot should do in all episodes, instead of the dataset's tasks.")
 @click.option(
     "--reference",
@@ -44,20 +44,8 @@ _ALL_WRONG = 10
     help="A successful run: an episode of the dataset, for those of its task, or a recording, for all others. "
     "May be given several times.  [default: VLAC_REFERENCE, or none]",
 )
-@click.option(
-    "--reference-stride",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Take every N-th frame of a reference, and its last.",
-)
-@click.option(
-    "--stride",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Ask about every N-th frame, and the last.",
-)
+@reference_stride_option
+@stride_option
 @click.option("--episodes", "chosen", default="0-", help="Which ones, such as 0-9,12,40-.  [default: all]")
 @queue_options
 @timeout_option

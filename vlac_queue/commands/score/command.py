@@ -9,7 +9,13 @@ from typing import Any
 import click
 
 from vlac_queue.client import CriticClient, Episode, Pending
-from vlac_queue.commands.asking import keep_open, timeout_option
+from vlac_queue.commands.asking import (
+    camera_option,
+    keep_open,
+    reference_stride_option,
+    stride_option,
+    timeout_option,
+)
 from vlac_queue.commands.score.figures import Score, make_score, summary
 from vlac_queue.commands.score.picture import Thumbnails, write_sheet
 from vlac_queue.commands.score.reading import Clip, read_reference
@@ -26,26 +32,14 @@ from vlac_queue.texts import many
 @click.argument("source", metavar="RECORDING|DATASET|NAME")
 @click.option("--task", help="What the robot should do, in words; a recording alone needs it.")
 @click.option("--episode", type=click.IntRange(min=0), help="Episode of a dataset, from 0.")
-@click.option("--camera", help="Camera of a LeRobot dataset: its key, or the end of it, such as top.")
+@camera_option
 @click.option(
     "--reference",
     type=click.Path(exists=True, path_type=Path),
     help="A successful run of the same task: a recording.  [default: VLAC_REFERENCE, or none]",
 )
-@click.option(
-    "--stride",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Take every N-th frame, and the last.",
-)
-@click.option(
-    "--reference-stride",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Take every N-th frame of the reference, and its last.",
-)
+@stride_option
+@reference_stride_option
 @queue_options
 @timeout_option
 @click.option(
