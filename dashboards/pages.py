@@ -1,4 +1,7 @@
-"""The dashboard's pages: pure functions from a View to lines of text, each as wide as the terminal or less."""
+"""The dashboard's pages: pure functions from a View to lines of text, each as wide as the terminal or less.
+
+The file is long since all pages stand here, and share their rows and columns.
+"""
 
 from __future__ import annotations
 

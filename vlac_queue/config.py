@@ -1,4 +1,7 @@
-"""The one configuration of both sides: `VlacConfig`."""
+"""The one configuration of both sides: `VlacConfig`.
+
+The file is long since most of it is the documentation of the settings, which commands and docs show.
+"""
 
 from __future__ import annotations
 

@@ -25,6 +25,8 @@ cut or appended. A batch with a base holds the checksum of the batch before it, 
 before: so it can't be decoded after any other history, and no checksum of pixels is needed.
 
 Writing and reading of the format stand in one file, long as it is, since neither can be changed without the other.
+
+The file is long since both directions of one format stand together.
 """
 
 from __future__ import annotations

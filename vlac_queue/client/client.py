@@ -1,4 +1,7 @@
-"""`CriticClient`: opens episodes, pushes their frames and asks the critic."""
+"""`CriticClient`: opens episodes, pushes their frames and asks the critic.
+
+The file is long since it holds every public call of a client; what they share stands in the files beside it.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 What a client that died left half written at the end of a file is passed over, and said. Anything else that
 is not as documented is an error that names the file and the line.
+
+The file is long since all that knows how a log lies on disk stands here.
 """
 
 from __future__ import annotations
