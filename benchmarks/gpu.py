@@ -245,6 +245,7 @@ def _batches(context: click.Context, parameter: click.Parameter, text: str) -> l
     return batches
 
 
+# Over 40 lines: the measurements in the order in which they are made and printed.
 @click.command()
 @click.option(
     "--checkpoint",

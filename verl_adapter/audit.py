@@ -36,6 +36,7 @@ class Rollouts:
     saved_s: NDArray[np.floating]
 
 
+# Over 40 lines: one figure a line, by its name in upstream's tracking.
 def audit(rollouts: Rollouts) -> dict[str, float]:
     """Return the metrics of one generated batch. The keys are always all there: upstream averages them by key.
 

@@ -32,6 +32,7 @@ from vlac_queue.texts import clean, duration, many, number
 _ALL_WRONG = 10
 
 
+# Over 40 lines: its options, and the one path from them to the files.
 @click.command(short_help="Label a dataset with the critic's progress.")
 @click.argument("source", metavar="DATASET", type=click.Path(exists=True, path_type=Path))
 @camera_option

@@ -28,6 +28,7 @@ from vlac_queue.plot import figure_class
 from vlac_queue.texts import many
 
 
+# Over 40 lines: its options, and the one path from them to the files.
 @click.command(short_help="Draw the critic's curves of a recorded run.")
 @click.argument("source", metavar="RECORDING|DATASET|NAME")
 @click.option("--task", help="What the robot should do, in words; a recording alone needs it.")

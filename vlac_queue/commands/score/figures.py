@@ -85,6 +85,7 @@ class Score:
         return json.dumps(asdict(self), indent=2, allow_nan=False, ensure_ascii=False)
 
 
+# Over 40 lines: one value for each field of the JSON, each a line or two.
 def make_score(
     verdicts: Sequence[DoneVerdict],
     value: ValueVerdict | None,
