@@ -40,6 +40,10 @@ _TAKE, _GIVE_BACK, _RECOVER, _SHARE = (
 )
 
 
+#: Ends the id of a copy of a job.
+COPY = "-copy"
+
+
 class Claims:
     """The claims of one worker. Threads may share it; all errors are Redis' own.
 
@@ -126,7 +130,7 @@ class Claims:
         A copy that another worker made of its own is not copied again.
         """
         for _ in range(copies):
-            copy = self._keys.job_id(uuid.uuid4().hex)
+            copy = self._keys.job_id(uuid.uuid4().hex) + COPY
             keys = (self._keys.rq_queue, self._keys.rq_job(job_id), self._keys.rq_job(copy))
             self._connection.eval(_SHARE, len(keys), *keys, copy, self._worker)
 

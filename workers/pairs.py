@@ -19,7 +19,7 @@ from msgspec import structs
 
 from vlac_queue.errors import CriticFailed, ProtocolError
 from vlac_queue.messages import Query
-from workers.claims import Claims
+from workers.claims import COPY, Claims
 from workers.critics import CriticAnswer, CriticQuery, Pair, PairCritic, compared, failed_pair
 from workers.flow import Prepared
 from workers.shared import Shared
@@ -218,7 +218,8 @@ class PairWork:
             room -= len(missing)
             query = episode.query
             value = query.id if episode.asked else ""
-            wanted.append((episode, PairsWanted(query.episode, query.token, value, query.frame, missing)))
+            own = any(not each.job.endswith(COPY) for each in episode.asked)
+            wanted.append((episode, PairsWanted(query.episode, query.token, value, query.frame, missing, own)))
             if room <= 0:
                 break
         return wanted
@@ -255,13 +256,14 @@ class PairWork:
     ) -> list[_Episode]:
         """Note what Redis knew; return the value queries that nobody waits for."""
         gone = []
+        claimed = any(each.mine for each in found)
         for (episode, _), each in zip(wanted, found, strict=True):
             token = episode.query.token
             if each.scores:
                 self._known(token).update(each.scores)
             if each.over and episode.asked:
                 gone.append(episode)
-            elif not episode.asked and (each.over or not each.mine):
+            elif not episode.asked and (each.over or not claimed):
                 self._drop_ahead(token)  # others are at it
         return gone
 
@@ -358,8 +360,8 @@ def _checked(score: object) -> float | Exception:
     if isinstance(score, Exception):
         return score
     try:
-        number = float(score)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+        number = math.nan if isinstance(score, (str, bytes, bool)) else float(score)  # type: ignore[arg-type]
+    except Exception:  # a critic's objects may raise whatever they like where they are looked at
         number = math.nan
     return (
         number

@@ -59,6 +59,8 @@ class PairsWanted(NamedTuple):
         query: id of the value query that needs them, or "" for work ahead.
         undone: for work ahead, a frame at which the episode was not done.
         frames: the pairs.
+        own: whether it is a value query that came with its own job, whose deaths are counted; it may take over
+            what a dead worker had. A copy of a job, and work ahead, let go there.
     """
 
     episode: str
@@ -66,6 +68,7 @@ class PairsWanted(NamedTuple):
     query: str
     undone: int
     frames: Sequence[int]
+    own: bool = False
 
 
 class PairsFound(NamedTuple):
@@ -192,7 +195,7 @@ class WorkerStore:
         for each in wanted:
             episode = self._keys.episode(each.episode)
             keys += (episode.meta, episode.queries, episode.pairs)
-            arguments += (each.token, each.query, each.undone, len(each.frames), *each.frames)
+            arguments += (each.token, each.query, each.undone, len(each.frames), int(each.own), *each.frames)
         (reply,) = exchange(self._connection, [("EVAL", _CLAIM_PAIRS, len(keys), *keys, *arguments)])
         return [_found(each, found) for each, found in zip(wanted, checked(reply), strict=True)]
 

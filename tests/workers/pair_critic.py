@@ -19,7 +19,7 @@ class PairsCritic:
     """Finds frames done whose top left red is 255; a pair scores its indices' difference plus that of its second.
 
     What it does is a line in the file "asked": "PID done RED", or "PID pair TASK SECOND". With the task "kill 5"
-    it kills its process at the pair of frame 5, the first time; with "fail 5" that pair fails.
+    it kills its process at the pair of frame 5, the first time; with "poison 5" each time; with "fail 5" it fails.
     """
 
     scored_by = "stand-in"
@@ -58,6 +58,8 @@ class PairsCritic:
         time.sleep(self._pause_s)
         if pair.query.task == f"kill {pair.second}" and not Path("killed").exists():
             Path("killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if pair.query.task == f"poison {pair.second}":
             os.kill(os.getpid(), signal.SIGKILL)
         if pair.query.task == f"fail {pair.second}":
             return ValueError("it is blurred")

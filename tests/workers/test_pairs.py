@@ -11,10 +11,12 @@ import redis
 
 from tests.conftest import Workers, until
 from tests.workers.pair_critic import PAIRS
+from tests.workers.vlac_stand_in import StandInModel
 from vlac_queue import CriticClient, CriticFailed, VlacConfig
 from vlac_queue.keys import Keys
 from vlac_queue.messages import ValueVerdict
 from vlac_queue.server import RedisServer
+from workers.critics.vlac import VlacCritic
 
 
 def frame(red: int) -> Any:
@@ -214,6 +216,37 @@ def test_a_pair_that_fails_fails_the_value_query_and_no_other(workers: Workers, 
         with pytest.raises(CriticFailed, match=r"comparing frames 2 and 3: .*it is blurred"):
             sick.ask_value().result()
         assert well.ask_value().result().critics == expected(5)
+
+
+@pytest.mark.slow
+def test_a_pair_that_kills_costs_as_many_workers_as_a_job_may_and_then_fails(
+    workers: Workers, server: RedisServer, tmp_path: Path
+) -> None:
+    for _ in range(4):
+        workers.start(PAIRS, PAIR_SECONDS="0.02", PAIRS_AT_ONCE="4")
+    with CriticClient(VlacConfig(redis_url=server.url, retries=1)) as client:
+        until(lambda: len(workers.described()) == 4)
+        with client.episode(task="poison 39") as episode:
+            episode.push(np.stack([frame(red) for red in range(40)]))
+            with pytest.raises(CriticFailed, match="died"):
+                episode.ask_value().result()
+    assert sum(process.poll() is None for process in workers.processes) >= 1
+
+
+def test_a_list_over_one_frame_fails_and_is_no_number() -> None:
+    critic = VlacCritic(VlacConfig(), StandInModel(lambda row: "1"))  # type: ignore[arg-type]
+    critic.load()
+    assert isinstance(critic.value([]), CriticFailed)
+
+
+def test_pairs_of_a_wrong_type_on_redis_cost_no_answer(
+    workers: Workers, client: CriticClient, connection: redis.Redis
+) -> None:
+    workers.start(PAIRS)
+    with client.episode(task="lift") as episode:
+        episode.push(np.stack([frame(red) for red in range(5)]))
+        connection.set(Keys("vlac").episode(episode.id).pairs, "a stranger's")
+        assert episode.ask_value().result().critics == expected(5)
 
 
 def test_closing_an_episode_deletes_its_scores(

@@ -7,16 +7,17 @@
 -- KEYS: for each episode: meta queries pairs
 -- ARGV: worker, what keys of workers begin with, seconds of a claim, most pairs, scored_by,
 --       and for each episode: token, id of the value query or "", frame at which it was not done, number of pairs,
---       frames
+--       1 where deaths are counted (a value query with its own job) else 0, frames
 -- Reply: for each {"gone"} (closed, answered), {"done"} or {"ok", score, "" (claimed) or "?" (not claimed) of each pair}.
--- A value query may take over what a dead worker had: it counts the deaths. Work ahead counts none, and so leaves an
--- episode alone of which a worker died.
+-- A value query may take over what a dead worker had: its job counts the deaths. Work ahead and copies of jobs count
+-- none, and so leave an episode alone of which a worker died. An error is the reply: who asked goes on without Redis.
 
 local me, workers, lasts, left, by = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
 local now = tonumber(redis.call('TIME')[1])
 
 local function claim(k, a)
   local token, query, undone, count = ARGV[a], ARGV[a + 1], tonumber(ARGV[a + 2]), tonumber(ARGV[a + 3])
+  local own = ARGV[a + 4] == '1'
   local meta, pairs = KEYS[k], KEYS[k + 2]
   if redis.call('HGET', meta, 'token') ~= token then return {'gone'} end
   if query ~= '' and redis.call('HGET', KEYS[k + 1], query) ~= 'value' then return {'gone'} end
@@ -27,11 +28,11 @@ local function claim(k, a)
   elseif query == '' and done and tonumber(done) > undone then return {'done'} end
   local reply, mine = {'ok'}, {}
   for i = 1, count do
-    local frame = ARGV[a + 3 + i]
+    local frame = ARGV[a + 4 + i]
     local known = redis.call('HGET', pairs, frame) or ''
     local till, name = string.match(known, '^%?(%d+) (.*)$')
     if till and redis.call('EXISTS', workers .. name) == 0 then
-      if query == '' then return {'gone'} end
+      if not own then return {'gone'} end
       known = ''
     elseif till and (tonumber(till) < now or name == me) then known = '' end
     if known == '' and left > 0 then
@@ -47,10 +48,12 @@ local function claim(k, a)
   return reply
 end
 
+redis.pcall('HDEL', KEYS[3], '')  -- lets it go on when Redis is full (answer.lua)
 local replies, a = {}, 6
 for i = 1, #KEYS / 3 do
   local ok, reply = pcall(claim, 3 * i - 2, a)
-  replies[i] = ok and reply or {'gone'}
-  a = a + 4 + tonumber(ARGV[a + 3])
+  if not ok then return type(reply) == 'table' and reply or {err = reply} end
+  replies[i] = reply
+  a = a + 5 + tonumber(ARGV[a + 3])
 end
 return replies

@@ -13,7 +13,7 @@ from vlac_queue.errors import CriticFailed
 from vlac_queue.messages import DoneVerdict, ValueVerdict
 from workers.critics import CriticAnswer, CriticQuery, Pair, compared, failed_pair
 from workers.critics.vlac.calls import Reading, RowCalls, most_images
-from workers.critics.vlac.rows import Row, clean_task, done_rows, pair_rows, prompt_hash
+from workers.critics.vlac.rows import NO_PAIR, Row, clean_task, done_rows, pair_rows, prompt_hash
 
 if TYPE_CHECKING:
     from workers.critics.vlac.model import VlacModel
@@ -97,6 +97,8 @@ class VlacCritic:
 
     def value(self, scores: Sequence[float]) -> CriticAnswer:
         """Return the value list by VLAC's own recursion over pair scores."""
+        if not scores:
+            return CriticFailed(NO_PAIR)
         model, _ = self._awake()
         simple = "mix_f" if self.config.value_recursion == "mix_f" else True
         try:

@@ -28,6 +28,8 @@ THINK_TOKENS = 512
 _SHOWN_CHARS = 120
 #: Stands for the task where prompts are compared.
 _PLACEHOLDER = "TASK"
+#: Why a value list over one frame fails.
+NO_PAIR = "a value list over one frame has no pair to compare; push more frames before asking."
 
 # "<image>", "</task>", "<|im_end|>": a "<" that is followed by text, up to the next ">".
 _TAG = re.compile(r"<[^<>\s][^<>]*>")
@@ -98,7 +100,7 @@ def pair_rows(
         CriticFailed: there is no pair; a value list without one would be 0 by nobody's judgement.
     """
     if not pairs:
-        raise CriticFailed("a value list over one frame has no pair to compare; push more frames before asking.")
+        raise CriticFailed(NO_PAIR)
     before: tuple[Frames, ...] = ()
     if query.reference is not None:
         before = (*spread(query.reference, config.ref_num), query.frames[0])
