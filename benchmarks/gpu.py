@@ -10,6 +10,8 @@ lists, as `benchmarks.vlac_peer` does on a CPU.
 
 The model has the shape of InternVL2-2B and random weights (benchmarks/tiny_vlac.py); it says nothing about robots,
 and takes the time and memory of one that does. The other settings are a worker's own, from `VLAC_*`.
+
+File and `main` are long since the measurements stand here in the order in which they are made and printed.
 """
 
 from __future__ import annotations
@@ -245,7 +247,6 @@ def _batches(context: click.Context, parameter: click.Parameter, text: str) -> l
     return batches
 
 
-# Over 40 lines: the measurements in the order in which they are made and printed.
 @click.command()
 @click.option(
     "--checkpoint",

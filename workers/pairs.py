@@ -138,15 +138,19 @@ class PairWork:
 
     def take(self, batch: Sequence[Prepared]) -> list[Prepared]:
         """Keep the value queries of a batch; return the others."""
+        others = []
         for each in batch:
-            if each.query.kind == "value" and isinstance(each.ask, CriticQuery):
-                now = self._shared.clock.now()
-                value = self._values.setdefault(each.query.id, _Episode(each.query, each.ask, since=now))
-                value.asked.append(each)
-                self._drop_ahead(each.query.token)
-                self._waits = False
-        self._shared.batcher.hold(sum(value.ask.frames.nbytes for value in self._values.values()))
-        return [each for each in batch if each.query.kind != "value" or not isinstance(each.ask, CriticQuery)]
+            if each.query.kind != "value" or not isinstance(each.ask, CriticQuery):
+                others.append(each)
+                continue
+            now = self._shared.clock.now()
+            value = self._values.setdefault(each.query.id, _Episode(each.query, each.ask, since=now))
+            value.asked.append(each)
+            self._drop_ahead(each.query.token)
+            self._waits = False
+        if len(others) < len(batch):
+            self._hold()
+        return others
 
     def seen(self, query: Query, *, done: bool) -> None:
         """Note the answer to a done query: pairs of an episode that goes on are worth asking ahead."""
@@ -197,6 +201,10 @@ class PairWork:
                 self._ahead_bytes += each.ask.frames.nbytes
         while self._ahead_bytes > _AHEAD_BYTES and len(self._ahead) > 1:
             self._drop_ahead(next(iter(self._ahead)))
+
+    def _hold(self) -> None:
+        """Have the frames of the value queries at hand count as waiting."""
+        self._shared.batcher.hold(sum(value.ask.frames.nbytes for value in self._values.values()))
 
     def _drop_ahead(self, token: str) -> None:
         if episode := self._ahead.pop(token, None):
@@ -327,7 +335,8 @@ class PairWork:
                 over[id(value)] = value
             missing += left
         self._values = {name: value for name, value in self._values.items() if id(value) not in over}
-        self._shared.batcher.hold(sum(value.ask.frames.nbytes for value in self._values.values()))
+        if over:
+            self._hold()
         self._share(missing)
         return finished
 

@@ -223,8 +223,11 @@ def test_requests_are_requests_with_newer_ms_swift_too(installed: Any) -> None:
 def test_offloading_moves_the_weights_to_the_host_and_back(installed: Any) -> None:
     loaded = VlacModel.load(VlacConfig(model_path="weights"))
     installed.events.clear()
+    cleared: list[str] = []
+    loaded.gac.images.clear = lambda: cleared.append("images")
     loaded.offload()
     assert installed.events == ["to cpu", "empty cache"]
+    assert not cleared, "features are in host memory: they stay"
     loaded.wake()
     assert installed.events[2:] == ["to cuda:0"]
 

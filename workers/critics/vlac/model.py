@@ -118,7 +118,7 @@ class VlacModel:
             vllm_engine.sleep(self.gac.engine.engine)
         else:
             self.gac.model.to("cpu")
-            self.free_memory()
+            self._empty_cache()  # kept features are in host memory, and stay
 
     def wake(self) -> None:
         """Move the weights back onto the device."""
