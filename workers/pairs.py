@@ -128,6 +128,8 @@ class PairWork:
         self._pair_s = 0.0
         # Whether all that is left of value queries is another worker's.
         self._waits = False
+        # Whether the log says that the critic can't tell how many pairs it wants.
+        self._told = False
         self._lock = threading.Lock()
         self._to_prepare: OrderedDict[str, Query] = OrderedDict()
         self._prepared: OrderedDict[str, Prepared] = OrderedDict()
@@ -266,8 +268,10 @@ class PairWork:
     def _at_once(self, ask: CriticQuery) -> int:
         try:
             return max(1, int(self._critic.pairs_at_once(ask)))
-        except Exception as error:
-            LOG.warning("pairs_at_once failed (%s: %s); asking one by one", type(error).__name__, error)
+        except Exception:
+            if not self._told:
+                LOG.exception("pairs_at_once failed; pairs are scored one by one")
+            self._told = True
             return 1
 
     def _quick(self) -> int:
