@@ -141,7 +141,7 @@ class PairWork:
     # For the main thread.
 
     def to_prepare(self) -> Query | None:
-        """Return a value query about an episode as it is by now whose frames are wanted for work ahead, or None."""
+        """Return a value query about an episode as it is by now whose frames are wanted for work ahead, if any."""
         with self._lock:
             return self._to_prepare.popitem(last=False)[1] if self._to_prepare else None
 

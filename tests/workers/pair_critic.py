@@ -26,19 +26,15 @@ class Mute(Exception):
 
 
 #: Scores that are none, by the task for which they are given.
-NONSENSE: dict[str, Any] = {
-    "huge": 10**6000,
-    "mute": Mute(),
-    "object": type("Odd", (), {"__repr__": Mute.__str__})(),
-}
+NONSENSE: dict[str, Any] = {"huge": 10**6000, "mute": Mute(), "object": object()}
 
 
 class PairsCritic:
     """Finds frames done whose top left red is 255; a pair scores its indices' difference plus that of its second.
 
     What it does is a line in the file "asked": "PID done RED", or "PID pair TASK SECOND". With the task "kill 5"
-    it kills its process at the pair of frame 5, the first time; with "poison 5" each time; with "fail 5" it fails. With a task of
-    `NONSENSE` scores are none, and with "none" the value list is None.
+    it kills its process at the pair of frame 5, the first time; with "poison 5" each time; with "fail 5" it fails.
+    With a task of `NONSENSE` scores are none, and with "none" the value list is None.
     """
 
     scored_by = "stand-in"
