@@ -48,7 +48,7 @@ def config(mode: str, views: list[str], *, env_workers: int, **train: Any) -> di
         "model_type": "vlac",
         "views": views,
         "reward_mode": "${reward.reward_mode}",
-        "num_action_chunks": "${actor.model.num_action_chunks}",
+        "policy": "${actor.model}",
         "env": "${env.train}",
         "runner": "${runner}",
     }
@@ -83,6 +83,7 @@ def roll_out(cfg: dict[str, Any], redis_url: str, folder: Path) -> list[dict[str
         "VLAC_REDIS_URL": redis_url,
         "FAKE_LIBERO_PLANS": json.dumps(PLANS),
         "PYTHONPATH": os.pathsep.join([os.environ["RLINF_HOME"], str(ROOT), str(site)]),
+        "RAY_ADDRESS": "local",  # or RLinf joins any cluster of this host
         "RAY_AUTH_MODE": "disabled",
     }
     command = [sys.executable, "-m", "tests.real_rlinf.loop", str(folder / "config.json")]
