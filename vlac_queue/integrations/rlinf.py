@@ -121,7 +121,7 @@ class Judge:
                 raise ConfigError(f"reward.model.{name} is missing; write {name}: {line}")
         if cfg.get("num_envs") is None:
             raise ConfigError(
-                "RLinf gave no num_envs: it does so in its EmbodiedRewardWorker alone, and there is nothing to train."
+                "RLinf gave no num_envs: it does so in its EmbodiedRewardWorker alone. There is nothing to train."
             )
         _check_mode(cfg["reward_mode"], cfg["runner"])
         _check_ends(cfg["env"], cfg["policy"])
@@ -169,11 +169,11 @@ class Judge:
         described = observations["task_descriptions"]
         tasks = [described] if isinstance(described, str) else list(described)
         frames = [self._view(observations, view) for view in self.views]
-        rows = {"dones": ended, "task_descriptions": tasks, **dict(zip(self.views, frames, strict=True))}
-        for name, values in rows.items():
-            if len(values) != self._rows:
+        rows = {"dones": len(ended), "task_descriptions": len(tasks)}
+        for name, count in (rows | dict(zip(self.views, map(len, frames), strict=True))).items():
+            if count != self._rows:
                 raise ProtocolError(
-                    f"{name} has {len(values)} rows and this reward worker has {self._rows} environments."
+                    f"{name} has {count} rows and this reward worker has {self._rows} environments."
                 )
         given = self._rewards.step(tasks, frames, ended).astype(np.float32)
         if not self._per_step:

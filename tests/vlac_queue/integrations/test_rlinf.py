@@ -66,9 +66,7 @@ def test_a_view_may_be_one_of_several_cameras(redis_url: str) -> None:
 )
 def test_a_camera_that_is_not_there_is_refused_with_those_that_are(view: str) -> None:
     seen = observations(picture(), picture(), extra_view_images=np.zeros((2, 2, 4, 4, 3), np.uint8))
-    with pytest.raises(
-        ConfigError, match=rf"no camera {view}; .*'extra_view_images.0', 'extra_view_images.1'"
-    ):
+    with pytest.raises(ConfigError, match=rf"no camera {view}; .*'extra_view_images.0', 'extra_view_images.1'"):
         Judge(node(views=[view])).rewards(seen)
     with pytest.raises(ConfigError, match=r"no camera main_images.1; .* \['main_images'\]"):
         Judge(node(views="main_images.1")).rewards(seen)
@@ -154,8 +152,8 @@ def test_an_rlinf_without_the_names_is_refused_with_all_that_is_missing(tmp_path
     message = str(refused.value)
     assert rlinf.SUPPORTED_COMMIT in message and message.count("is missing") == len(rlinf._NEEDED)
     for file, text in (
-        ("workers/reward/reward_worker.py", "class EmbodiedRewardWorker:\n    async def compute_reward(self, batch): 0"),
-        ("data/schema/embodied_types.py", "class EnvOutput:\n    dones: Tensor | None = None"),
+        (rlinf._REWARD_WORKER, "class EmbodiedRewardWorker:\n    async def compute_reward(self, batch): pass"),
+        (rlinf._SEEN, "class EnvOutput:\n    dones: Tensor | None = None"),
     ):
         (tmp_path / file).parent.mkdir(parents=True)
         (tmp_path / file).write_text(text)
