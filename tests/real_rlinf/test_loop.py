@@ -172,11 +172,8 @@ def test_rows_that_reset_at_different_steps_are_rewarded_by_both_cameras(redis_u
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("mode", ["terminal", "per_step"])
-def test_a_failure_of_the_critic_ends_the_run_and_leaves_no_episode_open(
-    mode: str, redis_url: str, tmp_path: Path
-) -> None:
-    cfg = config(mode, ["main_images"], workers=(1, 1), total_num_envs=2)
+def test_a_failure_of_the_critic_ends_the_run_and_leaves_no_episode_open(redis_url: str, tmp_path: Path) -> None:
+    cfg = config("terminal", ["main_images"], workers=(1, 1), total_num_envs=2)
     before = open_episodes(redis_url)
     done = run(cfg, redis_url, tmp_path, [["...x....", "........"]])
     assert done.returncode != 0
