@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -261,5 +262,8 @@ def _array(values: Any) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    check_upstream()
+    try:
+        check_upstream()
+    except ConfigError as error:
+        sys.exit(str(error))
     print(f"The installed RLinf has all that the reward model {MODEL_TYPE!r} needs.")
