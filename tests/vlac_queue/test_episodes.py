@@ -405,9 +405,9 @@ def test_what_a_crashed_run_left_open_is_closed(client: CriticClient, connection
     connection.delete(f"vlac:vlac:client:{client.id}")  # as it expires
     assert "2 episodes have ids" in run(client, "close", "left").stderr
     assert run(client, "close", "left-2", "o").output == "closed: left-2\nclosed: other\n"
-    assert {key.decode() for key in connection.keys("vlac:vlac:episode:*")} == {
-        "vlac:vlac:episode:left-1",
-        "vlac:vlac:episode:left-1:frames",
+    assert set(connection.keys("vlac:vlac:episode:*")) == {
+        b"vlac:vlac:episode:left-1",
+        b"vlac:vlac:episode:left-1:frames",
     }
     assert run(client, "close", "left-1").exit_code == 0
     assert connection.keys("vlac:vlac:reference:*") == connection.keys("vlac:vlac:sizes") == []

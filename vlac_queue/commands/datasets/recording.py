@@ -42,12 +42,14 @@ class Dataset:
         camera: the camera chosen; "" where there is no choice.
         episodes: how many there are.
         recordings: gives each of them, in the order of their numbers, reading as it goes. Raises FrameError.
+        damage: why there are fewer than there should be; empty where nothing is amiss.
     """
 
     path: Path
     camera: str
     episodes: int
     recordings: Callable[[], Iterator[Recording]] = field(repr=False)
+    damage: tuple[str, ...] = ()
 
 
 def chosen_episodes(text: str) -> Callable[[int], bool]:

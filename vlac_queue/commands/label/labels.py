@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import msgspec
 import numpy as np
 from msgspec import Struct
 
+from vlac_queue.commands.datasets.recording import Recording
 from vlac_queue.commands.label.asking import Answers
 from vlac_queue.commands.score.figures import Score, make_score
 from vlac_queue.errors import ProtocolError
@@ -33,7 +37,7 @@ class How(Struct, frozen=True, tag_field="kind", tag="labels"):
     stride: int  # every stride-th frame was asked about, and the last
     value_stride: int  # distance between the frames of a value list, counted in frames asked about
     done_threshold: float  # a score above it means done, 0..1
-    references: tuple[str, ...]  # as they were given
+    references: tuple[str, ...]  # as they were given, with the SHA-256 of their frames
     version: int = _VERSION
 
 
@@ -49,6 +53,7 @@ class Labelled(Struct, frozen=True, tag_field="kind", tag="episode"):
     values: tuple[float, ...]  # nominally 0..100; none where there is one frame
     critics: tuple[float, ...]  # pair-wise scores, nominally -100..100
     critic: CriticIdentity
+    reference: str = ""  # the recording that the dataset names for it; "" where it names none
 
     def score(self, how: How) -> Score:
         """Return its figures."""
@@ -76,11 +81,22 @@ def labelled(answers: Answers) -> Labelled:
         values=value.values if value else (),
         critics=value.critics if value else (),
         critic=answers.critic,
+        reference=str(recording.reference or ""),
     )
+
+
+class _Place(NamedTuple):
+    """Where the labels of an episode stand in their file, and a hash of what they are of."""
+
+    at: int
+    what: int
 
 
 class Labels:
     """The file of labels, in a folder of its own. Where each episode stands is in memory, and nothing more.
+
+    Args:
+        file: opened for adding, and locked; None where nothing is to be added.
 
     Attributes:
         path: the file.
@@ -88,11 +104,19 @@ class Labels:
         critic: who made them; None while there are none.
     """
 
-    def __init__(self, path: Path, how: How, places: dict[int, int], critic: CriticIdentity | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        how: How,
+        places: dict[int, _Place],
+        critic: CriticIdentity | None,
+        file: FileIO | None = None,
+    ) -> None:
         self.path = path
         self.how = how
         self.critic = critic
         self._places = places
+        self._file = file
 
     def __contains__(self, episode: int) -> bool:
         return episode in self._places
@@ -103,26 +127,55 @@ class Labels:
     def __iter__(self) -> Iterator[Labelled]:
         with self.path.open("rb") as file:
             for episode in sorted(self._places):
-                file.seek(self._places[episode])
+                file.seek(self._places[episode].at)
                 yield _LINE.decode(file.readline())  # type: ignore[misc]
+
+    def has(self, recording: Recording) -> bool:
+        """Return whether an episode is labelled.
+
+        Raises:
+            ProtocolError: the labels of that number are of another recording.
+        """
+        place = self._places.get(recording.index)
+        if place is not None and place.what != _what(recording):
+            raise ProtocolError(
+                f"{recording.name} is another recording than the one labelled in {self.path}, or has another task "
+                f"or reference now; choose another --out, or delete {self.path.parent}."
+            )
+        return place is not None
 
     def add(self, made: Labelled) -> None:
         """Keep an episode's labels; they are on the disk when this returns, as far as this process can tell.
 
         Raises:
             ProtocolError: another critic made those before.
-            OSError: the file can't be written.
+            OSError: the file can't be written; it is as before.
         """
+        assert self._file is not None
         if self.critic not in (None, made.critic):
             raise ProtocolError(
                 f"{self.path} holds labels of another critic ({_named(self.critic)}) than now answers "
                 f"({_named(made.critic)}); start workers of that one, or choose another --out."
             )
         self.critic = made.critic
-        with self.path.open("ab") as file:
-            place = file.tell()
-            file.write(msgspec.json.encode(made) + b"\n")
-        self._places[made.episode] = place
+        place = self._file.seek(0, os.SEEK_END)
+        try:
+            _write(self._file, made)
+        except OSError:
+            self._file.truncate(place)
+            raise
+        self._places[made.episode] = _Place(place, _what(made))
+
+    def close(self) -> None:
+        """Let others add to the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+def _what(of: Recording | Labelled) -> int:
+    """Return a hash, of this process, of what makes a recording another one."""
+    length = of.length if of.first is not None else None  # before it is read only a LeRobot dataset tells
+    return hash((of.name, of.task, of.first, length, str(of.reference or "")))
 
 
 def _named(critic: CriticIdentity | None) -> str:
@@ -130,17 +183,28 @@ def _named(critic: CriticIdentity | None) -> str:
 
 
 def open_labels(folder: Path, how: How) -> Labels:
-    """Begin labels in a folder, or go on with those that are there.
+    """Begin labels in a folder, or go on with those that are there; nobody else can until they are closed.
 
     Raises:
-        ProtocolError: those that are there were made otherwise.
+        ProtocolError: those that are there were made otherwise, or another process adds to them.
         OSError: the folder can't be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LABELS
-    if not path.exists() or not path.stat().st_size:
-        path.write_bytes(msgspec.json.encode(how) + b"\n")
-    labels, end = _read(path)
+    file = path.open("ab", buffering=0)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ProtocolError(
+            f"another `vlac-queue label` adds to {path}; wait for its end, or choose another --out."
+        ) from None
+    with path.open("rb") as begun:
+        empty = not any(_whole_lines(begun))
+    if empty:
+        file.truncate(0)
+        _write(file, how)
+    labels, end = _read(path, file)
     for name in how.__struct_fields__:
         then, now = getattr(labels.how, name), getattr(how, name)
         if then != now:
@@ -148,7 +212,7 @@ def open_labels(folder: Path, how: How) -> Labels:
                 f"{path} was made with {name} {then!r}, and now it is {now!r}; choose another --out, or delete "
                 f"{folder}."
             )
-    os.truncate(path, end)
+    file.truncate(end)
     return labels
 
 
@@ -164,9 +228,9 @@ def read_labels(folder: Path) -> Labels:
     return _read(path)[0]
 
 
-def _read(path: Path) -> tuple[Labels, int]:
+def _read(path: Path, adding: FileIO | None = None) -> tuple[Labels, int]:
     """Return the labels of a file, and where the last whole line ends."""
-    places: dict[int, int] = {}
+    places: dict[int, _Place] = {}
     critic: CriticIdentity | None = None
     how: How | None = None
     with path.open("rb") as file:
@@ -181,11 +245,18 @@ def _read(path: Path) -> tuple[Labels, int]:
             if isinstance(line, How):
                 how = line
             else:
-                places[line.episode], critic = end, line.critic
+                places[line.episode], critic = _Place(end, _what(line)), line.critic
             end += len(text)
     if how is None or how.version != _VERSION:
         raise ProtocolError(f"{path} is of another version of vlac-queue; choose another --out.")
-    return Labels(path, how, places, critic), end
+    return Labels(path, how, places, critic, adding), end
+
+
+def _write(file: FileIO, line: How | Labelled) -> None:
+    """Write a line; a nearly full disk takes a part of it, and only the next call says why."""
+    left = memoryview(msgspec.json.encode(line) + b"\n")
+    while left:
+        left = left[file.write(left) :]
 
 
 def _whole_lines(file: BinaryIO) -> Iterator[bytes]:
@@ -215,18 +286,23 @@ def write_progress(labels: Labels, path: Path) -> int:
         metadata={"vlac_queue": msgspec.json.encode(labels.how), "critic": _named(labels.critic)},
     )
     partial, count, first = path.with_name(f".{path.name}"), 0, 0
-    with pq.ParquetWriter(partial, schema) as writer:
-        waiting: list[dict[str, Any]] = []
-        for made in labels:
-            first = first if made.first is None else made.first
-            waiting.append(_columns(made, labels.how, first))
-            first, count = first + made.length, count + made.length
-            if sum(len(columns["index"]) for columns in waiting) >= _ROWS:
+    try:
+        with pq.ParquetWriter(partial, schema) as writer:
+            waiting: list[dict[str, Any]] = []
+            for made in labels:
+                first = first if made.first is None else made.first
+                waiting.append(_columns(made, labels.how, first))
+                first, count = first + made.length, count + made.length
+                if sum(len(columns["index"]) for columns in waiting) >= _ROWS:
+                    writer.write_table(_table(waiting, schema))
+                    waiting = []
+            if waiting:
                 writer.write_table(_table(waiting, schema))
-                waiting = []
-        if waiting:
-            writer.write_table(_table(waiting, schema))
-    os.replace(partial, path)
+        os.replace(partial, path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
     return count
 
 

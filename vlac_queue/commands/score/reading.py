@@ -72,7 +72,7 @@ def open_clip(path: Path, stride: int = 1, *, keep_last: bool = False) -> Clip:
     else:
         total = _video_length(path)
         named = ((i, f"frame {i}", _pixels(frame)) for i, frame in every(_video(path), stride, keep_last))
-    count = None if total is None else len(list(every(range(total), stride, keep_last)))
+    count = None if total is None else how_many(total, stride, keep_last)
     return Clip(path, count, of_one_size(path, named))
 
 
@@ -117,6 +117,12 @@ def every(items: Iterable[Item], stride: int, keep_last: bool) -> Iterator[tuple
             yield index, item
     if keep_last and index >= 0 and index % stride:
         yield index, item
+
+
+def how_many(total: int, stride: int, keep_last: bool) -> int:
+    """Return how many of `total` items `every` yields."""
+    taken = -(-total // stride)
+    return taken + (keep_last and total > 0 and (total - 1) % stride > 0)
 
 
 def of_one_size(path: Path, named: Iterable[tuple[int, str, Frames]]) -> Iterator[tuple[int, Frames]]:
@@ -192,7 +198,7 @@ def frames_at(path: Path, times: Sequence[float], tolerance_s: float) -> Iterato
     """Yield the frames of a video that are shown at given times.
 
     Args:
-        times: seconds on the video's clock, ascending, one or more.
+        times: seconds on the video's clock, ascending.
         tolerance_s: how far a frame may be from its time.
 
     Yields:
@@ -202,7 +208,8 @@ def frames_at(path: Path, times: Sequence[float], tolerance_s: float) -> Iterato
         FrameError: the video can't be read, or has no frame at one of the times.
     """
     left = iter(times)
-    wanted = next(left)
+    if (wanted := next(left, None)) is None:
+        return
     with _opened(path) as file, closing(_decoded(file, str(path), start_s=times[0] - tolerance_s)) as decoded:
         for frame in decoded:
             while frame.time is not None and frame.time >= wanted - tolerance_s:
