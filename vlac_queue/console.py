@@ -75,7 +75,8 @@ def writing(path: Path, option: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _NotWritten(f"can't write to {path} ({error.strerror}); choose another {option}.") from error
+        reason = f"can't write to {path} ({error.strerror or error}); choose another {option}."
+        raise _NotWritten(_shown(reason)) from error
 
 
 @contextmanager

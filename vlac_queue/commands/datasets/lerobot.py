@@ -257,7 +257,8 @@ class _Layout:
         for each in _rows(path, columns, _PICTURES, row.episode_index):
             if each["frame_index"] == wanted:
                 yield each["frame_index"], f"frame {wanted}", self._picture(path, each)
-                wanted = next(numbers, None)
+                if (wanted := next(numbers, None)) is None:
+                    return
         if wanted is not None:
             raise FrameError(
                 f"{path} lacks frame {wanted} of episode {row.episode_index}; the dataset is damaged."
@@ -299,10 +300,12 @@ def _raise(error: FrameError, stride: int) -> Clip:
 
 def _rows(file: Path, columns: list[str], most: int, episode: int | None = None) -> Iterator[dict[str, Any]]:
     """Yield the rows of a parquet file, at most `most` in memory; given an episode, its own alone."""
+    import pyarrow.compute
+
     for batch in _batches(file, columns, most, episode):
-        for row in batch.to_pylist():
-            if episode is None or row["episode_index"] == episode:
-                yield row
+        if episode is not None:
+            batch = batch.filter(pyarrow.compute.equal(batch["episode_index"], episode))
+        yield from batch.to_pylist()
 
 
 def _batches(file: Path, columns: list[str], most: int, episode: int | None = None) -> Iterator[Any]:

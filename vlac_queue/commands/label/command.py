@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,9 +96,9 @@ def label(
             str(dataset.path.resolve()), dataset.camera, task or "", stride, config.value_stride,
             config.done_threshold, reference.said,
         )  # fmt: skip
-        with writing(folder, "--out"):
-            labels = open_labels(folder, how)
-        with closing(labels):
+        with ExitStack() as stack:
+            with writing(folder, "--out"):
+                labels = stack.enter_context(open_labels(folder, how))
             done = _label(config, dataset, labels, reference.of, wanted)
             made = _write(dataset, labels, folder, done, png)
     _show(made, done, folder, as_json)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -166,11 +166,6 @@ class Labels:
             raise
         self._places[made.episode] = _Place(place, _what(made))
 
-    def close(self) -> None:
-        """Let others add to the file."""
-        if self._file is not None:
-            self._file.close()
-
 
 def _what(of: Recording | Labelled) -> int:
     """Return a hash, of this process, of what makes a recording another one."""
@@ -182,8 +177,9 @@ def _named(critic: CriticIdentity | None) -> str:
     return " ".join(filter(None, (critic.name, critic.model, critic.prompt))) if critic else ""
 
 
-def open_labels(folder: Path, how: How) -> Labels:
-    """Begin labels in a folder, or go on with those that are there; nobody else can until they are closed.
+@contextmanager
+def open_labels(folder: Path, how: How) -> Iterator[Labels]:
+    """Begin labels in a folder, or go on with those that are there; nobody else adds to them meanwhile.
 
     Raises:
         ProtocolError: those that are there were made otherwise, or another process adds to them.
@@ -191,29 +187,28 @@ def open_labels(folder: Path, how: How) -> Labels:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LABELS
-    file = path.open("ab", buffering=0)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise ProtocolError(
-            f"another `vlac-queue label` adds to {path}; wait for its end, or choose another --out."
-        ) from None
-    with path.open("rb") as begun:
-        empty = not any(_whole_lines(begun))
-    if empty:
-        file.truncate(0)
-        _write(file, how)
-    labels, end = _read(path, file)
-    for name in how.__struct_fields__:
-        then, now = getattr(labels.how, name), getattr(how, name)
-        if then != now:
+    with path.open("ab", buffering=0) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             raise ProtocolError(
-                f"{path} was made with {name} {then!r}, and now it is {now!r}; choose another --out, or delete "
-                f"{folder}."
-            )
-    file.truncate(end)
-    return labels
+                f"another `vlac-queue label` adds to {path}; wait for its end, or choose another --out."
+            ) from None
+        with path.open("rb") as begun:
+            empty = not any(_whole_lines(begun))
+        if empty:
+            file.truncate(0)
+            _write(file, how)
+        labels, end = _read(path, file)
+        for name in how.__struct_fields__:
+            then, now = getattr(labels.how, name), getattr(how, name)
+            if then != now:
+                raise ProtocolError(
+                    f"{path} was made with {name} {then!r}, and now it is {now!r}; choose another --out, or "
+                    f"delete {folder}."
+                )
+        file.truncate(end)
+        yield labels
 
 
 def read_labels(folder: Path) -> Labels:

@@ -146,7 +146,7 @@ def _array(path: Path) -> Frames:
     try:
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
         array = loaded["frames"] if path.suffix == ".npz" else loaded
-    except (OSError, EOFError, ValueError, LookupError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, EOFError, ValueError, LookupError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise FrameError(
             f"{path} holds no frames ({error}); give an .npz with an array 'frames', or an .npy."
         ) from None
