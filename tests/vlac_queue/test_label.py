@@ -166,6 +166,22 @@ def test_one_labels_at_a_time(client: CriticClient, tmp_path: Path) -> None:
     assert "no worker listens" in label(client, data, "--no-png").stderr
 
 
+def test_no_link_in_a_folder_of_labels_leads_elsewhere(
+    client: CriticClient, workers: Workers, tmp_path: Path
+) -> None:
+    workers.start(NAME)
+    data = table_of(tmp_path / "data", [("lift", reds(0, 100, 200))])
+    (data / "vlac-labels").mkdir()
+    for name in ("labels.jsonl", ".progress.parquet", "progress.parquet", "summary.json", "episodes.png"):
+        (tmp_path / name).write_text("precious")
+        (data / "vlac-labels" / name).symlink_to(tmp_path / name)
+    refused = label(client, data)
+    assert refused.exit_code == 2 and "can't write to" in refused.stderr
+    (data / "vlac-labels" / "labels.jsonl").unlink()
+    assert label(client, data).exit_code == 0
+    assert {path.read_text() for path in tmp_path.glob("*.*") if path.suffix != ".log"} == {"precious"}
+
+
 def test_labels_of_two_critics_are_not_mixed(client: CriticClient, workers: Workers, tmp_path: Path) -> None:
     worker = workers.start(NAME)
     data = table_of(tmp_path / "data", [("lift", reds(0, 100, 200)) for _ in range(2)])

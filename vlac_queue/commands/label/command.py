@@ -176,8 +176,9 @@ def _leave_out(done: _Done, name: str, said: str) -> str:
 
 def _write(dataset: Dataset, labels: Labels, folder: Path, done: _Done, png: bool) -> dict[str, Any]:
     """Write the table, the summary and the picture; return the summary with what was made of it."""
-    summary = summarize(labels)
+    summary, about = summarize(labels), folder / "summary.json"
     with writing(folder, "--out"):
+        about.unlink(missing_ok=True)  # it may be a link, in a folder that came with the dataset
         rows = write_progress(labels, folder / PROGRESS)
         written = [folder / PROGRESS]
         if png and (summary.best or summary.worst):
@@ -198,8 +199,8 @@ def _write(dataset: Dataset, labels: Labels, folder: Path, done: _Done, png: boo
             "frames_per_s": done.frames / done.seconds if done.frames else None,
         }
         text = json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False)
-        (folder / "summary.json").write_text(text + "\n", "utf-8")
-    return {"document": document, "summary": summary, "written": [*written, folder / "summary.json"]}
+        about.write_text(text + "\n", "utf-8")
+    return {"document": document, "summary": summary, "written": [*written, about]}
 
 
 def _draw(dataset: Dataset, labels: Labels, summary: Summary, path: Path) -> list[Path]:
@@ -222,6 +223,7 @@ def _draw(dataset: Dataset, labels: Labels, summary: Summary, path: Path) -> lis
     title = f"{many(summary.total.episodes, 'episode')}: the {len(summary.best)} with the highest VOC"
     if summary.worst:
         title += f", then the {len(summary.worst)} with the lowest"
+    path.unlink(missing_ok=True)
     write_sheet(shown, path, title)
     return [path]
 

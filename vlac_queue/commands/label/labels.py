@@ -187,7 +187,7 @@ def open_labels(folder: Path, how: How) -> Iterator[Labels]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LABELS
-    with path.open("ab", buffering=0) as file:
+    with open(path, "ab", buffering=0, opener=_no_link) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -209,6 +209,11 @@ def open_labels(folder: Path, how: How) -> Iterator[Labels]:
                 )
         file.truncate(end)
         yield labels
+
+
+def _no_link(path: str, flags: int) -> int:
+    """Open a file but no link to elsewhere: the folder may have come with somebody else's dataset."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def read_labels(folder: Path) -> Labels:
@@ -282,6 +287,7 @@ def write_progress(labels: Labels, path: Path) -> int:
     )
     partial, count, first = path.with_name(f".{path.name}"), 0, 0
     try:
+        partial.unlink(missing_ok=True)
         with pq.ParquetWriter(partial, schema) as writer:
             waiting: list[dict[str, Any]] = []
             for made in labels:
