@@ -230,7 +230,19 @@ def test_a_table_lists_files(tmp_path: Path) -> None:
     (tmp_path / "episodes.csv").write_text("file,task\na.npz\n")
     with pytest.raises(FrameError, match="line 2: no task"):
         open_dataset(tmp_path)
-    (tmp_path / "episodes.csv").unlink()
+    table = tmp_path / "episodes.csv"
+    for text, message in {
+        "file;task\na.npz;lift\n": "has no column file .*separated by commas",
+        "file,task\n\n a.npz, \n": "line 3: no task",
+        "file,task\na.npz,schlie\xdfen\n": "no table of recordings in UTF-8",
+    }.items():
+        table.write_bytes(text.encode("latin-1"))
+        with pytest.raises(FrameError, match=message):
+            open_dataset(tmp_path)
+    table.write_text("\ufefffile, task\n a.npz ,Tür schließen \n", encoding="utf-8")
+    (odd,) = open_dataset(tmp_path).recordings()
+    assert (odd.name, odd.task, len(list(odd.clip(1).frames))) == ("a.npz", "Tür schließen", 4)
+    table.unlink()
     with pytest.raises(FrameError, match=r"no LeRobot dataset .* and has no episodes\.csv"):
         open_dataset(tmp_path)
 
