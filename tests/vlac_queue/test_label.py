@@ -172,7 +172,7 @@ def test_no_link_in_a_folder_of_labels_leads_elsewhere(
     workers.start(NAME)
     data = table_of(tmp_path / "data", [("lift", reds(0, 100, 200))])
     (data / "vlac-labels").mkdir()
-    for name in ("labels.jsonl", ".progress.parquet", "progress.parquet", "summary.json", "episodes.png"):
+    for name in ("labels.jsonl", ".partial.progress.parquet", "progress.parquet", "summary.json", "episodes.png"):
         (tmp_path / name).write_text("precious")
         (data / "vlac-labels" / name).symlink_to(tmp_path / name)
     refused = label(client, data)

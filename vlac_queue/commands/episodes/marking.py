@@ -15,6 +15,7 @@ from vlac_queue.commands.episodes.record import EpisodeRecord
 from vlac_queue.commands.episodes.sheet import write_episode
 from vlac_queue.console import errors_as_messages, note, writing
 from vlac_queue.errors import FrameError, ProtocolError
+from vlac_queue.files import replacing
 from vlac_queue.plot import figure_class
 from vlac_queue.texts import clean, many
 
@@ -79,9 +80,8 @@ def _mark_all(folder: Path, shown: bool) -> None:
     click.echo(f"{many(total, 'episode')}; s success, f failure, space pass over, q end. Look at {picture}")
     for number, record in enumerate(_open_ones(folder), 1):
         try:
-            with writing(picture, "--log"):
-                picture.unlink(missing_ok=True)  # it may be a link to elsewhere
-                write_episode(record, partial(log.read_batches, record, note), picture)
+            with writing(picture, "--log"), replacing(picture) as whole:
+                write_episode(record, partial(log.read_batches, record, note), whole)
         except FrameError as error:
             note(f"{record.id}: {error}")
             continue

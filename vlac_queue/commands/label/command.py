@@ -25,6 +25,7 @@ from vlac_queue.commands.label.summary import HEADERS, LEGEND, Ranked, Summary, 
 from vlac_queue.config import VlacConfig
 from vlac_queue.console import errors_as_messages, note, print_table, queue_options, writing
 from vlac_queue.errors import FrameError, VlacQueueError
+from vlac_queue.files import replacing
 from vlac_queue.frames import Frames
 from vlac_queue.plot import evenly, figure_class, shrunk
 from vlac_queue.texts import clean, duration, many, number
@@ -178,7 +179,6 @@ def _write(dataset: Dataset, labels: Labels, folder: Path, done: _Done, png: boo
     """Write the table, the summary and the picture; return the summary with what was made of it."""
     summary, about = summarize(labels), folder / "summary.json"
     with writing(folder, "--out"):
-        about.unlink(missing_ok=True)  # it may be a link, in a folder that came with the dataset
         rows = write_progress(labels, folder / PROGRESS)
         written = [folder / PROGRESS]
         if png and (summary.best or summary.worst):
@@ -199,7 +199,8 @@ def _write(dataset: Dataset, labels: Labels, folder: Path, done: _Done, png: boo
             "frames_per_s": done.frames / done.seconds if done.frames else None,
         }
         text = json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False)
-        about.write_text(text + "\n", "utf-8")
+        with replacing(about) as partial:
+            partial.write_text(text + "\n", "utf-8")
     return {"document": document, "summary": summary, "written": [*written, about]}
 
 
@@ -223,8 +224,8 @@ def _draw(dataset: Dataset, labels: Labels, summary: Summary, path: Path) -> lis
     title = f"{many(summary.total.episodes, 'episode')}: the {len(summary.best)} with the highest VOC"
     if summary.worst:
         title += f", then the {len(summary.worst)} with the lowest"
-    path.unlink(missing_ok=True)
-    write_sheet(shown, path, title)
+    with replacing(path) as partial:
+        write_sheet(shown, partial, title)
     return [path]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -18,6 +18,7 @@ from vlac_queue.commands.datasets.recording import Recording
 from vlac_queue.commands.label.asking import Answers
 from vlac_queue.commands.score.figures import Score, make_score
 from vlac_queue.errors import ProtocolError
+from vlac_queue.files import replacing
 from vlac_queue.messages import CriticIdentity, DoneVerdict, ValueVerdict
 
 #: Names of the files in the folder of labels.
@@ -285,25 +286,18 @@ def write_progress(labels: Labels, path: Path) -> int:
         + [(name, floats) for name in ("progress_sparse", "done_score", "value", "pair_score")],
         metadata={"vlac_queue": msgspec.json.encode(labels.how), "critic": _named(labels.critic)},
     )
-    partial, count, first = path.with_name(f".{path.name}"), 0, 0
-    try:
-        partial.unlink(missing_ok=True)
-        with pq.ParquetWriter(partial, schema) as writer:
-            waiting: list[dict[str, Any]] = []
-            for made in labels:
-                first = first if made.first is None else made.first
-                waiting.append(_columns(made, labels.how, first))
-                first, count = first + made.length, count + made.length
-                if sum(len(columns["index"]) for columns in waiting) >= _ROWS:
-                    writer.write_table(_table(waiting, schema))
-                    waiting = []
-            if waiting:
+    count, first = 0, 0
+    with replacing(path) as partial, pq.ParquetWriter(partial, schema) as writer:
+        waiting: list[dict[str, Any]] = []
+        for made in labels:
+            first = first if made.first is None else made.first
+            waiting.append(_columns(made, labels.how, first))
+            first, count = first + made.length, count + made.length
+            if sum(len(columns["index"]) for columns in waiting) >= _ROWS:
                 writer.write_table(_table(waiting, schema))
-        os.replace(partial, path)
-    except BaseException:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
+                waiting = []
+        if waiting:
+            writer.write_table(_table(waiting, schema))
     return count
 
 
