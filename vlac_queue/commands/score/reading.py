@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
+#: Seconds by which a video's sound may be longer than its pictures.
+_SOUND_S = 1.0
 #: Pictures that a folder may hold.
 _PICTURES = (".png", ".jpg", ".jpeg")
 
@@ -256,9 +258,34 @@ def _decoded(file: BinaryIO, name: str, start_s: float = 0.0) -> Generator[Video
             stream.thread_type = "AUTO"
             if start_s > 0:
                 container.seek(int(start_s / stream.time_base), stream=stream)
-            yield from container.decode(stream)
+            last = None
+            for last in container.decode(stream):
+                yield last
+            _check_end(container, stream, last, name)
     except (OSError, IndexError, av.FFmpegError) as error:
         raise _unreadable(name, error) from None
+
+
+def _check_end(container: Any, stream: Any, last: VideoFrame | None, name: str) -> None:
+    """Refuse a video that ends before the end that its head tells: of one that was cut off FFmpeg says nothing.
+
+    The number of frames in the head doesn't tell: of a video that was trimmed without encoding it anew, it is that
+    of all frames.
+    """
+    if last is None or last.time is None or last.time_base is None:
+        return
+    if stream.duration is not None:
+        end = float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+        tolerance = 2 / float(stream.average_rate or 10)
+    elif container.duration is not None:
+        end = ((container.start_time or 0) + container.duration) / 1e6  # that of the sound, if it is longer
+        tolerance = _SOUND_S
+    else:
+        return
+    if last.time + float((last.duration or 0) * last.time_base) + tolerance < end:
+        raise FrameError(
+            f"{name} is cut off: its last frame is at {last.time:.1f} s of {end:.1f}; copy or record it again."
+        )
 
 
 def _unreadable(name: str, error: Exception) -> FrameError:
