@@ -201,6 +201,10 @@ def open_labels(folder: Path, how: How) -> Iterator[Labels]:
             file.truncate(0)
             _write(file, how)
         labels, end = _read(path, file)
+        if not len(labels) and labels.how != how:  # nothing is mixed where there is nothing
+            file.truncate(0)
+            _write(file, how)
+            labels, end = _read(path, file)
         for name in how.__struct_fields__:
             then, now = getattr(labels.how, name), getattr(how, name)
             if then != now:
