@@ -324,6 +324,22 @@ def test_where_redis_holds_much_the_first_episode_goes_on_alone(
     assert max(held) < limit and max(held) > limit / 4
 
 
+def test_no_text_of_a_dataset_reaches_the_terminal_as_a_sequence(
+    client: CriticClient, workers: Workers, tmp_path: Path
+) -> None:
+    workers.start(NAME)
+    evil = "Tür\x1b[2J\x9b31m\u202e"
+    dataset = write_dataset(tmp_path / "data", [(evil, reds(0, 100)), ("refuse " + evil, reds(1))], in_video=False)
+    for arguments in ((), ("--json",)):
+        result = label(client, dataset, "--no-png", *arguments)
+        assert result.exit_code == 1 and "T" in result.stdout
+        assert not set(result.output) & set(evil[3:4] + evil[7:8] + evil[-1:])
+    info = dataset / "meta/info.json"
+    info.write_text(info.read_text().replace('"v3.0"', json.dumps("v9" + evil[3:])))
+    refused = label(client, dataset)
+    assert "of version v9?[2J?31m?" in refused.stderr
+
+
 def test_errors_are_one_sentence(client: CriticClient, tmp_path: Path) -> None:
     data = table_of(tmp_path / "data", [("lift", reds(0, 100))])
     (tmp_path / "file").touch()

@@ -232,7 +232,7 @@ def _draw(dataset: Dataset, labels: Labels, summary: Summary, path: Path) -> lis
 def _show(made: dict[str, Any], done: _Done, folder: Path, as_json: bool) -> None:
     summary: Summary = made["summary"]
     if as_json:
-        click.echo(json.dumps(made["document"], indent=2, allow_nan=False, ensure_ascii=False))
+        click.echo(json.dumps(made["document"], indent=2, allow_nan=False))
     elif summary.tasks:
         print_table(HEADERS, summary.rows(), texts=1)
         click.echo(LEGEND)
