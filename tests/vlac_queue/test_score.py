@@ -87,7 +87,7 @@ def test_colours_are_red_green_blue(tmp_path: Path) -> None:
         assert np.abs(read.astype(int) - frame).max() <= slack
 
 
-def test_a_video_that_was_cut_off_is_refused_and_one_that_was_trimmed_is_not(tmp_path: Path) -> None:
+def test_a_video_that_is_cut_off_or_damaged_is_refused_and_one_that_was_trimmed_is_not(tmp_path: Path) -> None:
     import av
 
     whole, cut, trimmed = (tmp_path / f"{name}.mp4" for name in ("whole", "cut", "trimmed"))
@@ -102,6 +102,12 @@ def test_a_video_that_was_cut_off_is_refused_and_one_that_was_trimmed_is_not(tmp
     assert len(list(open_clip(whole).frames)) == 40
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     with pytest.raises(FrameError, match=r"cut\.mp4 is (cut off|no video)"):
+        list(open_clip(cut).frames)
+    content = bytearray(whole.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 3000] = np.random.default_rng(1).bytes(3000)
+    cut.write_bytes(content)
+    with pytest.raises(FrameError, match=r"cut\.mp4 is (damaged at|no video)"):
         list(open_clip(cut).frames)
     # The first second is behind, as a phone trims: its frames are in the file, and not shown.
     options = {"avoid_negative_ts": "disabled", "use_editlist": "1"}

@@ -260,6 +260,8 @@ def _decoded(file: BinaryIO, name: str, start_s: float = 0.0) -> Generator[Video
                 container.seek(int(start_s / stream.time_base), stream=stream)
             last = None
             for last in container.decode(stream):
+                if last.is_corrupt and last.time is not None and last.time >= start_s:  # FFmpeg made something up
+                    raise FrameError(f"{name} is damaged at {last.time:.1f} s; copy or record it again.")
                 yield last
             _check_end(container, stream, last, name)
     except (OSError, IndexError, av.FFmpegError) as error:
