@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
+from vlac_queue.commands.datasets.parquet import import_parquet, read_batches, read_rows, readable
 from vlac_queue.commands.datasets.recording import Dataset, Recording
 from vlac_queue.commands.score.reading import Clip, every, frames_at, how_many, of_one_size, picture
 from vlac_queue.errors import FrameError
@@ -92,7 +93,7 @@ def open_lerobot(path: Path, *, camera: str | None = None, task: str | None = No
         FrameError: it is of another version, has several cameras and none is chosen, or is damaged.
         ImportError: pyarrow is missing.
     """
-    _import_parquet()
+    import_parquet()
     file = path / "meta" / "info.json"
     try:
         info = msgspec.json.decode(file.read_bytes(), type=_Info)
@@ -148,7 +149,7 @@ class _Layout:
         episodes, damage = 0, []
         for file in found:
             try:
-                episodes += sum(batch.num_rows for batch in _batches(file, self._columns(file), _ROWS))
+                episodes += sum(batch.num_rows for batch in read_batches(file, self._columns(file), _ROWS))
                 self.files.append(file)
             except FrameError as error:
                 damage.append(str(error))
@@ -165,8 +166,8 @@ class _Layout:
     @cached_property
     def tasks(self) -> dict[int, str]:
         """The tasks' texts by their numbers."""
-        parquet, file = _import_parquet(), self.path / "meta" / "tasks.parquet"
-        table = _readable(file, partial(parquet.read_table, file))
+        parquet, file = import_parquet(), self.path / "meta" / "tasks.parquet"
+        table = readable(file, partial(parquet.read_table, file))
         texts = [name for name in table.column_names if name != "task_index"]
         if "task_index" not in table.column_names or len(texts) != 1:
             raise FrameError(f"{file} has the columns {table.column_names}, not task_index and the task.")
@@ -175,7 +176,7 @@ class _Layout:
     def recordings(self) -> Iterator[Recording]:
         """Yield the episodes; some rows of the list are in memory at a time."""
         for file in self.files:
-            for row in _rows(file, self._columns(file), _ROWS):
+            for row in read_rows(file, self._columns(file), _ROWS):
                 yield self._recording(file, row)
 
     def _columns(self, file: Path) -> list[str]:
@@ -183,8 +184,8 @@ class _Layout:
         if self.in_video:
             place = f"videos/{self.camera}"
             wanted += [f"{place}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
-        parquet = _import_parquet()
-        there = _readable(file, partial(parquet.read_schema, file)).names
+        parquet = import_parquet()
+        there = readable(file, partial(parquet.read_schema, file)).names
         if missing := [name for name in wanted if name not in there]:
             raise FrameError(f"{file} lacks the column {missing[0]!r}; it is no LeRobotDataset v3.")
         return wanted
@@ -254,7 +255,7 @@ class _Layout:
         columns = [self.camera, "episode_index", "frame_index"]
         numbers = (number for number, _ in every(range(row.length), stride, True))
         wanted = next(numbers, None)
-        for each in _rows(path, columns, _PICTURES, row.episode_index):
+        for each in read_rows(path, columns, _PICTURES, row.episode_index):
             if each["frame_index"] == wanted:
                 yield each["frame_index"], f"frame {wanted}", self._picture(path, each)
                 if (wanted := next(numbers, None)) is None:
@@ -272,7 +273,7 @@ class _Layout:
         if stored.get("bytes"):
             return picture(stored["bytes"], name)
         file = self._inside(str(stored.get("path")), name)
-        return _readable(file, lambda: picture(file.read_bytes(), name))
+        return readable(file, lambda: picture(file.read_bytes(), name))
 
     def _episode(self, row: _Row, column: str) -> Any:
         """Return a column of an episode's frames, in their order."""
@@ -280,9 +281,9 @@ class _Layout:
         with self.lock:
             if self.read_last is None or self.read_last[0] != path:
                 columns = ["episode_index", "frame_index", "timestamp", "task_index"]
-                parquet = _import_parquet()
-                table = _readable(path, partial(parquet.read_table, path, columns=columns))
-                self.read_last = path, {name: _readable(path, table[name].to_numpy) for name in columns}
+                parquet = import_parquet()
+                table = readable(path, partial(parquet.read_table, path, columns=columns))
+                self.read_last = path, {name: readable(path, table[name].to_numpy) for name in columns}
             data = self.read_last[1]
         mine = (data["episode_index"] == row.episode_index).nonzero()[0]
         mine = mine[data["frame_index"][mine].argsort(kind="stable")]
@@ -296,58 +297,3 @@ class _Layout:
 
 def _raise(error: FrameError, stride: int) -> Clip:
     raise error
-
-
-def _rows(file: Path, columns: list[str], most: int, episode: int | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a parquet file, at most `most` in memory; given an episode, its own alone."""
-    import pyarrow.compute
-
-    for batch in _batches(file, columns, most, episode):
-        if episode is not None:
-            batch = batch.filter(pyarrow.compute.equal(batch["episode_index"], episode))
-        yield from batch.to_pylist()
-
-
-def _batches(file: Path, columns: list[str], most: int, episode: int | None = None) -> Iterator[Any]:
-    """Yield the rows of a parquet file, `most` at a time; given an episode, of those parts that may hold it."""
-    parquet = _import_parquet()
-    opened = _readable(file, partial(parquet.ParquetFile, file))
-    with opened:
-        groups: Iterable[int] = range(opened.num_row_groups)
-        if episode is not None:
-            groups = [group for group in groups if _may_hold(opened, group, episode)]
-        batches = opened.iter_batches(batch_size=most, row_groups=list(groups), columns=columns)
-        while (batch := _readable(file, lambda: next(batches, None))) is not None:
-            yield batch
-
-
-def _may_hold(opened: Any, group: int, episode: int) -> bool:
-    """Return whether a row group may hold rows of an episode, by what the file says of its columns."""
-    meta = opened.metadata.row_group(group)
-    columns = (meta.column(place) for place in range(meta.num_columns))
-    known = next((each.statistics for each in columns if each.path_in_schema == "episode_index"), None)
-    return known is None or not known.has_min_max or known.min <= episode <= known.max
-
-
-def _readable(file: Path, read: Any) -> Any:
-    """Return what `read` gives; its errors become one that names the file."""
-    import pyarrow
-
-    try:
-        return read()
-    except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
-        if isinstance(error, FrameError):
-            raise
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise FrameError(f"{file} can't be read ({reason}); download or record it again.") from None
-
-
-def _import_parquet() -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError(
-            "datasets need pyarrow and PyAV: pip install 'vlac-queue[datasets]', or in a checkout "
-            "pip install -e '.[datasets]'"
-        ) from error
-    return pyarrow.parquet
