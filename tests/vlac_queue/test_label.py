@@ -250,6 +250,21 @@ def test_what_a_dataset_does_not_list_or_show_is_told(
     np.testing.assert_array_equal(progress(dataset / "vlac-labels")["index"], [0, 1, 2])
 
 
+def test_an_episode_too_long_for_a_value_list_is_left_out_at_its_first_frame(
+    client: CriticClient, workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers.start(NAME)
+    monkeypatch.setattr("vlac_queue.commands.score.reading.MAX_QUERY_BYTES", 10 * reds(0).nbytes)
+    data = table_of(tmp_path / "data", [("lift", reds(*range(12))), ("lift", reds(*range(10)))])
+    result = label(client, data, "--no-png", "--json")
+    assert result.exit_code == 1 and "more than 10 frames of 32x32 pixels" in result.stderr
+    assert [list(json.loads(result.stdout)[name]) for name in ("left_out", "best")] == [["0.npz"], [1]]
+    assert "Labelled 1 episode" in result.stderr
+    assert label(client, data, "--no-png", "--stride", 2, "--out", tmp_path / "half").exit_code == 0
+    shown = CliRunner().invoke(main, ["score", str(data / "0.npz"), "--task", "lift", "--no-png"])
+    assert shown.exit_code == 1 and "take fewer by --stride" in shown.stderr
+
+
 def test_many_damaged_episodes_do_not_end_what_has_begun_well(
     client: CriticClient, workers: Workers, tmp_path: Path
 ) -> None:

@@ -57,7 +57,7 @@ class Reading:
     def run(self, recording: Recording, stride: int) -> None:
         """Decode; in a thread of its own."""
         try:
-            for number, frame in recording.clip(stride).numbered:
+            for number, frame in recording.clip(stride).askable:
                 with self._changed:
                     most = max(1, min(_AHEAD, _AHEAD_BYTES // frame.nbytes))
                     self._changed.wait_for(lambda most=most: self._given_up or len(self._frames) < most)  # type: ignore[misc]

@@ -108,7 +108,7 @@ def _ask_clip(
 
     def frames() -> Iterator[Frames]:
         nonlocal last
-        for last, frame in clip.numbered:
+        for last, frame in clip.askable:
             yield thumbnails.add(last, frame)
 
     with progress_bar() as bar, CriticClient(config) as client:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 import numpy as np
 
 from vlac_queue.errors import FrameError
-from vlac_queue.frames import MAX_BATCH_BYTES, Frames, as_batch
+from vlac_queue.frames import MAX_BATCH_BYTES, MAX_QUERY_BYTES, Frames, as_batch
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -42,6 +42,22 @@ class Clip:
     def frames(self) -> Iterator[Frames]:
         """Return the frames alone."""
         return (frame for _, frame in self.numbered)
+
+    @property
+    def askable(self) -> Iterator[tuple[int, Frames]]:
+        """Return `numbered`, which raises FrameError where all frames are more than a value list takes.
+
+        At the first frame, where their number is known, and not after hours of asking.
+        """
+        for taken, (number, frame) in enumerate(self.numbered, 1):
+            if max(taken, self.count or 0) * frame.nbytes > MAX_QUERY_BYTES:
+                height, width, _ = frame.shape
+                raise FrameError(
+                    f"{self.path} has more than {MAX_QUERY_BYTES // frame.nbytes:,} frames of {width}x{height} "
+                    f"pixels, more than a value list takes ({MAX_QUERY_BYTES >> 20:,} MiB of pixels); take fewer by "
+                    "--stride."
+                )
+            yield number, frame
 
 
 def open_clip(path: Path, stride: int = 1, *, keep_last: bool = False) -> Clip:
