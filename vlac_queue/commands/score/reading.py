@@ -54,8 +54,8 @@ class Clip:
                 height, width, _ = frame.shape
                 raise FrameError(
                     f"{self.path} has more than {MAX_QUERY_BYTES // frame.nbytes:,} frames of {width}x{height} "
-                    f"pixels, more than a value list takes ({MAX_QUERY_BYTES >> 20:,} MiB of pixels); take fewer by "
-                    "--stride."
+                    f"pixels, more than a value list takes ({MAX_QUERY_BYTES >> 20:,} MiB of pixels); take "
+                    "fewer by --stride."
                 )
             yield number, frame
 
