@@ -157,6 +157,24 @@ def test_labels_are_not_mixed_with_those_of_another_dataset_or_reference(
     assert len(progress(data / "vlac-labels")["index"]) == 3 + 2 + 3
 
 
+def test_a_dataset_may_move_with_its_labels(
+    client: CriticClient, workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers.start(NAME)
+    data = table_of(tmp_path / "data", [("lift", reds(0, 100)), ("lift", reds(0, 255))])
+    (data / "episodes.csv").write_text("file,task,reference\n0.npz,lift,1.npz\n1.npz,lift,\n")
+    assert label(client, data, "--no-png").exit_code == 0
+    data.rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    again = label(client, "moved", "--no-png", "--json")
+    assert again.exit_code == 0 and "2 of 2 episodes are labelled already" in again.stderr
+    assert json.loads(again.stdout)["dataset"] == str(tmp_path / "moved")
+    outside = ("--no-png", "--out", tmp_path / "out")
+    assert label(client, "moved", *outside).exit_code == 0
+    table_of(tmp_path / "other", [("lift", reds(0, 100))])
+    assert "was made with dataset" in label(client, "other", *outside).stderr
+
+
 def test_one_labels_at_a_time(client: CriticClient, tmp_path: Path) -> None:
     data = table_of(tmp_path / "data", [("lift", reds(0, 100))])
     how = How(str(data), "", "", 1, 1, 0.85, ())

@@ -47,6 +47,7 @@ def _recordings(table: Path, task: str | None) -> Iterator[Recording]:
             first=None,
             reference=table.parent / reference if reference else None,
             clip=partial(open_clip, file, keep_last=True),
+            reference_name=reference,
         )
 
 

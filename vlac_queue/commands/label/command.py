@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -94,8 +95,8 @@ def label(
         folder = out or dataset.path / "vlac-labels"
         reference = References(dataset, references, reference_stride, config.reference)
         how = How(
-            str(dataset.path.resolve()), dataset.camera, task or "", stride, config.value_stride,
-            config.done_threshold, reference.said,
+            _name(dataset.path.resolve(), folder.resolve()), dataset.camera, task or "", stride,
+            config.value_stride, config.done_threshold, reference.said,
         )  # fmt: skip
         with ExitStack() as stack:
             with writing(folder, "--out"):
@@ -105,6 +106,10 @@ def label(
     _show(made, done, folder, as_json)
     if done.left_out:
         raise SystemExit(1)
+
+
+def _name(dataset: Path, folder: Path) -> str:
+    return os.path.relpath(dataset, folder) if folder.is_relative_to(dataset) else str(dataset)
 
 
 @dataclass
@@ -184,7 +189,7 @@ def _write(dataset: Dataset, labels: Labels, folder: Path, done: _Done, png: boo
         if png and (summary.best or summary.worst):
             written += _draw(dataset, labels, summary, folder / "episodes.png")
         document = {
-            "dataset": labels.how.dataset,
+            "dataset": str(dataset.path.resolve()),
             "camera": labels.how.camera,
             "critic": [labels.critic.name, labels.critic.model, labels.critic.prompt] if labels.critic else None,
             "stride": labels.how.stride,

@@ -32,7 +32,7 @@ _ROWS = 1 << 16
 class How(Struct, frozen=True, tag_field="kind", tag="labels"):
     """How labels were made: the first line of their file."""
 
-    dataset: str  # its folder, in full
+    dataset: str  # its folder in full; from the folder of the labels where they lie in it, so that both may move
     camera: str  # "" where there is no choice
     task: str  # given in place of the dataset's; "" where it was not
     stride: int  # every stride-th frame was asked about, and the last
@@ -54,7 +54,7 @@ class Labelled(Struct, frozen=True, tag_field="kind", tag="episode"):
     values: tuple[float, ...]  # nominally 0..100; none where there is one frame
     critics: tuple[float, ...]  # pair-wise scores, nominally -100..100
     critic: CriticIdentity
-    reference: str = ""  # the recording that the dataset names for it; "" where it names none
+    reference_name: str = ""  # of the recording that the dataset names for it; "" where it names none
 
     def score(self, how: How) -> Score:
         """Return its figures."""
@@ -82,7 +82,7 @@ def labelled(answers: Answers) -> Labelled:
         values=value.values if value else (),
         critics=value.critics if value else (),
         critic=answers.critic,
-        reference=str(recording.reference or ""),
+        reference_name=recording.reference_name,
     )
 
 
@@ -171,7 +171,7 @@ class Labels:
 def _what(of: Recording | Labelled) -> int:
     """Return a hash, of this process, of what makes a recording another one."""
     length = of.length if of.first is not None else None  # before it is read only a LeRobot dataset tells
-    return hash((of.name, of.task, of.first, length, str(of.reference or "")))
+    return hash((of.name, of.task, of.first, length, of.reference_name))
 
 
 def _named(critic: CriticIdentity | None) -> str:

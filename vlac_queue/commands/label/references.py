@@ -23,7 +23,7 @@ class References:
         default: the configuration's file, which the client reads where nothing else is given; None for none.
 
     Attributes:
-        said: what was given, each with the beginning of the SHA-256 of its pixels.
+        said: what was given, by its last name and the beginning of the SHA-256 of its pixels.
 
     Raises:
         FrameError: one of them can't be read.
@@ -65,4 +65,4 @@ class References:
 
 
 def _said(text: str, frames: Frames) -> str:
-    return f"{text} ({sha256(frames.data).hexdigest()[:12]})"
+    return f"{Path(text).name} ({sha256(frames.data).hexdigest()[:12]})"
