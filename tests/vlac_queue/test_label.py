@@ -279,7 +279,8 @@ def test_an_episode_too_long_for_a_value_list_is_left_out_at_its_first_frame(
     assert [list(json.loads(result.stdout)[name]) for name in ("left_out", "best")] == [["0.npz"], [1]]
     assert "Labelled 1 episode" in result.stderr
     assert label(client, data, "--no-png", "--stride", 2, "--out", tmp_path / "half").exit_code == 0
-    shown = CliRunner().invoke(main, ["score", str(data / "0.npz"), "--task", "lift", "--no-png"])
+    command = ["score", str(data / "0.npz"), "--task", "lift", "--json", "--redis-url", client.config.redis_url]
+    shown = CliRunner().invoke(main, command)
     assert shown.exit_code == 1 and "take fewer by --stride" in shown.stderr
 
 
