@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 #: Ctrl-C, `kill`, and a terminal that closes.
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+#: Seconds until a KeyboardInterrupt that was dropped is raised again.
+_AGAIN_S = 0.01
 
 
 def interrupt_on_signals() -> None:
@@ -20,12 +24,24 @@ def interrupt_on_signals() -> None:
     for number in _ENDING:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
             signal.signal(number, _interrupt)
+    sys.unraisablehook = _raise_again
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     for other in _ENDING:
         signal.signal(other, signal.SIG_IGN)
     raise KeyboardInterrupt
+
+
+def _raise_again(dropped: Any) -> None:
+    """Raise KeyboardInterrupt anew where Python drops it: in a finalizer, or a callback of a weak reference."""
+    if not issubclass(dropped.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(dropped)
+        return
+    signal.signal(signal.SIGINT, _interrupt)
+    # Not at once, from within this function: that would be dropped as well.
+    again = (threading.main_thread().ident, signal.SIGINT)
+    threading.Timer(_AGAIN_S, signal.pthread_kill, again).start()
 
 
 @contextmanager
@@ -38,13 +54,19 @@ def signals_held() -> Iterator[None]:
         yield
         return
     came: list[int] = []
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+
     before = {number: signal.getsignal(number) for number in _ENDING}
     try:
         for number in before:
-            signal.signal(number, lambda number, frame: came.append(number))
+            signal.signal(number, hold)
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+            # One that came before all were held has those after it ignored.
+            if signal.getsignal(number) is hold:
+                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         if came:
             signal.raise_signal(came[0])
