@@ -103,6 +103,16 @@ def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
     return value
 
 
+def started_by(mark: str) -> list[psutil.Process]:
+    """Living processes that have this `TEST_MARK` in their environment, whoever their parent is by now."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("TEST_MARK") == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
 class Workers:
     """Starts real `rq worker` processes, and ends them all."""
 
