@@ -55,7 +55,9 @@ _RESIZE_S = 0.25
     "--json", "as_json", is_flag=True, help="Print one JSON document; exit code 1 if the diagnosis is bad."
 )
 @click.option("--record", metavar="FILE", help="Write each look to FILE as a line of JSON; - is the output.")
-@click.option("--replay", metavar="FILE", type=click.Path(dir_okay=False), help="Show a recording again.")
+@click.option(
+    "--replay", metavar="FILE", type=click.Path(exists=True, dir_okay=False), help="Show a recording again."
+)
 @click.option("--speed", type=click.FloatRange(0.01, 10_000), default=1.0, show_default=True, help="Of --replay.")
 @click.option("--export", metavar="FILE", help="Write Prometheus metrics to FILE at each look.")
 @click.option(
