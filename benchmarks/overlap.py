@@ -38,6 +38,7 @@ from vlac_queue.commands.demo.rollouts import load_rollouts
 from vlac_queue.errors import VlacQueueError
 from vlac_queue.frames import Frames
 from vlac_queue.server import RedisServer
+from vlac_queue.signals import ENDING
 
 RANKS, EPISODES = 8, 8
 POLICY_S, SIMULATOR_S = 0.200, 0.150
@@ -212,7 +213,7 @@ def _ranks(make: Callable[[], NoCritic], chunks: int) -> tuple[float, float, lis
     ranks = [context.Process(target=rank, args=(make, number, chunks, start, walls)) for number in range(RANKS)]
     try:
         # They inherit what is blocked: Ctrl-C reaches this process alone, which then ends them.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         try:
             for each in ranks:
                 each.start()

@@ -6,6 +6,7 @@ import inspect
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from vlac_queue import CriticClient, VlacConfig
 from vlac_queue.control import live_workers, worker_command
 from vlac_queue.keys import Keys
 from vlac_queue.server import RedisServer
+from vlac_queue.signals import ENDING
 
 ROOT = Path(__file__).parent.parent
 
@@ -79,6 +81,16 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if reasons:
         told = ", ".join(f"{reason} ({times})" for reason, times in reasons.most_common())
         terminalreporter.write_line(f"{reasons.total()} skipped: {told}")
+
+
+@pytest.fixture(autouse=True)
+def _own_signals() -> Iterator[None]:
+    """Take back what a program that ran in this process does at signals."""
+    hook, handlers = sys.unraisablehook, [(number, signal.getsignal(number)) for number in ENDING]
+    yield
+    sys.unraisablehook = hook
+    for number, handler in handlers:
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -11,26 +11,26 @@ from types import FrameType
 from typing import Any
 
 #: Ctrl-C, `kill`, and a terminal that closes.
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: Seconds until a KeyboardInterrupt that was dropped is raised again.
 _AGAIN_S = 0.01
 
 
 def interrupt_on_signals() -> None:
-    """Turn the first signal that ends a program into KeyboardInterrupt, and ignore those after it.
+    """Turn the first signal that ends a program into KeyboardInterrupt(its number), and ignore those after it.
 
     So what follows, the end of all that was started, is not interrupted in turn.
     """
-    for number in _ENDING:
+    for number in ENDING:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
             signal.signal(number, _interrupt)
     sys.unraisablehook = _raise_again
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    for other in _ENDING:
+    for other in ENDING:
         signal.signal(other, signal.SIG_IGN)
-    raise KeyboardInterrupt
+    raise KeyboardInterrupt(number)
 
 
 def _raise_again(dropped: Any) -> None:
@@ -58,7 +58,7 @@ def signals_held() -> Iterator[None]:
     def hold(number: int, frame: FrameType | None) -> None:
         came.append(number)
 
-    before = {number: signal.getsignal(number) for number in _ENDING}
+    before = {number: signal.getsignal(number) for number in ENDING}
     try:
         for number in before:
             signal.signal(number, hold)

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import command, overlap, workers
+from benchmarks import overlap, workers
 from benchmarks.peers import OURS, PEERS
 from benchmarks.workloads import photographs, simulator
 from tests.conftest import ROOT, started_by, until
@@ -27,8 +27,6 @@ SMALL = ("--rounds", "1", "--seconds", "0", "--episodes", "4", "--most-episodes"
 def _little_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "_WARM_UP_S", 0.1)
     monkeypatch.setattr(overlap, "RANKS", 1)
-    # This process's signals are the tests' own.
-    monkeypatch.setattr(command, "interrupt_on_signals", lambda: None)
 
 
 def bench(tmp_path: Path, *arguments: str) -> tuple[str, dict[str, Any]]:
