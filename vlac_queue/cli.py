@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from vlac_queue.console import replace_what_can_not_be_shown
+from vlac_queue.signals import keep_interrupts
 
 #: Command -> the module that holds it, imported when the command is called or listed.
 _COMMANDS = {
@@ -32,6 +33,7 @@ _COMMANDS = {
 
 class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
+        keep_interrupts()
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:

@@ -24,7 +24,7 @@ def interrupt_on_signals() -> None:
     for number in ENDING:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
             signal.signal(number, _interrupt)
-    sys.unraisablehook = _raise_again
+    keep_interrupts()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -33,12 +33,17 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt(number)
 
 
-def _raise_again(dropped: Any) -> None:
+def keep_interrupts() -> None:
     """Raise KeyboardInterrupt anew where Python drops it: in a finalizer, or a callback of a weak reference."""
+    sys.unraisablehook = _raise_again
+
+
+def _raise_again(dropped: Any) -> None:
     if not issubclass(dropped.exc_type, KeyboardInterrupt):
         sys.__unraisablehook__(dropped)
         return
-    signal.signal(signal.SIGINT, _interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _interrupt)
     # Not at once, from within this function: that would be dropped as well.
     again = (threading.main_thread().ident, signal.SIGINT)
     threading.Timer(_AGAIN_S, signal.pthread_kill, again).start()

@@ -70,6 +70,26 @@ def test_the_first_signal_interrupts_and_the_second_does_not(moment: str) -> Non
     assert ("held" in done.stdout) == (moment == "while a signal is held")
 
 
+def test_ctrl_c_in_a_finalizer_ends_any_command() -> None:
+    program = """
+import signal, sys, time
+import vlac_queue.cli
+
+class Dropped:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+def imported(name):
+    Dropped()
+    time.sleep(60)
+
+vlac_queue.cli.import_module = imported
+vlac_queue.cli.main(["plan"])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (130, "interrupted; everything that was started has ended\n")
+
+
 def test_ctrl_c_while_a_command_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     def imported(name: str) -> None:
         raise KeyboardInterrupt
