@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -12,7 +13,7 @@ from typing import Any
 
 #: Ctrl-C, `kill`, and a terminal that closes.
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-#: Seconds until a KeyboardInterrupt that was dropped is raised again.
+#: Seconds between two tries to raise a KeyboardInterrupt that was dropped.
 _AGAIN_S = 0.01
 
 
@@ -28,6 +29,10 @@ def interrupt_on_signals() -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    while frame is not None:
+        if frame.f_code is _raise_again.__code__:  # it would be dropped there as well
+            return
+        frame = frame.f_back
     for other in ENDING:
         signal.signal(other, signal.SIG_IGN)
     raise KeyboardInterrupt(number)
@@ -42,11 +47,15 @@ def _raise_again(dropped: Any) -> None:
     if not issubclass(dropped.exc_type, KeyboardInterrupt):
         sys.__unraisablehook__(dropped)
         return
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, _interrupt)
-    # Not at once, from within this function: that would be dropped as well.
-    again = (threading.main_thread().ident, signal.SIGINT)
-    threading.Timer(_AGAIN_S, signal.pthread_kill, again).start()
+    signal.signal(signal.SIGINT, _interrupt)
+    threading.Thread(target=_press_again, args=(threading.get_ident(),), daemon=True).start()
+
+
+def _press_again(thread: int) -> None:
+    """Press Ctrl-C until `_interrupt` has raised."""
+    while signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.pthread_kill(thread, signal.SIGINT)
+        time.sleep(_AGAIN_S)
 
 
 @contextmanager

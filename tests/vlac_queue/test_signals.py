@@ -13,10 +13,15 @@ from vlac_queue.cli import main
 #: What a program does, and where the signal comes.
 _PROGRAMS = {
     "in a finalizer": """
-        class Dropped:
-            def __del__(self):
-                signal.raise_signal(signal.SIGINT)
+        Dropped()
+        time.sleep(60)
+    """,
+    "in a finalizer, and again at once": """
+        def started(thread):
+            signal.raise_signal(signal.SIGINT)
+            start(thread)
 
+        start, threading.Thread.start = threading.Thread.start, started
         Dropped()
         time.sleep(60)
     """,
@@ -46,8 +51,12 @@ _PROGRAMS = {
 }
 
 _AROUND = """
-import signal, time, weakref
+import signal, threading, time, weakref
 from vlac_queue.signals import interrupt_on_signals, signals_held
+
+class Dropped:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
 
 class Kept:
     pass
