@@ -50,14 +50,11 @@ def queue_options(command: Command) -> Command:
 
 @contextmanager
 def errors_as_messages() -> Iterator[None]:
-    """Show our errors, missing extras and unusable values as one sentence with exit code 1, Ctrl-C as 130."""
+    """Show our errors, missing extras and unusable values as one sentence with exit code 1."""
     try:
         yield
     except (VlacQueueError, ImportError, RuntimeError, ValueError) as error:
         raise click.ClickException(_shown(error)) from error
-    except KeyboardInterrupt:
-        click.echo("interrupted; everything that was started has ended", err=True)
-        sys.exit(130)
 
 
 def _shown(text: object) -> str:

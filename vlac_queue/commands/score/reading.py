@@ -165,8 +165,10 @@ def _array(path: Path) -> Frames:
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
         array = loaded["frames"] if path.suffix == ".npz" else loaded
     except (OSError, EOFError, ValueError, LookupError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        # numpy takes any other file for pickled objects, and advises to load them "unsafely".
+        reason = "no file of numpy's, or one of objects" if "allow_pickle" in str(error) else error
         raise FrameError(
-            f"{path} holds no frames ({error}); give an .npz with an array 'frames', or an .npy."
+            f"{path} holds no frames ({reason}); give an .npz with an array 'frames', or an .npy."
         ) from None
     try:
         as_batch(array[:1] if isinstance(array, np.ndarray) and array.ndim == 4 else array)
