@@ -172,7 +172,7 @@ def _kept_images(config: VlacConfig) -> int:
     """Return how many images' features an engine keeps; vLLM as many as a step of its model has."""
     if config.engine == "pt":
         return _TORCH_IMAGES
-    return int(arguments(config, sleeps=False)["max_num_batched_tokens"]) // _IMAGE_TOKENS
+    return int(arguments(config, device="cuda:0")["max_num_batched_tokens"]) // _IMAGE_TOKENS
 
 
 def _padded(rows: Sequence[Sequence[Hashable]]) -> list[Hashable]:

@@ -103,8 +103,8 @@ def _settings(config: VlacConfig, peer: str) -> VlacConfig:
     if peer == OWN:
         return config
     if peer == "vllm" and config.device == "cpu":
-        # A cache of keys and values of 512 blocks of 128 tokens.
-        arguments = json.dumps({"num_gpu_blocks_override": 512, "enforce_eager": True})
+        # A cache of keys and values of 2,048 blocks of 32 tokens.
+        arguments = json.dumps({"num_gpu_blocks_override": 2048, "enforce_eager": True})
         return replace(config, engine=peer, engine_args=arguments)
     return replace(config, engine=peer)
 
