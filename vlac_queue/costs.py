@@ -35,7 +35,7 @@ class Costs:
         language_s: the 256 tokens of an image through the language model, with its part of the prompt's words.
         call_s: a call, whatever its size.
         keeps_prefixes: whether what prompts begin with costs language once, in whichever calls they are; else only
-            within a call all of whose prompts begin so.
+            what all prompts of a call begin with, and nothing where those of the calls before began so too.
         source: where the figures are from, in words.
     """
 

@@ -179,7 +179,7 @@ class Tuples:
 
 @pytest.fixture
 def begun() -> tuple[Tuples, Callable[..., Any]]:
-    """A model, and what asks it of rows that begin alike: returns what it says, and what it says without sharing."""
+    """A model, and what asks it about rows that begin alike: what it says, and what it says without sharing."""
     import torch
 
     model = Tuples()
