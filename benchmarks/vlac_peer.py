@@ -112,7 +112,8 @@ def _settings(config: VlacConfig, peer: str) -> VlacConfig:
 def questions(count: int) -> dict[str, Question]:
     """Return what is asked, by name, about episodes of `count` frames.
 
-    The second is about the frames of the first, as a rollout asks; the others are about frames not seen before.
+    The second and the last are about the frames of the first, as a rollout asks, and the last shows reference
+    frames that an episode before has shown; the others are about frames not seen before.
     """
     recorded = np.concatenate([rollout.frames for rollout in load_rollouts("expert")])
     frames = [_recoloured(recorded, index) for index in range(3 * count)]
@@ -123,6 +124,7 @@ def questions(count: int) -> dict[str, Question]:
         "value after done": Question("value", _TASK, episodes[0]),
         "value": Question("value", _TASK, episodes[1]),
         "value, 9 reference frames": Question("value", _TASK, episodes[2], reference),
+        "value after done, 9 reference frames": Question("value", _TASK, episodes[0], reference),
     }
 
 
