@@ -47,7 +47,7 @@ TASK = "open the drawer"
 SETTINGS = {
     "VLAC_CRITIC": "benchmarks.timed_vlac:TimedVlac",
     "VLAC_MAX_BATCH": "32",
-    "VLAC_MAX_IMAGES": "64",
+    "VLAC_MAX_IMAGES": "128",
     "VLAC_ENGINE_ARGS": '{"max_num_batched_tokens": 131072}',
 }
 #: Seconds that a query may take: value lists of all ranks wait for one another.

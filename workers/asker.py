@@ -20,7 +20,7 @@ from workers.claims import Claims
 from workers.critics import Critic, CriticQuery, PairCritic
 from workers.flow import Answered, JobQuery, Prepared, Reply
 from workers.log import LOG
-from workers.pairs import LOOK_S, PairWork
+from workers.pairs import PairWork
 from workers.replies import Replies
 from workers.shared import Shared
 from workers.store import WorkerStore
@@ -58,8 +58,11 @@ class Asker:
         self.watchdog = Watchdog(shared.config.timeout_s, shared.config.batch_limit_s)
         #: The last order that was followed.
         self.followed = ""
-        #: Whether the critic is being loaded; and whether it has given its accelerator memory back.
-        self.loading = self.asleep = False
+        #: Whether the critic is being loaded; whether it has given its accelerator memory back; and whether it is
+        #: asked something.
+        self.loading = self.asleep = self.asks = False
+        #: Whether pairs are being claimed, scored and kept.
+        self.at_pairs = False
         self._shared = shared
         self._store = store
         self._replies = replies
@@ -70,7 +73,6 @@ class Asker:
         self._idle_s = shared.config.idle_offload_s or None
         self._order = ""
         self._ordered_at = 0.0
-        self._answering = False
         self._has_followed = threading.Event()
 
     def order(self, order: str, wait_s: float) -> bool:
@@ -88,7 +90,7 @@ class Asker:
         self._ordered_at = time.monotonic()
         self._order = order
         # Looked at after `_order` is set: should the batch end meanwhile, the critic's thread finds the order.
-        if self._answering and order.startswith("wake"):
+        if self.asks and order.startswith("wake"):
             self.followed = order
             return True
         self._batcher.poke()
@@ -141,7 +143,7 @@ class Asker:
         while not self._batcher.closed:
             if self._order != self.followed and time.monotonic() > self._ordered_at + _OVERDUE_S:
                 self._follow(self._order)
-            pairs = self.pairs is not None and self.pairs.ready(asleep=self.asleep)
+            pairs = self.pairs is not None and self.pairs.ready(asleep=self._no_work_ahead)
             orders = self._order != self.followed
             batch = self._batcher.take(0 if pairs or orders else self._patience_s(worked))
             if self.pairs:
@@ -165,38 +167,38 @@ class Asker:
 
     def _patience_s(self, worked: float) -> float | None:
         """Return for how long to wait for a batch: until the critic may sleep, if it may."""
-        if self.pairs and self.pairs.values:
-            return LOOK_S
-        if self.asleep or not self._idle_s:
-            return None
-        return max(0.0, worked + self._idle_s - time.monotonic())
+        sleeps_in_s = None
+        if self._idle_s and not self.asleep:
+            sleeps_in_s = max(0.0, worked + self._idle_s - time.monotonic())
+        looks_in_s = self.pairs.looks_in_s if self.pairs else None
+        return min((each for each in (sleeps_in_s, looks_in_s) if each is not None), default=None)
+
+    @property
+    def _no_work_ahead(self) -> bool:
+        return self.asleep or self._shared.alone
 
     def _answer(self, batch: Sequence[Prepared]) -> None:
         began, busy_s = self._clock.now(), self._stats.busy_s
-        left_s = max(each.query.deadline for each in batch) - began
-        self._answering = True
-        replies = self._timed(partial(self._answers, batch), left_s)
-        self._batcher.pace.serve(sum(each.images for each in batch), self._stats.busy_s - busy_s)
-        self._stats.batches += 1
+        wanted = self._wanted(batch)
+        ids = {each.query.id for each in wanted}
+        replies = [Reply(each) for each in batch if each.query.id not in ids]
+        if wanted:
+            left_s = max(each.query.deadline for each in wanted) - began
+            replies += self._timed(partial(self.ask, wanted), left_s)
+            self._batcher.pace.serve(sum(each.images for each in wanted), self._stats.busy_s - busy_s)
+            self._stats.batches += 1
         self._replies.deliver(Answered(replies, began, self._clock.now()))
-        self.asleep = self._answering = False
 
     def _score_pairs(self, pairs: PairWork) -> None:
-        self._answering = bool(pairs.values)
+        self.at_pairs = True
         left_s = max((each.query.deadline for each in pairs.values), default=0.0) - self._clock.now()
-        for valued in self._timed(partial(pairs.work, asleep=self.asleep), left_s):
+        for valued in pairs.work(partial(self._timed, left_s=left_s), asleep=self._no_work_ahead):
             replies = [
                 Reply(each) if valued.answer is None else self._checked(each, valued.answer)
                 for each in valued.asked
             ]
             self._replies.deliver(Answered(replies, valued.since, self._clock.now()))
-        if self._answering:
-            self.asleep = self._answering = False
-
-    def _answers(self, batch: Sequence[Prepared]) -> list[Reply]:
-        wanted = self._wanted(batch)
-        ids = {each.query.id for each in wanted}
-        return [*(Reply(each) for each in batch if each.query.id not in ids), *self.ask(wanted)]
+        self.at_pairs = False
 
     def _wanted(self, batch: Sequence[Prepared]) -> list[Prepared]:
         """Return those that somebody waits for: their deadline has not passed, their episode is not closed."""
@@ -250,13 +252,15 @@ class Asker:
         return Reply.failed(prepared, failure, self._stats.critic)
 
     def _timed(self, work: Callable[[], Result], left_s: float = 0.0) -> Result:
-        """Do `work`, for queries that are waited for that much longer."""
+        """Do `work`, which asks the critic, for queries that are waited for that much longer."""
         started = time.monotonic()
+        self.asks = True
         self.watchdog.begin(left_s)
         try:
             return work()
         finally:
             self.watchdog.end()
+            self.asleep = self.asks = False
             self._stats.busy_s += time.monotonic() - started
 
     def _follow(self, order: str) -> None:

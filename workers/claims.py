@@ -124,15 +124,24 @@ class Claims:
         keys = (self._keys.rq_queue, self.key, self._keys.alone)
         return int(self._connection.eval(_GIVE_BACK, len(keys), *keys, *job_ids))
 
-    def share(self, job_id: str, copies: int) -> None:
+    def share(self, job_id: str, copies: int) -> list[str] | None:
         """Put copies of a claimed job on the queue, so that other workers help with it.
 
         A copy that another worker made of its own is not copied again.
+
+        Returns:
+            The copies' ids; None while other jobs wait on the queue.
         """
-        for _ in range(copies):
-            copy = self._keys.job_id(uuid.uuid4().hex) + COPY
-            keys = (self._keys.rq_queue, self._keys.rq_job(job_id), self._keys.rq_job(copy))
-            self._connection.eval(_SHARE, len(keys), *keys, copy, self._worker)
+        ids = [self._keys.job_id(uuid.uuid4().hex) + COPY for _ in range(copies)]
+        keys = (self._keys.rq_queue, self._keys.rq_job(job_id), *map(self._keys.rq_job, ids))
+        made = int(self._connection.eval(_SHARE, len(keys), *keys, self._worker, *ids))
+        return None if made < 0 else ids[:made]
+
+    def unshare(self, copies: Sequence[str]) -> None:
+        """Take copies of a job that nobody took off the queue."""
+        for copy in copies:
+            if self._connection.lrem(self._keys.rq_queue, 1, copy):
+                self._connection.delete(self._keys.rq_job(copy))
 
     def recover(self, worker: str) -> tuple[int, list[TakenJob]]:
         """Put the jobs of a dead worker back, each at the cost of a retry.

@@ -87,7 +87,7 @@ class Heart:
     def say_started(self) -> None:
         """Say that this worker is there, before RQ does."""
         key = self._keys.worker(self._shared.name)
-        self._connection.hset(key, "state", WorkerStatus.STARTED.value)
+        self._connection.hset(key, mapping={"state": WorkerStatus.STARTED.value, "life": self._shared.life})
         self._connection.pexpire(key, WORKER_TTL_MS)
 
     def once_served(self, work: Callable[[], object]) -> None:
@@ -222,7 +222,7 @@ class Heart:
             pipeline.sadd(rq.redis_workers_keys, rq.key)
             pipeline.sadd(self._keys.rq_workers, rq.key)
             pipeline.sadd(self._keys.workers, name)
-            pipeline.hset(worker_key, mapping=self._description(state))
+            pipeline.hset(worker_key, mapping={**self._description(state), "life": self._shared.life})
             pipeline.pexpire(worker_key, WORKER_TTL_MS)
             return pipeline.execute(raise_on_error=False)
 

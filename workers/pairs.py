@@ -10,20 +10,26 @@ import threading
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, Protocol, TypeVar
 
+import numpy as np
 import redis
 from msgspec import structs
 
 from vlac_queue.errors import CriticFailed, ProtocolError
+from vlac_queue.faults import passes
 from vlac_queue.messages import Query
 from workers.claims import COPY, Claims
 from workers.critics import CriticAnswer, CriticQuery, Pair, PairCritic, compared, failed_pair
 from workers.flow import Prepared
+from workers.log import LOG
 from workers.shared import Shared
 from workers.store import PairsFound, PairsScored, PairsWanted, WorkerStore
+
+Result = TypeVar("Result")
 
 #: Seconds after which a pair that another worker claimed may be claimed again, although that worker lives.
 _CLAIM_S = 60.0
@@ -31,8 +37,9 @@ _CLAIM_S = 60.0
 _SHARED_S = 0.25
 #: About as many seconds a call of pairs may take, since done queries wait for it, and pairs of the first one.
 _CALL_S, _FIRST_PAIRS = 0.4, 2
-#: Seconds until the next look for scores that other workers are about to keep.
-LOOK_S = 0.01
+#: Seconds until the next look for scores that other workers are about to keep, and until scores that Redis did not
+#: take are given to it again.
+_LOOK_S, _KEEP_AGAIN_S = 0.01, 0.5
 #: Bytes of frames of episodes that wait to be asked ahead; beyond, those that wait longest are asked at the end.
 _AHEAD_BYTES = 512 << 20
 #: Episodes whose scores are kept here, too.
@@ -75,6 +82,12 @@ class _Episode:
         return Pair(self.ask, (frame - 1) // self.ask.value_stride * self.ask.value_stride, frame)
 
 
+class Timed(Protocol):
+    """Does what the critic takes time for, so that its time is counted and limited."""
+
+    def __call__(self, work: Callable[[], Result]) -> Result: ...
+
+
 class Valued(NamedTuple):
     """A value query that is done with: its answer, or None where nobody waits for one; and when it came."""
 
@@ -106,15 +119,18 @@ class PairWork:
         self._ahead: OrderedDict[str, _Episode] = OrderedDict()
         self._ahead_bytes = 0
         self._scores: OrderedDict[str, dict[int, float]] = OrderedDict()
-        self._over: list[PairsScored] = []
-        self._copied: set[str] = set()
+        # What Redis is to be told: scores, and that an episode is done.
+        self._unkept: list[PairsScored] = []
+        self._keep_at = 0.0
+        # Copies of jobs, by the job.
+        self._copies: dict[str, list[str]] = {}
         # Seconds that a pair takes.
         self._pair_s = 0.0
         # Whether all that is left of value queries is another worker's.
         self._waits = False
         self._lock = threading.Lock()
         self._to_prepare: OrderedDict[str, Query] = OrderedDict()
-        self._prepared: list[Prepared] = []
+        self._prepared: OrderedDict[str, Prepared] = OrderedDict()
 
     # For the main thread.
 
@@ -126,13 +142,15 @@ class PairWork:
 
     @property
     def wants_frames(self) -> bool:
-        """Return whether `to_prepare` has something to give."""
-        return bool(self._to_prepare)
+        """Return whether `to_prepare` has something to give, and there is room for it."""
+        with self._lock:
+            waiting = sum(each.nbytes for each in self._prepared.values())
+            return bool(self._to_prepare) and waiting < _AHEAD_BYTES
 
     def offer(self, prepared: Sequence[Prepared]) -> None:
         """Take what `to_prepare` wanted, with frames."""
         with self._lock:
-            self._prepared += prepared
+            self._prepared |= {each.query.token: each for each in prepared}
 
     # For the critic's thread.
 
@@ -156,42 +174,55 @@ class PairWork:
         """Note the answer to a done query: pairs of an episode that goes on are worth asking ahead."""
         if done:
             self._drop_ahead(query.token)
-            self._over.append(PairsScored(query.episode, query.token, {}, query.frame))
+            with self._lock:
+                self._to_prepare.pop(query.token, None)
+                self._prepared.pop(query.token, None)
+            self._unkept.append(PairsScored(query.episode, query.token, {}, query.frame))
         elif query.frame and self._shared.config.value_ahead:
             with self._lock:
                 self._to_prepare[query.token] = structs.replace(query, kind="value")
 
     def ready(self, *, asleep: bool) -> bool:
         """Return whether `work` has something to do now."""
-        if self._over or (self._values and not self._waits):
+        if (self._unkept and time.monotonic() >= self._keep_at) or (self._values and not self._waits):
             return True
         return not asleep and bool(self._prepared or self._ahead)
+
+    @property
+    def looks_in_s(self) -> float | None:
+        """Return after how many seconds without a query to look again whether it is `ready`; None: not at all."""
+        if self._values:
+            return _LOOK_S
+        return max(0.0, self._keep_at - time.monotonic()) if self._unkept else None
 
     @property
     def values(self) -> list[Prepared]:
         """Return the value queries at hand."""
         return [each for value in self._values.values() for each in value.asked]
 
-    def work(self, *, asleep: bool) -> list[Valued]:
-        """Make a small call; return the value queries that are done with."""
+    def work(self, timed: Timed, *, asleep: bool) -> list[Valued]:
+        """Make a small call; return the value queries that are done with.
+
+        Args:
+            timed: does what the critic takes time for.
+            asleep: whether there is to be no work ahead.
+        """
         self._receive()
-        self._keep(self._over)
-        self._over = []
+        self._keep([])
         late = [value for value in self._values.values() if value.query.deadline < self._shared.clock.now()]
         wanted = self._wanted(asleep)
         found = self._claim(wanted)
         gone = self._learn(wanted, found)
         mine = [(episode, pair) for (episode, _), each in zip(wanted, found, strict=True) for pair in each.mine]
         if mine:
-            self._score(mine)
+            self._score(mine, timed)
         self._waits = not mine
-        return self._finished(late, gone)
+        return self._finished(late, gone, timed)
 
     def _receive(self) -> None:
         with self._lock:
-            prepared, self._prepared = self._prepared, []
-        for each in prepared:
-            token = each.query.token
+            prepared, self._prepared = self._prepared, OrderedDict()
+        for token, each in prepared.items():
             if not isinstance(each.ask, CriticQuery) or any(v.query.token == token for v in self._values.values()):
                 continue
             before = self._ahead.get(token)
@@ -221,7 +252,7 @@ class PairWork:
                 if not episode.asked:
                     self._drop_ahead(episode.query.token)
                 continue
-            room = min(room, _LOOK_AT * self._critic.pairs_at_once(episode.ask))
+            room = min(room, _LOOK_AT * self._at_once(episode.ask))
             missing = missing[: int(room)]
             room -= len(missing)
             query = episode.query
@@ -232,6 +263,13 @@ class PairWork:
                 break
         return wanted
 
+    def _at_once(self, ask: CriticQuery) -> int:
+        try:
+            return max(1, int(self._critic.pairs_at_once(ask)))
+        except Exception as error:
+            LOG.warning("pairs_at_once failed (%s: %s); asking one by one", type(error).__name__, error)
+            return 1
+
     def _quick(self) -> int:
         """Return how many pairs are scored in about _CALL_S: slow hardware would seem to hang in a full call."""
         return max(1, int(_CALL_S / self._pair_s)) if self._pair_s else _FIRST_PAIRS
@@ -239,13 +277,14 @@ class PairWork:
     def _claim(self, wanted: Sequence[tuple[_Episode, PairsWanted]]) -> list[PairsFound]:
         if not wanted:
             return []
-        most = min(self._quick(), *(self._critic.pairs_at_once(episode.ask) for episode, _ in wanted))
+        most = min(self._quick(), *(self._at_once(episode.ask) for episode, _ in wanted))
         try:
             found = self._store.claim_pairs(
                 [each for _, each in wanted],
                 most,
                 scored_by=self._critic.scored_by,
                 worker=self._shared.name,
+                life=self._shared.life,
                 claim_s=_CLAIM_S,
             )
             self._trouble.over()
@@ -275,10 +314,10 @@ class PairWork:
                 self._drop_ahead(token)  # others are at it
         return gone
 
-    def _score(self, mine: Sequence[tuple[_Episode, int]]) -> None:
+    def _score(self, mine: Sequence[tuple[_Episode, int]], timed: Timed) -> None:
         """Score claimed pairs in one call, and keep the scores."""
         started = time.monotonic()
-        scores = self._asked([episode.pair(pair) for episode, pair in mine])
+        scores = timed(partial(self._asked, [episode.pair(pair) for episode, pair in mine]))
         taken_s = (time.monotonic() - started) / len(mine)
         self._pair_s = taken_s if not self._pair_s else _MEMORY * self._pair_s + (1 - _MEMORY) * taken_s
         kept: dict[str, dict[int, float | None]] = {episode.query.token: {} for episode, _ in mine}
@@ -306,13 +345,18 @@ class PairWork:
         return [_checked(score) for score in scores]
 
     def _keep(self, scored: Sequence[PairsScored]) -> None:
-        if not scored:
+        """Keep scores, and those that Redis did not take before: others wait for what is claimed here."""
+        self._unkept += scored
+        if not self._unkept:
             return
+        unkept, self._unkept = self._unkept, []
         try:
-            self._shared.stats.pairs_unused += self._store.keep_scores(scored, scored_by=self._critic.scored_by)
+            self._shared.stats.pairs_unused += self._store.keep_scores(unkept, scored_by=self._critic.scored_by)
             self._trouble.over()
         except redis.RedisError as error:
             self._trouble.met(error)
+            if passes(error):
+                self._unkept, self._keep_at = unkept, time.monotonic() + _KEEP_AGAIN_S
 
     def _known(self, token: str) -> dict[int, float]:
         scores = self._scores.setdefault(token, {})
@@ -321,7 +365,7 @@ class PairWork:
             self._scores.popitem(last=False)
         return scores
 
-    def _finished(self, late: Sequence[_Episode], gone: Sequence[_Episode]) -> list[Valued]:
+    def _finished(self, late: Sequence[_Episode], gone: Sequence[_Episode], timed: Timed) -> list[Valued]:
         over = {id(value): value for value in (*late, *gone)}
         finished = [Valued(value.asked, None, value.since) for value in over.values()]
         missing = 0
@@ -331,7 +375,7 @@ class PairWork:
             if id(value) in over:
                 continue
             if value.failed or not left:
-                finished.append(Valued(value.asked, self._answer(value, known), value.since))
+                finished.append(Valued(value.asked, self._answer(value, known, timed), value.since))
                 over[id(value)] = value
             missing += left
         self._values = {name: value for name, value in self._values.items() if id(value) not in over}
@@ -340,36 +384,37 @@ class PairWork:
         self._share(missing)
         return finished
 
-    def _answer(self, value: _Episode, known: dict[int, float]) -> CriticAnswer:
+    def _answer(self, value: _Episode, known: dict[int, float], timed: Timed) -> CriticAnswer:
         for pair in value.pairs:
             if pair in value.failed:
                 _, first, second = value.pair(pair)
                 return failed_pair(value.failed[pair], first, second)
         try:
-            return self._critic.value([known[pair] for pair in value.pairs])
+            return timed(partial(self._critic.value, [known[pair] for pair in value.pairs]))
         except Exception as error:
             return error
 
     def _share(self, missing: int) -> None:
-        """Have others help where value queries would take long."""
-        copies = min(self._shared.others, int(missing * self._pair_s / _SHARED_S))
+        """Have others help where value queries would take long; jobs that wait on the queue go before that."""
         jobs = {each.job for value in self._values.values() for each in value.asked}
-        self._copied &= jobs
-        if copies <= 0:
-            return
-        for job in sorted(jobs - self._copied):
-            self._copied.add(job)
-            try:
-                self._claims.share(job, copies)
-            except redis.RedisError as error:
-                self._trouble.met(error)
+        copies = min(self._shared.others, int(missing * self._pair_s / _SHARED_S))
+        try:
+            for job in [job for job in self._copies if job not in jobs]:
+                self._claims.unshare(self._copies.pop(job))
+            for job in sorted(jobs - self._copies.keys()) if copies > 0 else ():
+                made = self._claims.share(job, copies)
+                if made is None:
+                    break
+                self._copies[job] = made
+        except redis.RedisError as error:
+            self._trouble.met(error)
 
 
 def _checked(score: object) -> float | Exception:
     if isinstance(score, Exception):
         return score
     try:
-        number = math.nan if isinstance(score, (str, bytes, bool)) else float(score)  # type: ignore[arg-type]
+        number = math.nan if isinstance(score, (str, bytes, bool, np.bool_)) else float(score)  # type: ignore[arg-type]
     except Exception:  # a critic's objects may raise whatever they like where they are looked at
         number = math.nan
     return (

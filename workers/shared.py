@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from dataclasses import dataclass, field
 
 import redis
@@ -35,6 +36,7 @@ class Shared:
             for it: it would wait for itself.
         over: set once the beats may end.
         others: how many other critic workers serve the queue.
+        alone: whether a job is tried alone, and nothing else to be at work.
         fatal: what ends the worker, if anything does.
     """
 
@@ -46,9 +48,12 @@ class Shared:
     stopping: threading.Event = field(default_factory=threading.Event)
     over: threading.Event = field(default_factory=threading.Event)
     others: int = 0
+    alone: bool = False
     fatal: BaseException | None = None
 
     def __post_init__(self) -> None:
+        #: Tells this process from another one of the same worker's name.
+        self.life = uuid.uuid4().hex[:12]
         self.keys = Keys(self.config.queue)
         self.clock = RedisClock(self.connection)
         self.batcher: Batcher[Prepared] = Batcher(self.config.max_batch, self.config.max_wait_ms / 1000)

@@ -184,14 +184,21 @@ class WorkerStore:
         return checked(batches)
 
     def claim_pairs(
-        self, wanted: Sequence[PairsWanted], most: int, *, scored_by: str, worker: str, claim_s: float
+        self,
+        wanted: Sequence[PairsWanted],
+        most: int,
+        *,
+        scored_by: str,
+        worker: str,
+        life: str,
+        claim_s: float,
     ) -> list[PairsFound]:
         """Read what is known of pairs, and claim up to `most` of the others for `worker`; one round trip.
 
-        A claim is over after `claim_s` seconds, or with its worker's death.
+        A claim is over after `claim_s` seconds, or with its worker's `life`.
         """
         keys: list[str] = []
-        arguments: list[Any] = [worker, self._keys.worker(""), int(claim_s), most, scored_by]
+        arguments: list[Any] = [worker, life, self._keys.worker(""), int(claim_s), most, scored_by]
         for each in wanted:
             episode = self._keys.episode(each.episode)
             keys += (episode.meta, episode.queries, episode.pairs)

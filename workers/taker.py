@@ -108,9 +108,10 @@ class Taker:
             turn.
         """
         try:
-            if self._heart.alone_waits and not self._heart.suspended:
-                # What else is open here must not be harmed.
-                self._jobs.none.wait(_LOOK_S) if self._jobs else self._serve_alone()
+            self._shared.alone = self._heart.alone_waits and not self._heart.suspended
+            if self._shared.alone:
+                # What else is at work here must not be harmed, nor a job be blamed for it.
+                self._pause() if self._jobs or self._asker.at_pairs else self._serve_alone()
                 works = True
             else:
                 works = self._serve_together(burst)

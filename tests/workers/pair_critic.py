@@ -26,7 +26,7 @@ class PairsCritic:
 
     def __init__(self, config: VlacConfig) -> None:
         self._pause_s = float(os.environ.get("PAIR_SECONDS", "0"))
-        self._at_once = int(os.environ.get("PAIRS_AT_ONCE", "4"))
+        self._at_once = os.environ.get("PAIRS_AT_ONCE", "4")
 
     def load(self) -> None:
         pass
@@ -37,7 +37,7 @@ class PairsCritic:
         return [self._done(query) for query in queries]
 
     def pairs_at_once(self, query: CriticQuery) -> int:
-        return self._at_once
+        return int(self._at_once)
 
     def score(self, pairs: Sequence[Pair]) -> list[float | Exception]:
         return [self._score(pair) for pair in pairs]

@@ -126,3 +126,17 @@ def test_no_job_is_dropped_while_rights_are_missing(server, connection, wait_in_
     connection.execute_command("ACL", "DELUSER", "narrow")
     kept = connection.lrange(KEYS.rq_queue, 0, -1) + connection.lrange(KEYS.claims("me"), 0, -1)
     assert sorted(kept) == [job_id.encode() for job_id in ids]
+
+
+def test_copies_of_a_job_wait_for_no_other_job_and_go_with_it(connection, wait_in_queue) -> None:
+    claims = Claims(connection, KEYS, "me")
+    (job,) = wait_in_queue("me")
+    assert claims.share(job, 2) is None, "a job waits, which copies would hide"
+    assert take(connection, "me") == [job]
+    copies = claims.share(job, 2)
+    assert copies is not None and len(copies) == 2
+    assert take(connection, "other") == [copies[0]]
+    claims.unshare(copies)
+    assert connection.llen(KEYS.rq_queue) == 0
+    assert Claims(connection, KEYS, "other").share(copies[0], 1) == [], "a copy is not copied"
+    assert connection.exists(*map(KEYS.rq_job, copies)) == 1, "the one that was taken is its worker's"

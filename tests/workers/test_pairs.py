@@ -10,13 +10,17 @@ import pytest
 import redis
 
 from tests.conftest import Workers, until
-from tests.workers.pair_critic import PAIRS
+from tests.workers.pair_critic import PAIRS, PairsCritic
 from tests.workers.vlac_stand_in import StandInModel
 from vlac_queue import CriticClient, CriticFailed, VlacConfig
 from vlac_queue.keys import Keys
-from vlac_queue.messages import ValueVerdict
+from vlac_queue.messages import Query, ValueVerdict
 from vlac_queue.server import RedisServer
+from workers.claims import Claims
 from workers.critics.vlac import VlacCritic
+from workers.pairs import PairWork
+from workers.shared import Shared
+from workers.store import WorkerStore
 
 
 def frame(red: int) -> Any:
@@ -48,6 +52,15 @@ def asked(folder: Path, words: str = "pair") -> list[str]:
 def seconds(folder: Path, task: str = "lift") -> list[int]:
     """The second frames of the pairs scored for a task."""
     return [int(line.rpartition(" ")[2]) for line in asked(folder, f"pair {task} ")]
+
+
+def raises(error: Exception) -> Any:
+    """Return what raises `error`, however it is called."""
+
+    def call(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    return call
 
 
 def counted(workers: Workers, name: str) -> int:
@@ -122,6 +135,69 @@ def test_work_ahead_leaves_an_episode_alone_of_which_a_worker_died(
     assert poison.ask_value().result().critics == expected(3)
     assert survivor.poll() is None
     poison.close()
+
+
+@pytest.mark.slow
+def test_a_worker_that_begins_anew_under_its_name_leaves_that_episode_alone(
+    workers: Workers, client: CriticClient, connection: redis.Redis, tmp_path: Path
+) -> None:
+    first = workers.start(PAIRS, "--name", "gpu-1")
+    poison = client.episode(task="poison 1")
+    poison.push(np.stack([frame(0), frame(1)]))
+    assert not poison.ask_done().result().done
+    first.wait()
+    until(lambda: not connection.exists("rq:worker:gpu-1"))  # RQ has a name once at a time
+    second = workers.start(PAIRS, "--name", "gpu-1")
+    poison.push(frame(2))
+    assert not poison.ask_done().result().done
+    with run(client, 3, task="other"):
+        until(lambda: sorted(seconds(tmp_path, "other")) == [1, 2])
+    assert seconds(tmp_path, "poison 1") == [1] and second.poll() is None
+    poison.close()
+
+
+@pytest.mark.parametrize("at_once", ["0", "a lot"])
+def test_a_critic_that_is_wrong_about_its_calls_is_asked_pair_by_pair(
+    workers: Workers, client: CriticClient, at_once: str
+) -> None:
+    workers.start(PAIRS, PAIRS_AT_ONCE=at_once)
+    with run(client, 5) as episode:
+        assert episode.ask_value().result().critics == expected(5)
+
+
+@pytest.mark.slow
+def test_a_redis_that_is_silent_is_no_critic_that_hangs(
+    workers: Workers, client: CriticClient, connection: redis.Redis, tmp_path: Path
+) -> None:
+    process = workers.start(PAIRS, PAIR_SECONDS="0.02", PAIRS_AT_ONCE="2", VLAC_BATCH_LIMIT_S="1")
+    with client.episode(task="long") as episode:
+        episode.push(np.stack([frame(red) for red in range(60)]))
+        value = episode.ask_value()
+        until(lambda: seconds(tmp_path, "long"))
+        connection.execute_command("CLIENT", "PAUSE", 3000, "ALL")
+        assert value.result().critics == expected(60)
+    assert process.poll() is None
+
+
+def test_scores_that_redis_did_not_take_are_given_to_it_again(
+    server: RedisServer, connection: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.pairs._KEEP_AGAIN_S", 0.01)
+    shared = Shared("w", VlacConfig(redis_url=server.url, critic=PAIRS), connection)
+    store = WorkerStore(connection, shared.keys, ttl_s=60)
+    work = PairWork(shared, PairsCritic(shared.config), store, Claims(connection, shared.keys, "w"))
+    query = Query("t-1", "e", "done", 3, 3, "c", 0.0, 0.0)
+    connection.hset(shared.keys.episode("e").meta, mapping={"token": "t", "ttl_s": 60})
+    with monkeypatch.context() as broken:
+        broken.setattr(store, "keep_scores", raises(redis.ConnectionError("gone")))
+        work.seen(query, done=True)
+        assert work.ready(asleep=True)
+        work.work(raises(AssertionError("the critic was asked")), asleep=True)
+    assert connection.hget(shared.keys.episode("e").pairs, "done") is None
+    until(lambda: work.ready(asleep=True))
+    work.work(raises(AssertionError("the critic was asked")), asleep=True)
+    assert connection.hget(shared.keys.episode("e").pairs, "done") == b"3"
+    assert work.looks_in_s is None
 
 
 def test_a_redis_that_forgets_changes_no_value(

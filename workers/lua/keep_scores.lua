@@ -2,7 +2,8 @@
 -- KEYS: for each episode: meta pairs
 -- ARGV: scored_by, and for each episode: token, frame at which it was found done or "", number of pairs,
 --       for each pair: frame, score or "" (none: whoever wants it may claim it)
--- Reply: for each the number of scores kept with an episode that was found done now for the first time, else 0.
+-- Reply: for each the number of scores kept with an episode that was found done now for the first time, else 0; or, where
+-- some could not be kept, the first error.
 
 local by = ARGV[1]
 
@@ -27,10 +28,11 @@ local function keep(k, a)
 end
 
 redis.pcall('HDEL', KEYS[2], '')  -- lets it go on when Redis is full (answer.lua)
-local replies, a = {}, 2
+local replies, a, wrong = {}, 2, nil
 for i = 1, #KEYS / 2 do
   local ok, reply = pcall(keep, 2 * i - 1, a)
+  if not ok then wrong = wrong or (type(reply) == 'table' and reply or {err = reply}) end
   replies[i] = ok and reply or 0
   a = a + 3 + 2 * tonumber(ARGV[a + 2])
 end
-return replies
+return wrong or replies
