@@ -14,7 +14,7 @@ from msgspec import structs
 from rq.exceptions import StopRequested
 
 from vlac_queue.errors import CriticFailed, ProtocolError
-from vlac_queue.messages import MAX_TRACEBACK_CHARS, DoneVerdict, Failure
+from vlac_queue.messages import DoneVerdict, Failure
 from vlac_queue.texts import clean
 from workers.claims import Claims
 from workers.critics import Critic, CriticQuery, PairCritic
@@ -24,7 +24,7 @@ from workers.pairs import PairWork
 from workers.replies import Replies
 from workers.shared import Shared
 from workers.store import WorkerStore
-from workers.verdicts import checked_answer
+from workers.verdicts import checked_answer, failure_of, words
 from workers.watchdog import Watchdog
 
 Result = TypeVar("Result")
@@ -33,8 +33,6 @@ Result = TypeVar("Result")
 _STALE_S = 1.0
 #: Seconds after which an order to sleep is followed between two batches although queries wait.
 _OVERDUE_S = 1.0
-#: Most characters kept of what an error says.
-_MAX_WORDS = 2000
 
 
 class Asker:
@@ -150,6 +148,8 @@ class Asker:
                 batch = self.pairs.take(batch)
             if batch:
                 self._answer(batch)
+                if self.pairs and self.pairs.has_lists:  # done queries without end must not keep lists waiting
+                    self._score_pairs(self.pairs)
             elif self._batcher.closed:
                 return
             elif self._order != self.followed and not (self.pairs and self.pairs.values):
@@ -194,8 +194,7 @@ class Asker:
         left_s = max((each.query.deadline for each in pairs.values), default=0.0) - self._clock.now()
         for valued in pairs.work(partial(self._timed, left_s=left_s), asleep=self._no_work_ahead):
             replies = [
-                Reply(each) if valued.answer is None else self._checked(each, valued.answer)
-                for each in valued.asked
+                self._checked(each, valued.answer) if valued.wanted else Reply(each) for each in valued.asked
             ]
             self._replies.deliver(Answered(replies, valued.since, self._clock.now()))
         self.at_pairs = False
@@ -224,10 +223,10 @@ class Asker:
                 raise ProtocolError(f"the critic gave {len(answers)} answers to {len(queries)} queries.")
         except Exception as error:
             if len(batch) == 1:
-                return [self._failed(batch[0], _failure(error))]
+                return [self._failed(batch[0], failure_of(error))]
             LOG.warning(
                 "the critic failed on a batch of %d (%s: %s); asking one by one",
-                len(batch), type(error).__name__, _words(error),
+                len(batch), type(error).__name__, words(error),
             )  # fmt: skip
             return [reply for each in batch for reply in self.ask([each])]
         return [self._checked(each, answer) for each, answer in zip(batch, answers, strict=True)]
@@ -235,17 +234,17 @@ class Asker:
     def _checked(self, prepared: Prepared, answer: object) -> Reply:
         """Return the critic's answer, if it is one to this query; else a failure of this query alone."""
         if isinstance(answer, Exception):
-            return self._failed(prepared, _failure(answer))
+            return self._failed(prepared, failure_of(answer))
         try:
             reply = Reply(prepared, checked_answer(answer, prepared.query, self._stats.critic))
             if self.pairs and isinstance(answer, DoneVerdict):
                 self.pairs.seen(prepared.query, done=bool(answer.done))
             return reply
         except Exception as error:  # a critic's objects may raise whatever they like where they are looked at
-            name, words = type(self.critic).__qualname__, _words(error)
+            name, why = type(self.critic).__qualname__, words(error)
             if not isinstance(error, ProtocolError):
-                words = f"{type(error).__name__}: {words}"
-            failure = Failure(f"{name} gave a wrong answer to a {prepared.query.kind} query: {words}; correct it.")
+                why = f"{type(error).__name__}: {why}"
+            failure = Failure(f"{name} gave a wrong answer to a {prepared.query.kind} query: {why}; correct it.")
             return self._failed(prepared, failure)
 
     def _failed(self, prepared: Prepared, failure: Failure) -> Reply:
@@ -285,17 +284,3 @@ class Asker:
             self.critic.wake()
             self.asleep = False
             LOG.info("the critic is back on the accelerator")
-
-
-def _failure(error: BaseException) -> Failure:
-    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    text = clean(text[-MAX_TRACEBACK_CHARS:], MAX_TRACEBACK_CHARS, keep="\n")
-    return Failure(f"{type(error).__name__}: {_words(error)}"[:_MAX_WORDS], text)
-
-
-def _words(error: BaseException) -> str:
-    """What an error says, fit for a terminal; a critic's may fail even at that."""
-    try:
-        return clean(error, _MAX_WORDS, keep="\n")
-    except Exception as failed:
-        return f"(its text can't be made: {type(failed).__name__})"

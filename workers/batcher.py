@@ -62,10 +62,13 @@ class Batcher(Generic[Item]):
             self._changed.notify_all()
 
     def hold(self, nbytes: int) -> None:
-        """Counts so many bytes as waiting that the taker has not done with."""
-        with self._changed:
-            self._held = nbytes
-            self._changed.notify_all()
+        """Notes how many bytes the taker has taken and not done with."""
+        self._held = nbytes
+
+    @property
+    def full(self) -> bool:
+        """Whether the taker has as many bytes at hand as may wait."""
+        return self._held >= self.max_bytes
 
     def take(self, timeout_s: float | None) -> list[Item]:
         """The next batch, in order; empty after `timeout_s` seconds without any, or when poked or closed."""
@@ -117,4 +120,4 @@ class Batcher(Generic[Item]):
         return self._closed
 
     def _room(self) -> int:
-        return 0 if self._bytes + self._held >= self.max_bytes else max(0, self.max_batch - len(self._items))
+        return 0 if self._bytes >= self.max_bytes else max(0, self.max_batch - len(self._items))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-import uuid
 import zlib
 from collections.abc import Collection, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import redis
 from redis.client import Pipeline
@@ -40,8 +39,10 @@ _TAKE, _GIVE_BACK, _RECOVER, _SHARE = (
 )
 
 
-#: Ends the id of a copy of a job.
+#: Ends the id of a copy of a job: the job's own, a dash, a number of two digits, and this.
 COPY = "-copy"
+#: All jobs, all but copies of jobs, or those of done queries alone.
+Wants = Literal["all", "no copies", "done"]
 
 
 class Claims:
@@ -64,15 +65,18 @@ class Claims:
         #: Id of the job that this worker lives in, which is its parent's to delete; "" where there is none.
         self.lives_in = ""
 
-    def take(self, count: int, *, block_s: float, others: int = 0, patience: int = 0) -> list[TakenJob]:
+    def take(
+        self, count: int, *, block_s: float, others: int = 0, patience: int = 0, wants: Wants = "all"
+    ) -> list[TakenJob]:
         """Claim and read up to `count` jobs, waiting up to `block_s` seconds for the first (0: not at all).
 
         Args:
             others: how many other workers serve the queue; with none, jobs are taken in their order.
             patience: how many looks a job is left to another worker that knows its episode.
+            wants: of which jobs; but what it waits for is any.
         """
-        look_at = _LOOK_AT if others else 1
-        take = self._take_command(self._keys.rq_queue, count, look_at, 2 * others, patience)
+        look_at = _LOOK_AT if others or wants == "done" else 1
+        take = self._take_command(self._keys.rq_queue, count, look_at, 2 * others, patience, wants)
         if not block_s:
             return [_taken(entry) for entry in checked(exchange(self._connection, [take])[0])]
         wait = ("BLMOVE", self._keys.rq_queue, f"{self.key}:next", "LEFT", "RIGHT", str(block_s))
@@ -124,18 +128,15 @@ class Claims:
         keys = (self._keys.rq_queue, self.key, self._keys.alone)
         return int(self._connection.eval(_GIVE_BACK, len(keys), *keys, *job_ids))
 
-    def share(self, job_id: str, copies: int) -> list[str] | None:
-        """Put copies of a claimed job on the queue, so that other workers help with it.
-
-        A copy that another worker made of its own is not copied again.
+    def share(self, job_ids: Sequence[str], copies: int) -> list[tuple[str, str]]:
+        """Put copies of the first of some claimed jobs that has fewer on the queue: idle workers help with it.
 
         Returns:
-            The copies' ids; None while other jobs wait on the queue.
+            The ids of the copies made, each with its job's; none while jobs wait on the queue.
         """
-        ids = [self._keys.job_id(uuid.uuid4().hex) + COPY for _ in range(copies)]
-        keys = (self._keys.rq_queue, self._keys.rq_job(job_id), *map(self._keys.rq_job, ids))
-        made = int(self._connection.eval(_SHARE, len(keys), *keys, self._worker, *ids))
-        return None if made < 0 else ids[:made]
+        keys = (self._keys.rq_queue, *map(self._keys.rq_job, job_ids))
+        made: Any = self._connection.eval(_SHARE, len(keys), *keys, COPY, min(copies, 99), *job_ids)
+        return [(copy.decode(), job.decode()) for copy, job in made]
 
     def unshare(self, copies: Sequence[str]) -> None:
         """Take copies of a job that nobody took off the queue."""
@@ -194,10 +195,17 @@ class Claims:
         return f"{Worker.redis_worker_namespace_prefix}{self._worker}"
 
     def _take_command(
-        self, queue: str, count: int, look_at: int = 1, most_passed: int = 0, patience: int = 0
+        self,
+        queue: str,
+        count: int,
+        look_at: int = 1,
+        most_passed: int = 0,
+        patience: int = 0,
+        wants: Wants = "all",
     ) -> tuple[Any, ...]:
-        words = (count, MAX_JOB_BYTES, self._worker, self._keys.episode("").meta, look_at, most_passed, patience)
-        return ("EVAL", _TAKE, 3, queue, self.key, self._keys.workers, *words)
+        who = (self._worker, self._keys.episode("").meta)
+        how = (look_at, most_passed, patience, wants)
+        return ("EVAL", _TAKE, 3, queue, self.key, self._keys.workers, count, MAX_JOB_BYTES, *who, *how)
 
 
 def told_deaths(deaths: Sequence[tuple[str, float]]) -> str:

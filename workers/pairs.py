@@ -5,21 +5,18 @@ One class in more than 350 lines: choosing, claiming, scoring and answering shar
 
 from __future__ import annotations
 
-import math
 import threading
 import time
-import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
-import numpy as np
 import redis
 from msgspec import structs
 
-from vlac_queue.errors import CriticFailed, ProtocolError
+from vlac_queue.errors import CriticFailed, ProtocolError, VlacQueueError
 from vlac_queue.faults import passes
 from vlac_queue.messages import Query
 from workers.claims import COPY, Claims
@@ -28,12 +25,13 @@ from workers.flow import Prepared
 from workers.log import LOG
 from workers.shared import Shared
 from workers.store import PairsFound, PairsScored, PairsWanted, WorkerStore
+from workers.verdicts import checked_number, failure_of, words
 
 Result = TypeVar("Result")
 
 #: Seconds after which a pair that another worker claimed may be claimed again, although that worker lives.
 _CLAIM_S = 60.0
-#: Seconds that value queries must still take for a copy of their job to be worth while for another worker.
+#: Seconds that value queries must still take for a copy of their job to be worth while for each other worker.
 _SHARED_S = 0.25
 #: About as many seconds a call of pairs may take, since done queries wait for it, and pairs of the first one.
 _CALL_S, _FIRST_PAIRS = 0.4, 2
@@ -44,8 +42,8 @@ _LOOK_S, _KEEP_AGAIN_S = 0.01, 0.5
 _AHEAD_BYTES = 512 << 20
 #: Episodes whose scores are kept here, too.
 _KEPT_EPISODES = 4096
-#: Calls' worth of pairs that are looked at for one call: others may have scored or claimed some.
-_LOOK_AT = 4
+#: Most pairs that are looked at for one call: others may have scored or claimed some.
+_LOOK_AT = 1024
 #: Weight of what was measured before, in each further measurement.
 _MEMORY = 0.8
 
@@ -57,16 +55,21 @@ class _Episode:
     Attributes:
         query: for a value query that one, else the done query that found it not done.
         ask: a value query with the frames.
-        asked: the value query, once for each job that carries it; empty for work ahead.
+        asked: the value query, by the job that carries it; empty for work ahead.
         failed: pairs without a score, and why.
         since: when it came, seconds on Redis' clock.
     """
 
     query: Query
     ask: CriticQuery
-    asked: list[Prepared] = field(default_factory=list)
+    asked: dict[str, Prepared] = field(default_factory=dict)
     failed: dict[int, Exception] = field(default_factory=dict)
     since: float = 0.0
+
+    @property
+    def deadline(self) -> float:
+        """Return until when a value query is waited for: it may have been asked again."""
+        return max(each.query.deadline for each in self.asked.values())
 
     @property
     def pairs(self) -> list[int]:
@@ -89,11 +92,12 @@ class Timed(Protocol):
 
 
 class Valued(NamedTuple):
-    """A value query that is done with: its answer, or None where nobody waits for one; and when it came."""
+    """A value query that is done with: when it came, its answer, and whether anybody waits for that."""
 
     asked: Sequence[Prepared]
-    answer: CriticAnswer | None
     since: float
+    answer: CriticAnswer | None = None
+    wanted: bool = True
 
 
 class PairWork:
@@ -128,17 +132,18 @@ class PairWork:
         self._pair_s = 0.0
         # Whether all that is left of value queries is another worker's.
         self._waits = False
+        # Whether the log says that the critic can't tell how many pairs it wants.
+        self._told = False
         self._lock = threading.Lock()
         self._to_prepare: OrderedDict[str, Query] = OrderedDict()
         self._prepared: OrderedDict[str, Prepared] = OrderedDict()
 
     # For the main thread.
 
-    def to_prepare(self, most: int) -> list[Query]:
-        """Return value queries about episodes as they are by now, whose frames are wanted for work ahead."""
+    def to_prepare(self) -> Query | None:
+        """Return a value query about an episode as it is by now whose frames are wanted for work ahead, if any."""
         with self._lock:
-            count = min(most, len(self._to_prepare))
-            return [self._to_prepare.popitem(last=False)[1] for _ in range(count)]
+            return self._to_prepare.popitem(last=False)[1] if self._to_prepare else None
 
     @property
     def wants_frames(self) -> bool:
@@ -152,6 +157,11 @@ class PairWork:
         with self._lock:
             self._prepared |= {each.query.token: each for each in prepared}
 
+    @property
+    def has_lists(self) -> bool:
+        """Return whether value queries are at hand."""
+        return bool(self._values)
+
     # For the critic's thread.
 
     def take(self, batch: Sequence[Prepared]) -> list[Prepared]:
@@ -163,7 +173,7 @@ class PairWork:
                 continue
             now = self._shared.clock.now()
             value = self._values.setdefault(each.query.id, _Episode(each.query, each.ask, since=now))
-            value.asked.append(each)
+            value.asked[each.job] = each
             self._drop_ahead(each.query.token)
             self._waits = False
         if len(others) < len(batch):
@@ -198,7 +208,7 @@ class PairWork:
     @property
     def values(self) -> list[Prepared]:
         """Return the value queries at hand."""
-        return [each for value in self._values.values() for each in value.asked]
+        return [each for value in self._values.values() for each in value.asked.values()]
 
     def work(self, timed: Timed, *, asleep: bool) -> list[Valued]:
         """Make a small call; return the value queries that are done with.
@@ -209,14 +219,15 @@ class PairWork:
         """
         self._receive()
         self._keep([])
-        late = [value for value in self._values.values() if value.query.deadline < self._shared.clock.now()]
+        now = self._shared.clock.now()
+        late = [value for value in self._values.values() if value.deadline < now]
         wanted = self._wanted(asleep)
         found = self._claim(wanted)
         gone = self._learn(wanted, found)
         mine = [(episode, pair) for (episode, _), each in zip(wanted, found, strict=True) for pair in each.mine]
         if mine:
             self._score(mine, timed)
-        self._waits = not mine
+        self._waits = not mine and not any(each.scores for each in found)
         return self._finished(late, gone, timed)
 
     def _receive(self) -> None:
@@ -244,7 +255,7 @@ class PairWork:
     def _wanted(self, asleep: bool) -> list[tuple[_Episode, PairsWanted]]:
         """Return what to claim pairs of: enough for some calls, values first."""
         wanted: list[tuple[_Episode, PairsWanted]] = []
-        room = math.inf
+        room = _LOOK_AT
         for episode in [*self._values.values(), *(() if asleep else self._ahead.values())]:
             known = self._scores.get(episode.query.token, {})
             missing = [pair for pair in episode.pairs if pair not in known and pair not in episode.failed]
@@ -252,12 +263,11 @@ class PairWork:
                 if not episode.asked:
                     self._drop_ahead(episode.query.token)
                 continue
-            room = min(room, _LOOK_AT * self._at_once(episode.ask))
-            missing = missing[: int(room)]
+            missing = missing[:room]
             room -= len(missing)
             query = episode.query
             value = query.id if episode.asked else ""
-            own = any(not each.job.endswith(COPY) for each in episode.asked)
+            own = any(not job.endswith(COPY) for job in episode.asked)
             wanted.append((episode, PairsWanted(query.episode, query.token, value, query.frame, missing, own)))
             if room <= 0:
                 break
@@ -266,8 +276,10 @@ class PairWork:
     def _at_once(self, ask: CriticQuery) -> int:
         try:
             return max(1, int(self._critic.pairs_at_once(ask)))
-        except Exception as error:
-            LOG.warning("pairs_at_once failed (%s: %s); asking one by one", type(error).__name__, error)
+        except Exception:
+            if not self._told:
+                LOG.exception("pairs_at_once failed; pairs are scored one by one")
+            self._told = True
             return 1
 
     def _quick(self) -> int:
@@ -339,8 +351,7 @@ class PairWork:
                 raise ProtocolError(f"the critic gave {len(scores)} scores to {len(pairs)} pairs.")
         except Exception as error:
             if len(pairs) == 1:
-                text = "".join(traceback.format_exception(error))
-                return [CriticFailed(f"{type(error).__name__}: {error}"[:2000], text)]
+                return [_failed(error)]
             return [score for pair in pairs for score in self._asked([pair])]
         return [_checked(score) for score in scores]
 
@@ -367,7 +378,7 @@ class PairWork:
 
     def _finished(self, late: Sequence[_Episode], gone: Sequence[_Episode], timed: Timed) -> list[Valued]:
         over = {id(value): value for value in (*late, *gone)}
-        finished = [Valued(value.asked, None, value.since) for value in over.values()]
+        finished = [Valued([*value.asked.values()], value.since, wanted=False) for value in over.values()]
         missing = 0
         for value in self._values.values():
             known = self._scores.get(value.query.token, {})
@@ -375,7 +386,8 @@ class PairWork:
             if id(value) in over:
                 continue
             if value.failed or not left:
-                finished.append(Valued(value.asked, self._answer(value, known, timed), value.since))
+                answer = self._answer(value, known, timed)
+                finished.append(Valued([*value.asked.values()], value.since, answer))
                 over[id(value)] = value
             missing += left
         self._values = {name: value for name, value in self._values.items() if id(value) not in over}
@@ -396,29 +408,27 @@ class PairWork:
 
     def _share(self, missing: int) -> None:
         """Have others help where value queries would take long; jobs that wait on the queue go before that."""
-        jobs = {each.job for value in self._values.values() for each in value.asked}
+        jobs = {job for value in self._values.values() for job in value.asked if not job.endswith(COPY)}
         copies = min(self._shared.others, int(missing * self._pair_s / _SHARED_S))
         try:
             for job in [job for job in self._copies if job not in jobs]:
                 self._claims.unshare(self._copies.pop(job))
-            for job in sorted(jobs - self._copies.keys()) if copies > 0 else ():
-                made = self._claims.share(job, copies)
-                if made is None:
-                    break
-                self._copies[job] = made
+            if jobs and copies > 0:
+                for copy, job in self._claims.share(sorted(jobs), copies):
+                    self._copies.setdefault(job, []).append(copy)
         except redis.RedisError as error:
             self._trouble.met(error)
 
 
 def _checked(score: object) -> float | Exception:
     if isinstance(score, Exception):
-        return score
+        return _failed(score)
     try:
-        number = math.nan if isinstance(score, (str, bytes, bool, np.bool_)) else float(score)  # type: ignore[arg-type]
-    except Exception:  # a critic's objects may raise whatever they like where they are looked at
-        number = math.nan
-    return (
-        number
-        if math.isfinite(number)
-        else ProtocolError(f"a pair's score must be a finite number, not {score!r}.")
-    )
+        return checked_number(score, "a pair's score")
+    except ProtocolError as error:
+        return error
+
+
+def _failed(error: Exception) -> CriticFailed:
+    name = "" if isinstance(error, VlacQueueError) else f"{type(error).__name__}: "
+    return CriticFailed(name + words(error), failure_of(error).traceback)

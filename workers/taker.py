@@ -11,7 +11,7 @@ from rq.exceptions import StopRequested
 from vlac_queue.keys import CLIENT_TTL_S
 from vlac_queue.messages import Failure
 from workers.asker import Asker
-from workers.claims import Claims
+from workers.claims import Claims, Wants
 from workers.critics import CriticQuery
 from workers.flow import Answered, JobQuery, Prepared, Reply, TakenJob
 from workers.heart import BEAT_S, Heart
@@ -30,8 +30,8 @@ _LOOK_S = 0.004
 _PATIENCE = 15
 #: Seconds without work after which frames are decoded ahead, and for how long until the next look for jobs.
 _QUIET_S, _WORK_AHEAD_S = 0.01, 0.003
-#: Episodes whose frames are decoded ahead in one go.
-_EPISODES_AHEAD = 8
+#: Seconds for about which frames of pairs are decoded in one go, whoever waits meanwhile.
+_PREPARE_AHEAD_S = 0.02
 #: Seconds to wait after a failed connection.
 _REDIS_PAUSE_S = 0.5
 
@@ -108,7 +108,7 @@ class Taker:
             turn.
         """
         try:
-            self._shared.alone = self._heart.alone_waits and not self._heart.suspended
+            self._shared.alone = self._alone_waits and not (self._asker.pairs and self._asker.pairs.has_lists)
             if self._shared.alone:
                 # What else is at work here must not be harmed, nor a job be blamed for it.
                 self._pause() if self._jobs or self._asker.at_pairs else self._serve_alone()
@@ -158,7 +158,10 @@ class Taker:
         if works_ahead:
             block_s = 0 if self._quiet else _QUIET_S
         patience = _PATIENCE if pairs and (busy or at_pairs) else 0
-        taken = self._claims.take(jobs_wanted, block_s=block_s, others=others, patience=patience)
+        wants: Wants = "no copies" if at_pairs else "all"
+        if self._batcher.full or self._alone_waits:  # lists at hand come first, and done queries before them
+            wants, block_s = "done", 0
+        taken = self._claims.take(jobs_wanted, block_s=block_s, others=others, patience=patience, wants=wants)
         if not taken and (busy or at_pairs):
             self._pause()
         if not taken and pairs and pairs.wants_frames:
@@ -174,8 +177,14 @@ class Taker:
 
     def _prepare_ahead(self, pairs: PairWork) -> None:
         """Read and decode frames of episodes whose pairs may be asked ahead."""
-        pairs.offer(self._intake.so_far(pairs.to_prepare(_EPISODES_AHEAD)))
+        until = time.monotonic() + _PREPARE_AHEAD_S
+        while time.monotonic() < until and pairs.wants_frames and (wanted := pairs.to_prepare()):
+            pairs.offer(self._intake.so_far([wanted]))
         self._batcher.poke()
+
+    @property
+    def _alone_waits(self) -> bool:
+        return self._heart.alone_waits and not self._heart.suspended
 
     def _waiting(self) -> int:
         return int(self._shared.connection.llen(self._shared.keys.rq_queue))

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vlac_queue.config import VlacConfig
 from vlac_queue.messages import DoneVerdict, ValueVerdict
@@ -15,11 +16,25 @@ from workers.critics import CriticAnswer, CriticQuery, Pair
 PAIRS = "tests.workers.pair_critic:PairsCritic"
 
 
+class Mute(Exception):
+    """An error that can't be shown."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+    __repr__ = __str__
+
+
+#: Scores that are none, by the task for which they are given.
+NONSENSE: dict[str, Any] = {"huge": 10**6000, "mute": Mute(), "object": object()}
+
+
 class PairsCritic:
     """Finds frames done whose top left red is 255; a pair scores its indices' difference plus that of its second.
 
     What it does is a line in the file "asked": "PID done RED", or "PID pair TASK SECOND". With the task "kill 5"
     it kills its process at the pair of frame 5, the first time; with "poison 5" each time; with "fail 5" it fails.
+    With a task of `NONSENSE` scores are none, and with "none" the value list is None.
     """
 
     scored_by = "stand-in"
@@ -42,7 +57,9 @@ class PairsCritic:
     def score(self, pairs: Sequence[Pair]) -> list[float | Exception]:
         return [self._score(pair) for pair in pairs]
 
-    def value(self, scores: Sequence[float]) -> ValueVerdict:
+    def value(self, scores: Sequence[float]) -> Any:
+        if 404.0 in scores:
+            return None
         return ValueVerdict((0.0, *scores), tuple(scores))
 
     def _done(self, query: CriticQuery) -> DoneVerdict:
@@ -63,6 +80,10 @@ class PairsCritic:
             os.kill(os.getpid(), signal.SIGKILL)
         if pair.query.task == f"fail {pair.second}":
             return ValueError("it is blurred")
+        if pair.query.task in NONSENSE:
+            return NONSENSE[pair.query.task]
+        if pair.query.task == "none":
+            return 404.0
         return pair.second - pair.first + float(pair.query.frames[pair.second, 0, 0, 0])
 
 

@@ -129,14 +129,30 @@ def test_no_job_is_dropped_while_rights_are_missing(server, connection, wait_in_
 
 
 def test_copies_of_a_job_wait_for_no_other_job_and_go_with_it(connection, wait_in_queue) -> None:
-    claims = Claims(connection, KEYS, "me")
+    claims, other = Claims(connection, KEYS, "me"), Claims(connection, KEYS, "other")
     (job,) = wait_in_queue("me")
-    assert claims.share(job, 2) is None, "a job waits, which copies would hide"
+    assert claims.share([job], 2) == [], "a job waits, which copies would hide"
     assert take(connection, "me") == [job]
-    copies = claims.share(job, 2)
-    assert copies is not None and len(copies) == 2
-    assert take(connection, "other") == [copies[0]]
+    copies = [copy for copy, of in claims.share([job], 2) if of == job]
+    assert len(copies) == 2
+    assert take(connection, "me") == [], "who has the job needs no copy"
+    assert [each.id for each in other.take(1, block_s=0, others=3, wants="no copies")] == []
+    assert take(connection, "other", 2) == copies[:1], "one of a job is enough"
     claims.unshare(copies)
     assert connection.llen(KEYS.rq_queue) == 0
-    assert Claims(connection, KEYS, "other").share(copies[0], 1) == [], "a copy is not copied"
     assert connection.exists(*map(KEYS.rq_job, copies)) == 1, "the one that was taken is its worker's"
+    # It is made again once nobody has it, and what workers died with is not copied.
+    assert claims.share([job], 1) == []
+    other.finish_now(copies[0])
+    assert claims.share([job], 1) == [(copies[0], job)]
+    claims.unshare(copies)
+    connection.hset(KEYS.rq_job(job), "deaths", "other@1700000000 ")
+    assert claims.share([job], 1) == []
+
+
+def test_a_worker_may_want_done_queries_alone(connection, wait_in_queue) -> None:
+    ids = wait_in_queue("me", "", "other")
+    connection.hset(KEYS.rq_job(ids[2]), "ahead", "[]")
+    claims = Claims(connection, KEYS, "me")
+    assert [each.id for each in claims.take(3, block_s=0, others=0, wants="done")] == [ids[2]]
+    assert take(connection, "me", 3) == ids[:2]

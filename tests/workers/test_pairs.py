@@ -118,14 +118,13 @@ def test_work_ahead_leaves_an_episode_alone_of_which_a_worker_died(
     workers: Workers, client: CriticClient, tmp_path: Path
 ) -> None:
     workers.start(PAIRS)
-    survivor = workers.start(PAIRS)
+    workers.start(PAIRS)
     poison = client.episode(task="kill 1")
     poison.push(np.stack([frame(0), frame(1)]))
     assert not poison.ask_done().result().done
     until((tmp_path / "killed").exists)
-    dead = [process for process in workers.processes if process.poll() is not None]
-    if survivor in dead:
-        survivor = workers.processes[0]
+    until(lambda: [process for process in workers.processes if process.poll() is not None])
+    (survivor,) = [process for process in workers.processes if process.poll() is None]
     until(lambda: len(workers.described()) == 1)
     poison.push(frame(2))
     assert not poison.ask_done().result().done
@@ -292,6 +291,74 @@ def test_a_pair_that_fails_fails_the_value_query_and_no_other(workers: Workers, 
         with pytest.raises(CriticFailed, match=r"comparing frames 2 and 3: .*it is blurred"):
             sick.ask_value().result()
         assert well.ask_value().result().critics == expected(5)
+
+
+@pytest.mark.parametrize(
+    ("task", "says"),
+    [
+        ("none", "a ValueVerdict is wanted, not None"),
+        ("huge", "a pair's score is not finite"),
+        ("object", "a pair's score must be a number"),
+        ("mute", "Mute: .its text can't be made"),
+    ],
+)
+def test_a_critics_nonsense_fails_its_query_alone(
+    workers: Workers, client: CriticClient, task: str, says: str
+) -> None:
+    process = workers.start(PAIRS)
+    with run(client, 3, task=task) as sick, run(client, 3) as well:
+        with pytest.raises(CriticFailed, match=says):
+            sick.ask_value().result()
+        assert well.ask_value().result().critics == expected(3)
+    assert process.poll() is None
+
+
+def test_done_queries_without_end_leave_lists_their_turn(workers: Workers, client: CriticClient) -> None:
+    workers.start(PAIRS, PAIR_SECONDS="0.01", VLAC_MAX_BATCH="2")
+    with client.episode(task="long") as long, client.episode(task="busy") as busy:
+        long.push(np.stack([frame(red) for red in range(30)]))
+        busy.push(frame(1))
+        # Batches always wait: each answer makes another query.
+        waiting = [busy.ask_done() for _ in range(8)]
+        value = long.ask_value()
+        while not value.done():
+            waiting.append(busy.ask_done())
+            assert not waiting.pop(0).result().done
+        assert value.result().critics == expected(30)
+
+
+@pytest.mark.slow
+def test_a_job_on_its_last_try_waits_for_lists_and_done_queries_do_not(
+    workers: Workers, client: CriticClient, connection: redis.Redis, tmp_path: Path
+) -> None:
+    workers.start(PAIRS, PAIRS_AT_ONCE="2", PAIR_SECONDS="0.05")
+    with client.episode(task="long") as long, client.episode(task="urgent") as urgent:
+        long.push(np.stack([frame(red) for red in range(60)]))
+        value = long.ask_value()
+        until(lambda: seconds(tmp_path, "long"))
+        connection.rpush(Keys("vlac").alone, "vlac_00000000000000000000000000000000")
+        beat = workers.described()[0]["time"]
+        until(lambda: float(workers.described()[0]["time"]) > float(beat) + 1)  # the next beat knows of it
+        urgent.push(frame(200))
+        assert not urgent.ask_done().result().done
+        assert not value.done()
+        assert value.result().critics == expected(60)
+    until(lambda: not connection.exists(Keys("vlac").alone))
+
+
+def test_a_worker_that_joins_helps_with_a_list_at_work(
+    workers: Workers, client: CriticClient, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        workers.start(PAIRS, PAIR_SECONDS="0.02", PAIRS_AT_ONCE="4")
+    until(lambda: len(workers.described()) == 2)
+    with client.episode(task="long") as episode:
+        episode.push(np.stack([frame(red) for red in range(250)]))
+        value = episode.ask_value()
+        until(lambda: len(seconds(tmp_path, "long")) > 20)
+        joined = workers.start(PAIRS, PAIR_SECONDS="0.02", PAIRS_AT_ONCE="4")
+        assert value.result().critics == expected(250)
+    assert f"{joined.pid} pair long" in (tmp_path / "asked").read_text()
 
 
 @pytest.mark.slow

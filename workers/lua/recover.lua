@@ -15,7 +15,7 @@ for i = #ids, 1, -1 do
   local key = 'rq:job:' .. id
   local state = job(id, 0)[2]
   redis.call('LREM', KEYS[2], -1, id)
-  if state == 'large' and redis.call('HEXISTS', key, 'helps') == 1 then
+  if state == 'large' and string.find(id, '%-copy$') then
     redis.call('DEL', key)  -- a copy: who has the job itself answers it
   elseif state == 'large' then
     local left = redis.pcall('HINCRBY', key, 'retries_left', -1)

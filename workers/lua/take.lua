@@ -6,14 +6,14 @@
 --
 -- Where jobs wait, a worker takes first those whose episodes it knows ("prefers"; of others it has to read and decode
 -- all that it did not see), then those that nobody knows, then the first. The first is passed over a few times only.
--- A copy of a job that it has itself (field "helps") is for others.
+-- A copy of a job (share.lua) is for a worker that has nothing else to do, nor that job or another copy of it.
 --
 -- First of all the worker's name goes to those whose death is noticed: it may have been taken off them, or Redis have
 -- lost them.
 --
 -- KEYS: queue claims workers
 -- ARGV: n max_bytes worker_name episode_prefix look_at most_passed patience (as many looks it leaves a first job to the
---       worker that knows its episode: for who has other work meanwhile; 0: none)
+--       worker that knows its episode: for who has other work meanwhile; 0: none) wants ("all", "no copies", "done")
 -- Reply: for each what job.lua returns, and a list of {episode, query id, batch index, meta, kind, batch}.
 -- The first command lets it go on when Redis is full (see answer.lua): taking jobs is what empties it.
 
@@ -41,23 +41,36 @@ local function ahead(id, root)
   return found
 end
 
+local function has(job)
+  for _, id in ipairs(redis.call('LRANGE', KEYS[2], 0, -1)) do
+    if id == job or string.match(id, '^(.*)%-%d%d%-copy$') == job then return true end
+  end
+end
+
+-- wants: "all", "no copies", or "done": jobs of done queries alone.
+local function fits(id, wants)
+  if wants == 'done' then return redis.pcall('HEXISTS', 'rq:job:' .. id, 'ahead') == 1 end
+  local of = string.match(id, '^(.*)%-%d%d%-copy$')
+  return not of or (wants == 'all' and not has(of))
+end
+
 local function choose(queue, me, look_at, most_passed, patience)
   local first, mine, free, others
   for _, id in ipairs(redis.call('LRANGE', queue, 0, look_at - 1)) do
-    local fields = not string.find(id, '[^%w_-]') and redis.pcall('HMGET', 'rq:job:' .. id, 'prefers', 'helps') or {}
-    local prefers, helps = fields[1], fields[2]
-    if helps ~= me then
+    local prefers = not string.find(id, '[^%w_-]') and redis.pcall('HGET', 'rq:job:' .. id, 'prefers')
+    if type(prefers) ~= 'string' then prefers = '' end
+    if fits(id, ARGV[8]) then
       if not first then first, others = id, prefers end
       if prefers == me then
         mine = id
         break
       end
-      if not free and (not prefers or prefers == '') then free = id end
+      if not free and prefers == '' then free = id end
     end
   end
   local id = mine or free
   local key = 'rq:job:' .. (first or '')
-  if not id and first and patience > 0 and others and redis.call('SISMEMBER', KEYS[3], others) == 1 then
+  if not id and first and patience > 0 and redis.call('SISMEMBER', KEYS[3], others) == 1 then
     local left = redis.pcall('HINCRBY', key, 'left', 1)
     if type(left) == 'number' and left <= patience then return end
   end
