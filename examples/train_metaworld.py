@@ -155,8 +155,7 @@ class Iteration:
 
     @classmethod
     def of(cls, number: int, played: Played, seconds: float) -> Iteration:
-        false_done = played.done & ~played.success
-        shares = (played.reward, played.done, played.success, false_done, played.finish)
+        shares = (played.reward, played.done, played.success, played.done & ~played.success, played.finish)
         return cls(number, *(each.mean().item() for each in shares), seconds)
 
     def signs(self) -> Signs:
@@ -181,7 +180,7 @@ def train(options: argparse.Namespace) -> tuple[list[Iteration], dict[str, torch
     torch.manual_seed(options.seed)
     torch.set_num_threads(1)
     scene, policy = Scene(options.task, EPISODES), Policy()
-    states, actions, reference = scene.expert_run()
+    states, actions, reference = scene.expert_run(options.beyond)
     policy.imitate(states, actions)
     history: list[Iteration] = []
     policies = [deepcopy(policy.state_dict())]  # before the first iteration, and after each
@@ -222,6 +221,7 @@ def main() -> None:
     parser.add_argument("--task", choices=sorted(ENVS), default="door-open-v3")
     parser.add_argument("--reward", choices=("critic", "environment", "none"), default="critic")
     parser.add_argument("--done-confirm", type=int, default=1, metavar="K", help="K dones in a row end an episode")
+    parser.add_argument("--beyond", type=int, default=2, help="chunks after success at which the reference ends")
     parser.add_argument("--iterations", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stop-when-fooled", action="store_true", help="end at the first sign that the critic is")
