@@ -63,7 +63,7 @@ def look(device: str) -> Gpu:
     if not torch.cuda.is_available():
         raise ConfigError(
             "torch sees no GPU, and this benchmark is about one: run it on a GPU host. To try the script itself: "
-            "--device cpu --layers 2 --width 128 --batches 1,2 --seconds 2"
+            "--device cpu --layers 2 --width 128 --batches 1,2 --seconds 2 --frames 3"
         )
     properties = torch.cuda.get_device_properties(0)
     return Gpu(properties.name, properties.total_memory)

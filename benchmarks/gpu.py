@@ -28,6 +28,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import click
 import redis
@@ -304,20 +305,28 @@ def main(
         allowed = config.gpu_memory_fraction * gpu.total_bytes
         says = verdict(rows, allowed, config.max_images)
         _print([table(rows, "\n".join(described.values()))], says)
+        # On vLLM a batch that is known costs next to nothing.
+        cost = costs(rows, f"measured on {gpu.name}") if config.engine == "pt" else None
+        figures = {
+            **described,
+            "costs": cost and asdict(cost),
+            "allowed_bytes": allowed,
+            "says": says,
+            "rows": [{"ratio": row.ratio, **asdict(row)} for row in rows],
+            "peers": [],
+        }
+        # Already now: GAC_model may run out of memory.
+        _write(json_file, figures)
         direct.submit(unload).result()
         peers = vlac_peer.compare(config, vlac_peer.installed(), frames) if frames else []
     peers_say = vlac_peer.verdict(peers)
     _print(vlac_peer.tables(peers), peers_say)
+    _write(json_file, figures | {"says": says + peers_say, "peers": [asdict(row) for row in peers]})
+
+
+def _write(json_file: str | None, figures: Mapping[str, Any]) -> None:
     if json_file:
-        cost = costs(rows, f"measured on {gpu.name}")
-        figures = {
-            "costs": cost and asdict(cost),
-            "allowed_bytes": allowed,
-            "says": says + peers_say,
-            "rows": [{"ratio": row.ratio, **asdict(row)} for row in rows],
-            "peers": [asdict(row) for row in peers],
-        }
-        Path(json_file).write_text(json.dumps({**described, **figures}, indent=2) + "\n")
+        Path(json_file).write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def _print(tables: Sequence[Table], says: Sequence[str]) -> None:

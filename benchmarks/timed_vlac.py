@@ -33,6 +33,8 @@ _TORCH_IMAGES = 4096
 _IMAGE_TOKENS = 256
 #: Images whose keys and values vLLM keeps for prompts that begin alike: 25 MB each, in 25 GB.
 _KEPT_PREFIXES = 1000
+#: Images to spare from which on torch reads what rows begin with by itself (workers/critics/vlac/prefix.py).
+_LEAST_SPARED = 4
 
 
 @dataclass
@@ -90,6 +92,7 @@ class TimedModel:
         self._report = report
         self._images = Recent(_kept_images(config))
         self._prefixes = Recent(_KEPT_PREFIXES)
+        self._read: list[Hashable] = []  # the prompt and images that torch has read last for several rows
 
     def complete(self, rows: Sequence[Row]) -> list[Completion]:
         """Sleep for a call; answer "0" to each row."""
@@ -108,7 +111,7 @@ class TimedModel:
         shown: list[list[Hashable]] = [
             [row.prompt, *(contents[id(image)] for image in row.images)] for row in rows
         ]
-        new = self._unknown(shown) if self._costs.keeps_prefixes else _padded(shown)
+        new = self._unknown(shown) if self._costs.keeps_prefixes else self._unread(shown)
         vision = sum(self._images.add(image) for image in new)
         costs, work = self._costs, self.work
         took = costs.call_s + vision * costs.vision_s + len(new) * costs.language_s
@@ -130,6 +133,21 @@ class TimedModel:
                 if self._prefixes.add(prefix):
                     found.append(image)
         return found
+
+    def _unread(self, rows: Sequence[Sequence[Hashable]]) -> list[Hashable]:
+        """Return the images that torch computes: of each row, padded; what all begin with once, if it is new."""
+        lengths = set(map(len, rows))
+        if len(lengths) > 1:
+            return [image for row in rows for image in (*row[1:], *[row[-1]] * (max(lengths) - len(row)))]
+        shared = min(_alike(*rows) if len(rows) > 1 else max(lengths), max(lengths) - 1)
+        known = min(shared, _alike(rows[0], self._read))
+        found: list[Hashable] = []
+        if (shared - max(1, known)) * (len(rows) - 1) >= _LEAST_SPARED:
+            self._read, found = list(rows[0][:shared]), list(rows[0][max(1, known) : shared])
+            known = shared
+        if (known - 1) * len(rows) < _LEAST_SPARED:
+            known = 1
+        return found + [image for row in rows for image in row[known:]]
 
     def free_memory(self) -> None:
         """Do nothing: it takes none."""
@@ -172,21 +190,12 @@ def _kept_images(config: VlacConfig) -> int:
     """Return how many images' features an engine keeps; vLLM as many as a step of its model has."""
     if config.engine == "pt":
         return _TORCH_IMAGES
-    return int(arguments(config, sleeps=False)["max_num_batched_tokens"]) // _IMAGE_TOKENS
+    return int(arguments(config, device="cuda:0")["max_num_batched_tokens"]) // _IMAGE_TOKENS
 
 
-def _padded(rows: Sequence[Sequence[Hashable]]) -> list[Hashable]:
-    """Return the images that torch computes: of each row, padded; or once what all begin with, and the rest.
-
-    Args:
-        rows: of each its prompt and its images.
-    """
-    lengths = set(map(len, rows))
-    if len(lengths) > 1:
-        return [image for row in rows for image in (*row[1:], *[row[-1]] * (max(lengths) - len(row)))]
-    alike = [len(set(column)) == 1 for column in zip(*rows, strict=True)] + [False]
-    common = max(1, alike.index(False))
-    return [*rows[0][1:common], *(image for row in rows for image in row[common:])]
+def _alike(*rows: Sequence[Hashable]) -> int:
+    """Return how many things all rows begin with."""
+    return [*(len(set(column)) == 1 for column in zip(*rows, strict=False)), False].index(False)
 
 
 def total_work(folder: Path) -> Work:

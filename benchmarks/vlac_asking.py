@@ -75,20 +75,30 @@ _passes: Passes
 
 
 class Passes:
-    """Counts what goes through a model's parts, with torch and with vLLM."""
+    """Counts what goes through the parts of a model, on torch or on vLLM.
 
-    def __init__(self, model: Any) -> None:
+    Args:
+        model: an InternVL2.
+        runner: what runs it on vLLM. There the layers are compiled on a GPU, and hooks on them do nothing.
+    """
+
+    def __init__(self, model: Any, runner: Any = None) -> None:
         self.vision = self.tokens = 0
         model.vision_model.register_forward_pre_hook(self._see, with_kwargs=True)
-        model.language_model.model.layers[0].register_forward_pre_hook(self._read, with_kwargs=True)
+        if runner is None:
+            model.language_model.model.layers[0].register_forward_pre_hook(self._read)
+        else:
+            self._execute, runner.execute_model = runner.execute_model, self._step
 
     def _see(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.vision += len(args[0] if args else kwargs["pixel_values"])
 
-    def _read(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # torch: hidden states (rows, tokens, width); vLLM: positions (tokens,).
-        first = args[0] if args else kwargs["positions"]
-        self.tokens += math.prod(first.shape[:2])
+    def _read(self, module: Any, args: tuple[Any, ...]) -> None:
+        self.tokens += math.prod(args[0].shape[:2])
+
+    def _step(self, scheduled: Any, *args: Any, **kwargs: Any) -> Any:
+        self.tokens += scheduled.total_num_scheduled_tokens
+        return self._execute(scheduled, *args, **kwargs)
 
 
 def make_small(folder: Path, layers: int, width: int) -> None:
@@ -118,9 +128,12 @@ def load(peer: str, config: VlacConfig, warm_up: Sequence[Question]) -> None:
         model = VlacModel.load(config)
         critic = VlacCritic(config, model)
         critic.load()
-        engine = model.gac.engine.engine
-        runs = engine.model_executor.driver_worker.worker.model_runner.model if peer == "vllm" else model.gac.model
-        _ask, _passes = functools.partial(_ask_critic, critic), Passes(runs)
+        _ask = functools.partial(_ask_critic, critic)
+        if peer == "vllm":
+            runner = model.gac.engine.engine.model_executor.driver_worker.worker.model_runner
+            _passes = Passes(runner.model, runner)
+        else:
+            _passes = Passes(model.gac.model)
     for question in warm_up:
         ask(question)
 

@@ -103,8 +103,8 @@ def _settings(config: VlacConfig, peer: str) -> VlacConfig:
     if peer == OWN:
         return config
     if peer == "vllm" and config.device == "cpu":
-        # A cache of keys and values of 512 blocks of 128 tokens.
-        arguments = json.dumps({"num_gpu_blocks_override": 512, "enforce_eager": True})
+        # A cache of keys and values of 2,048 blocks of 32 tokens.
+        arguments = json.dumps({"num_gpu_blocks_override": 2048, "enforce_eager": True})
         return replace(config, engine=peer, engine_args=arguments)
     return replace(config, engine=peer)
 
@@ -112,7 +112,8 @@ def _settings(config: VlacConfig, peer: str) -> VlacConfig:
 def questions(count: int) -> dict[str, Question]:
     """Return what is asked, by name, about episodes of `count` frames.
 
-    The second is about the frames of the first, as a rollout asks; the others are about frames not seen before.
+    The second and the last are about the frames of the first, as a rollout asks, and the last shows reference
+    frames that an episode before has shown; the others are about frames not seen before.
     """
     recorded = np.concatenate([rollout.frames for rollout in load_rollouts("expert")])
     frames = [_recoloured(recorded, index) for index in range(3 * count)]
@@ -123,6 +124,7 @@ def questions(count: int) -> dict[str, Question]:
         "value after done": Question("value", _TASK, episodes[0]),
         "value": Question("value", _TASK, episodes[1]),
         "value, 9 reference frames": Question("value", _TASK, episodes[2], reference),
+        "value after done, 9 reference frames": Question("value", _TASK, episodes[0], reference),
     }
 
 

@@ -79,16 +79,20 @@ def test_a_prefix_costs_language_once_on_vllm(monkeypatch: pytest.MonkeyPatch) -
     assert model.work.language == 2 * (10 + 7 * 2) - 9  # the reference is known, another first frame isn't
 
 
-def test_a_prefix_costs_language_once_a_call_on_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prefix_costs_language_once_in_a_row_of_calls_on_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     reference, (one, other) = frames(9, 100), (frames(8), frames(8, 50))
     made, model = critic(TORCH, monkeypatch, max_images=1000)
     for calls in (1, 2):
         made.answer([value(one, reference)])
-        assert (model.work.calls, model.work.language, model.work.vision) == (calls, calls * (10 + 7 * 2), 9 + 8)
-    made.answer([value(one, reference), value(other, reference)])
-    assert model.work.language == 2 * (10 + 7 * 2) + 9 + 14 * 3
+        made.answer([done(frames(1), 0)])
+        read = 10 + calls * (7 * 2 + 1)
+        assert (model.work.calls, model.work.language, model.work.vision) == (2 * calls, read, 9 + 8)
+    made.answer([value(one, reference), value(other, reference)])  # of two episodes: the reference alone
+    assert model.work.language == read + 14 * 3
+    made.answer([value(other[:2], reference)])
+    assert model.work.language == read + 14 * 3 + 3
     made.answer([done(frames(1), 0), value(one, reference)])  # of other lengths: nothing is shared
-    assert model.work.language == 2 * (10 + 7 * 2) + 9 + 14 * 3 + 8 * 12
+    assert model.work.language == read + 14 * 3 + 3 + 8 * 12
 
 
 def test_measured_costs_replace_the_reckoned_ones(tmp_path: Path) -> None:

@@ -63,8 +63,8 @@ def served(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, engine: s
     if engine == "pt":
         return {"model_path": str(checkpoint)}
     folder = make_internlm2(checkpoint, tmp_path_factory.mktemp("checkpoint") / "internlm2")
-    # Every critic of a test keeps its cache of keys and values: a small one, 128 tokens a block.
-    arguments = {"num_gpu_blocks_override": 256, "enforce_eager": True}
+    # Every critic of a test keeps its cache of keys and values: a small one, 32 tokens a block.
+    arguments = {"num_gpu_blocks_override": 1024, "enforce_eager": True}
     return {"model_path": str(folder), "engine": engine, "engine_args": json.dumps(arguments)}
 
 

@@ -105,11 +105,15 @@ def test_memory_that_runs_out_gives_the_features_back(load: Load, run: Frames) -
     assert counted.frames == 2 * len(run)
 
 
-def test_the_logits_are_those_of_the_last_position(load: Load, run: Frames) -> None:
+def test_logits_and_the_last_mlp_are_computed_for_the_last_position_alone(load: Load, run: Frames) -> None:
     critic = load()
     counted = Counted(critic)
+    last: list[int] = []
+    mlp = critic._model.gac.model.language_model.model.layers[-1].mlp  # type: ignore[union-attr]
+    mlp.register_forward_hook(lambda module, inputs, out: last.append(inputs[0].shape[1]))
     critic.answer([CriticQuery("done", TASK, run[:1], 0), CriticQuery("value", TASK, run, len(run) - 1)])
     assert counted.logits == 1
+    assert set(last) == {1}
 
 
 def test_rows_read_their_reference_frames_once(load: Load, run: Frames, reference: Frames) -> None:
@@ -119,6 +123,26 @@ def test_rows_read_their_reference_frames_once(load: Load, run: Frames, referenc
     # 9 reference frames, the first frame, and the 5 pairs; words and what is said are fewer than an image each.
     images = 10 + 2 * 5
     assert images * 256 < counted.tokens < images * 256 + 10 * 256
+
+
+def test_calls_read_on_from_the_reference_frames_of_the_call_before(
+    load: Load, run: Frames, reference: Frames
+) -> None:
+    critic = load(ref_num=9, max_images=14)
+    query = CriticQuery("value", TASK, run, len(run) - 1, reference=reference)
+    (expected,) = load(ref_num=9).answer([query])
+    counted = Counted(critic)
+    assert critic.answer([query]) == [expected], "in three calls"
+    images = 10 + 2 * 5
+    assert images * 256 < counted.tokens < images * 256 + 10 * 256
+    read = counted.tokens
+    critic.answer([CriticQuery("done", TASK, run[:1], 0)])
+    assert critic.answer([query]) == [expected]
+    assert counted.tokens - read < read - 8 * 256, "a done query does not push them out"
+    critic._model.free_memory()  # type: ignore[union-attr]
+    before = counted.tokens
+    assert critic.answer([query]) == [expected]
+    assert counted.tokens - before == read
 
 
 def test_the_likeliest_tokens_are_those_of_ms_swift() -> None:
@@ -153,21 +177,68 @@ class Tuples:
         return SimpleNamespace(logits=said.logits, past_key_values=cache.to_legacy_cache())
 
 
-def test_keys_and_values_in_tuples_are_shared_too() -> None:
+@pytest.fixture
+def begun() -> tuple[Tuples, Callable[..., Any]]:
+    """A model, and what asks it about rows that begin alike: what it says, and what it says without sharing."""
     import torch
 
-    from workers.critics.vlac.prefix import share_prefix
-
     model = Tuples()
-    begins = torch.randn(1, 300, 32).expand(3, -1, -1)
-    inputs = {
-        "inputs_embeds": torch.cat([begins, torch.randn(3, 20, 32)], dim=1),
-        "attention_mask": torch.ones(3, 320, dtype=torch.long),
-    }
-    with torch.inference_mode():
-        whole = model.forward(**inputs)
-        share_prefix(model)
-        shared = model.forward(**inputs)
-    assert model.tokens == [3 * 320, 300, 3 * 20]
-    assert torch.allclose(shared.logits[:, -1], whole.logits[:, -1], atol=1e-5)
-    assert [keys.shape for keys, _ in shared.past_key_values] == [keys.shape for keys, _ in whole.past_key_values]
+    whole = model.forward
+
+    def ask(begins: Any, rows: int, ends: int = 20) -> tuple[Any, Any]:
+        embeddings = torch.cat([begins.expand(rows, -1, -1), torch.randn(rows, ends, 32)], dim=1)
+        inputs = {
+            "inputs_embeds": embeddings,
+            "attention_mask": torch.ones(embeddings.shape[:2], dtype=torch.long),
+        }
+        with torch.inference_mode():
+            expected = whole(**inputs)
+            model.tokens.clear()
+            return model.forward(**inputs), expected
+
+    return model, ask
+
+
+def test_keys_and_values_in_tuples_are_shared_too(begun: tuple[Tuples, Callable[..., Any]]) -> None:
+    import torch
+
+    from workers.critics.vlac.prefix import SharedPrefix
+
+    model, ask = begun
+    SharedPrefix(model)
+    shared, expected = ask(torch.randn(1, 300, 32), rows=5)
+    assert model.tokens == [300, 5 * 20]
+    assert torch.allclose(shared.logits[:, -1], expected.logits[:, -1], atol=1e-5)
+    assert [keys.shape for keys, _ in shared.past_key_values] == [
+        keys.shape for keys, _ in expected.past_key_values
+    ]
+
+
+def test_what_was_read_is_kept_for_the_calls_that_follow(begun: tuple[Tuples, Callable[..., Any]]) -> None:
+    import torch
+
+    from workers.critics.vlac.prefix import SharedPrefix
+
+    model, ask = begun
+    prefix = SharedPrefix(model)
+    episode, other = torch.randn(1, 1200, 32), torch.randn(1, 1200, 32)
+    short = torch.cat([episode[:, :40], torch.randn(1, 10, 32)], dim=1)  # as the system's words before a question
+    longer = torch.cat([episode, torch.randn(1, 600, 32)], dim=1)
+    for begins, rows, tokens in (
+        (episode, 2, [1200, 2 * 20]),
+        (episode, 2, [2 * 20]),
+        (episode, 1, [20]),
+        (short, 4, [4 * 70]),  # shares too little to be worth it
+        (short, 40, [40 * 30]),  # goes on from what is kept
+        (episode, 2, [2 * 20]),  # which is kept still
+        (longer, 3, [600, 3 * 20]),
+        (episode, 1, [20]),
+        (other, 1, [1220]),
+        (other, 3, [1200, 3 * 20]),
+    ):
+        said, expected = ask(begins, rows)
+        assert model.tokens == tokens
+        assert torch.allclose(said.logits[:, -1], expected.logits[:, -1], atol=1e-5)
+    prefix.clear()
+    ask(other, rows=1)
+    assert model.tokens == [1220]

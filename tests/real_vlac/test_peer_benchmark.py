@@ -30,3 +30,5 @@ def test_all_peers_answer_the_same_and_the_critic_sees_each_frame_once(tmp_path:
     assert [rows[peer, "done"]["vision"] for peer in ("GAC_model", "pt")] == [3, 3]
     assert [rows[peer, "value after done"]["vision"] for peer in ("GAC_model", "pt")] == [4, 0]
     assert [rows[peer, "value, 9 reference frames"]["vision"] for peer in ("GAC_model", "pt")] == [24, 12]
+    known = "value after done, 9 reference frames"
+    assert [rows[peer, known]["vision"] for peer in ("GAC_model", "pt")] == [24, 0]

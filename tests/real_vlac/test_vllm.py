@@ -123,7 +123,7 @@ def test_the_reference_frames_of_pairs_are_computed_once(load: Load, run: Frames
 def test_reference_prompts_fit_one_step_and_the_settings_can_be_chosen(load: Load) -> None:
     scheduler = engine_of(load(ref_num=11)).engine.vllm_config.scheduler_config
     assert scheduler.max_num_batched_tokens == scheduler.encoder_cache_size == 64 * 256
-    chosen = '{"max_num_batched_tokens": 4096, "num_gpu_blocks_override": 64, "enforce_eager": true}'
+    chosen = '{"max_num_batched_tokens": 4096, "num_gpu_blocks_override": 256, "enforce_eager": true}'
     engine = engine_of(load(engine_args=chosen)).engine.vllm_config
     assert engine.scheduler_config.max_num_batched_tokens == 4096
     assert engine.cache_config.enable_prefix_caching

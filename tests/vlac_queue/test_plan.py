@@ -36,12 +36,11 @@ def test_a_rollout_of_simplevla_rl() -> None:
     assert made["queues"] == 1
 
 
-def test_reference_frames_cost_language_once_on_vllm_and_once_a_call_on_torch() -> None:
+def test_reference_frames_cost_language_once_and_first_frames_with_each_pair_on_torch() -> None:
     sizes = ("--episodes", "4", "--chunks", "10", "--reference-frames", "9")
     torch, vllm = plan(*sizes), plan(*sizes, "--engine", "vllm")
     assert torch["vision"] == vllm["vision"] == 4 * 11 + 9
-    # On torch 9 for each 10 pairs, which share a call, and the episode's first frame with each pair.
-    assert torch["language"] == 4 * (10 + 10 * 3 + 9)
+    assert torch["language"] == 4 * (10 + 10 * 3) + 9
     assert vllm["language"] == 4 * (10 + 10 * 2 + 1) + 9
 
 
@@ -78,7 +77,7 @@ def test_figures_of_a_gpu_take_the_place_of_the_reckoned_ones(tmp_path: Path) ->
 
 def test_the_table_shows_the_reckoning() -> None:
     shown = CliRunner().invoke(main, ["plan", "--reference-frames", "9"], env={"COLUMNS": "200"}).output
-    assert "with each the episode's first frame, and with 10 pairs 9 reference frames" in shown
+    assert "; 9 reference frames once, the episode's first frame with each" in shown
     assert COSTS["pt"].source in shown
     assert "one Redis is enough" in shown
     for line in CliRunner().invoke(main, ["plan"], env={"COLUMNS": "80"}).output.splitlines():

@@ -98,7 +98,7 @@ def test_an_engine_that_keeps_aborted_requests_is_lost() -> None:
 
 
 def test_prompts_with_reference_frames_fit() -> None:
-    chosen = vllm_engine.arguments(VlacConfig(ref_num=9), sleeps=True)
+    chosen = vllm_engine.arguments(VlacConfig(ref_num=9), device="cuda:0")
     assert chosen["limit_mm_per_prompt"] == {"image": 12}
     assert 12 * 256 < chosen["max_model_len"] <= chosen["max_num_batched_tokens"] == 64 * 256
     assert chosen["enable_prefix_caching"] and chosen["enable_sleep_mode"]
@@ -106,7 +106,7 @@ def test_prompts_with_reference_frames_fit() -> None:
 
 def test_arguments_of_the_engine_come_from_its_setting() -> None:
     config = VlacConfig(engine_args='{"max_num_batched_tokens": 8192, "max_num_seqs": 8}')
-    chosen = vllm_engine.arguments(config, sleeps=False)
+    chosen = vllm_engine.arguments(config, device="cpu")
     assert (chosen["max_num_batched_tokens"], chosen["max_num_seqs"]) == (8192, 8)
 
 
@@ -121,7 +121,7 @@ def test_arguments_of_the_engine_come_from_its_setting() -> None:
 )
 def test_what_answers_or_the_process_depend_on_is_not_chosen(name: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=f"{name}.*{reason}"):
-        vllm_engine.arguments(VlacConfig(engine_args=f'{{"{name}": 2}}'), sleeps=True)
+        vllm_engine.arguments(VlacConfig(engine_args=f'{{"{name}": 2}}'), device="cuda:0")
 
 
 def test_a_build_of_vllm_for_another_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,6 @@ from vlac_queue.texts import size
 
 #: Images in a call of the model on average, as the overlap benchmark's have them.
 CALL_IMAGES = 32
-#: Pairs in a call of pairs, each shown with the first frame of its episode, where they have reference frames.
-CALL_PAIRS = CALL_IMAGES // 3
 #: Part of the time that a worker whose queue is never empty keeps its GPU busy.
 BUSY = 0.95
 #: Redis' CPU seconds for a query, and for a byte of a frame, in and out; from the figures in docs/performance.md.
@@ -137,8 +135,9 @@ def _images(training: Training, costs: Costs) -> tuple[int, int, int, int]:
     language = training.episodes * (len(done_frames) + 2 * pairs)
     if training.reference_frames:
         # VLAC shows the episode's first frame behind the reference frames, which all episodes share.
-        firsts, references = (1, 1) if costs.keeps_prefixes else (pairs, training.episodes * pairs / CALL_PAIRS)
-        language += training.episodes * firsts + math.ceil(training.reference_frames * references)
+        # On torch calls of several episodes share only these.
+        firsts = 1 if costs.keeps_prefixes else pairs
+        language += training.episodes * firsts + training.reference_frames
     vision = training.episodes * len(done_frames | value_frames) + training.reference_frames
     return len(done_frames), pairs, vision, language
 
@@ -244,10 +243,8 @@ def _gpu_rows(training: Training, costs: Costs, made: Plan, slowdown: float) -> 
     """Return names, figures and their reckoning."""
     references = ""
     if training.reference_frames:
-        shown = f"{training.reference_frames} reference frames"
-        references = f"; with each the episode's first frame, and with {CALL_PAIRS} pairs {shown}"
-        if costs.keeps_prefixes:
-            references = f"; {shown} once, and the episode's first frame once"
+        firsts = "once" if costs.keeps_prefixes else "with each"
+        references = f"; {training.reference_frames} reference frames once, the episode's first frame {firsts}"
     vision, language, call = (1000 * seconds for seconds in (costs.vision_s, costs.language_s, costs.call_s))
     length = f"{training.chunks} x {training.chunk_s:g} s = {made.rollout_s:.1f} s"
     return [

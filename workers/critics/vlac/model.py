@@ -102,7 +102,12 @@ class VlacModel:
     def free_memory(self) -> None:
         """Give back what is kept for later."""
         self._images.clear()
+        self._forget_prefix()
         self._empty_cache()
+
+    def _forget_prefix(self) -> None:
+        if self.gac.prefix:
+            self.gac.prefix.clear()
 
     def _empty_cache(self) -> None:
         if self._device != "cpu":
@@ -118,6 +123,7 @@ class VlacModel:
             vllm_engine.sleep(self.gac.engine.engine)
         else:
             self.gac.model.to("cpu")
+            self._forget_prefix()
             self._empty_cache()  # kept features are in host memory, and stay
 
     def wake(self) -> None:
@@ -190,6 +196,7 @@ def _gac_class(gac_model: Any, config: VlacConfig) -> Any:
             from swift.plugin import InferStats
             from swift.utils import seed_everything
 
+            self.prefix = None  # vLLM keeps what prompts begin with by itself
             start = vllm_engine.start if config.engine == "vllm" else _start_torch
             start(self, config, model_path, model_type, device_map, torch_dtype)
             self.images = _images(self, config)
@@ -205,7 +212,7 @@ def _start_torch(gac: Any, config: VlacConfig, path: str, model_type: str, devic
     from swift.llm import PtEngine, get_model_tokenizer, get_template
 
     from workers.critics.vlac.likeliest import likeliest
-    from workers.critics.vlac.prefix import share_prefix
+    from workers.critics.vlac.prefix import SharedPrefix
 
     gac.model, tokenizer = get_model_tokenizer(
         model_id_or_path=path,
@@ -214,10 +221,13 @@ def _start_torch(gac: Any, config: VlacConfig, path: str, model_type: str, devic
         device_map=device,
         attn_impl=_attention(config.attention, device, str(dtype)),
     )
-    share_prefix(gac.model.language_model)
-    # An answer needs the logits of the last position alone; InternLM2 would compute, and keep, those of all.
-    head = gac.model.language_model.get_output_embeddings()
-    head.register_forward_pre_hook(lambda module, hidden: (hidden[0][:, -1:],))
+    gac.prefix = SharedPrefix(gac.model.language_model)
+    # An answer needs the logits of the last position alone; InternLM2 would compute, and keep, those of all. Nor
+    # does it need the last layer's MLP elsewhere: what the layer adds it to is then right at that position alone.
+    last = gac.model.language_model.model.layers[-1]
+    mlp = last.feed_forward if hasattr(last, "feed_forward") else last.mlp  # InternLM2's, Llama's
+    for part in (mlp, gac.model.language_model.get_output_embeddings()):
+        part.register_forward_pre_hook(lambda module, hidden: (hidden[0][:, -1:],))
     gac.template = get_template(model_type, tokenizer)
     gac.engine = PtEngine.from_model_template(gac.model, gac.template, max_batch_size=0)
     gac.engine.preprocess_logits = likeliest

@@ -25,6 +25,9 @@ _TEXT_TOKENS = 1024
 #: Tokens of one step of the model, and of the images whose features are kept: 64 images. vLLM's own 2048 are fewer
 #: than one prompt with reference frames has.
 _STEP_TOKENS = 64 * _IMAGE_TOKENS
+#: Tokens in a block of keys and values on a CPU; on a GPU it has 16 by itself. What prompts begin with is kept in
+#: whole blocks: with vLLM's own 128, each pair would compute up to 127 tokens again.
+_CPU_BLOCK = 32
 
 #: Arguments that VLAC_ENGINE_ARGS can't choose, and why.
 _FIXED = {
@@ -62,7 +65,7 @@ def start(gac: Any, config: VlacConfig, path: str, model_type: str, device: str,
             f"vLLM is built for the device {current_platform.device_type!r}, and VLAC_DEVICE={config.device} is "
             f"{device} here; install vLLM's build for it, or set VLAC_ENGINE=pt."
         )
-    chosen = arguments(config, sleeps=device != "cpu")
+    chosen = arguments(config, device)
     known = inspect.signature(VllmEngine).parameters
     try:
         gac.engine = VllmEngine(
@@ -83,7 +86,7 @@ def start(gac: Any, config: VlacConfig, path: str, model_type: str, device: str,
     gac.model = SimpleNamespace(generation_config=SimpleNamespace())
 
 
-def arguments(config: VlacConfig, *, sleeps: bool) -> dict[str, Any]:
+def arguments(config: VlacConfig, device: str) -> dict[str, Any]:
     """Return the engine's arguments, those of `config.engine_args` among them.
 
     Raises:
@@ -99,13 +102,14 @@ def arguments(config: VlacConfig, *, sleeps: bool) -> dict[str, Any]:
         "max_model_len": longest,
         # The pairs of an episode begin alike: with its reference frames and its first frame.
         "enable_prefix_caching": True,
+        "block_size": _CPU_BLOCK if device == "cpu" else None,
         "max_num_batched_tokens": _STEP_TOKENS,
         **chosen,
         "gpu_memory_utilization": config.gpu_memory_fraction,
         "limit_mm_per_prompt": {"image": images},
         # Rich answers need probabilities before temperature and top_k.
         "logprobs_mode": "raw_logprobs",
-        "enable_sleep_mode": sleeps,
+        "enable_sleep_mode": device != "cpu",
     }
 
 
