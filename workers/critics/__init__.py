@@ -1,4 +1,4 @@
-"""Critics: what answers the queries. `Critic` is the protocol, `load_critic` makes the configured one."""
+"""Critics: what answers the queries. `Critic` is the protocol, `make_critic` makes the configured one."""
 
 from __future__ import annotations
 
