@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import click
@@ -26,6 +24,7 @@ from benchmarks.sections import SECTIONS, Size, chosen_peers
 from vlac_queue.console import errors_as_messages, writing
 from vlac_queue.plot import figure_class
 from vlac_queue.server import find_redis_server, server_version
+from vlac_queue.signals import interrupt_on_signals
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -82,8 +81,7 @@ def bench(
     Rows are measured in interleaved rounds; what counts are ratios, and of those the median over the rounds.
     Everything that is started (Redis, workers, services) listens on 127.0.0.1 and is ended.
     """
-    # A terminated benchmark takes its processes along, as an interrupted one does.
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupt_on_signals()
     with errors_as_messages():
         if plots_folder:
             figure_class()  # better missed now than after the work
@@ -138,7 +136,3 @@ def _versions(names: Iterable[str]) -> dict[str, str]:
     for name in names:
         versions |= PEERS[name].versions() or {}
     return versions
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -21,7 +21,7 @@ from rich.console import Console
 from benchmarks.figures import figure, interleaved, ratio
 from benchmarks.processes import machine, wait_for_workers, worker
 from benchmarks.report import table
-from vlac_queue import CriticClient, VlacConfig
+from vlac_queue import CriticClient, DoneVerdict, Pending, VlacConfig
 from vlac_queue.commands.datasets.opening import open_dataset
 from vlac_queue.commands.demo.rollouts import load_rollouts
 from vlac_queue.commands.label.asking import OPEN_EPISODES, ask_all
@@ -42,6 +42,7 @@ def write_videos(folder: Path, episodes: int, frames: int) -> list[Frames]:
         run = rollouts[number % len(rollouts)].frames
         with av.open(str(folder / f"{number}.mp4"), "w") as container:
             stream = container.add_stream("libsvtav1", rate=10, options={"crf": "30", "g": "2", "preset": "12"})
+            assert isinstance(stream, av.VideoStream)
             stream.height, stream.width, stream.pix_fmt = *run.shape[1:3], "yuv420p"
             for place in range(frames):
                 turn = place % (2 * len(run))
@@ -68,7 +69,7 @@ def queue_rate(client: CriticClient, runs: Sequence[Frames]) -> float:
     for start in range(0, len(runs), OPEN_EPISODES):
         part = runs[start : start + OPEN_EPISODES]
         episodes = client.episodes(["open the drawer"] * len(part))
-        before = []
+        before: list[Pending[DoneVerdict]] = []
         for step in range(len(part[0])):
             asked = client.observe_many([(each, run[step]) for each, run in zip(episodes, part, strict=True)])
             client.wait(before)

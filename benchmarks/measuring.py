@@ -79,9 +79,8 @@ def measure_apart(
     command = [python, "-m", "benchmarks.measuring", peer, "--workload", workload]
     command += ["--episodes", str(episodes), "--seconds", str(seconds)]
     shown = " ".join(command[1:])
-    # A session of its own: Ctrl-C reaches the program around it, which then ends it in order.
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with process(command, {}, root=root, cwd=root, start_new_session=True, **pipes) as started:
+    with process(command, {}, root=root, cwd=root, **pipes) as started:
         try:
             out, err = started.communicate(timeout=_PATIENCE_S)
         except subprocess.TimeoutExpired:

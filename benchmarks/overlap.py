@@ -11,6 +11,7 @@ episode is ever done, so that after the last chunk all 64 want a value list at o
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -37,6 +38,7 @@ from vlac_queue.commands.demo.rollouts import load_rollouts
 from vlac_queue.errors import VlacQueueError
 from vlac_queue.frames import Frames
 from vlac_queue.server import RedisServer
+from vlac_queue.signals import ENDING
 
 RANKS, EPISODES = 8, 8
 POLICY_S, SIMULATOR_S = 0.200, 0.150
@@ -209,11 +211,19 @@ def _ranks(make: Callable[[], NoCritic], chunks: int) -> tuple[float, float, lis
     context = multiprocessing.get_context("spawn")
     start, walls = context.Barrier(RANKS), context.Queue()
     ranks = [context.Process(target=rank, args=(make, number, chunks, start, walls)) for number in range(RANKS)]
-    for each in ranks:
-        each.start()
-    played = [_next(walls, ranks) for _ in ranks]
-    for each in ranks:
-        each.join()
+    try:
+        # They inherit what is blocked: Ctrl-C reaches this process alone, which then ends them.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+        try:
+            for each in ranks:
+                each.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        played = [_next(walls, ranks) for _ in ranks]
+    finally:
+        for each in multiprocessing.active_children():
+            each.kill()
+            each.join()
     seconds, after_s, _ = max(played)
     return seconds, after_s, [wait for _, _, waits in played for wait in waits]
 
@@ -228,8 +238,6 @@ def _next(walls: Any, ranks: Sequence[BaseProcess]) -> Any:
         with suppress(Empty):
             return walls.get(timeout=1.0)
         if any(each.exitcode for each in ranks):
-            for each in ranks:
-                each.kill()
             raise click.ClickException("a rank of the rollout failed; what it said is above.")
 
 

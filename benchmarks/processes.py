@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import psutil
 from vlac_queue.client import CriticClient
 from vlac_queue.control import end_worker, start_worker
 from vlac_queue.errors import NoWorkers
+from vlac_queue.signals import signals_held
 
 ROOT = Path(__file__).parents[1]
 #: Seconds in which a process may end by itself.
@@ -36,15 +37,18 @@ def process(
 ) -> Iterator[psutil.Popen]:
     """Run a program that can import the checkout `root`; end it, and what it leaves behind, afterwards.
 
+    It has a session of its own: Ctrl-C reaches the program around it, which then ends it in order.
+
     Args:
         environ: variables beside those of this process.
         options: of `subprocess.Popen`.
     """
-    started = psutil.Popen(list(command), env=_environment(environ, root), **options)
-    try:
+    with ExitStack() as stack:
+        with signals_held():
+            options["start_new_session"] = True
+            started = psutil.Popen(list(command), env=_environment(environ, root), **options)
+            stack.callback(_end, started)
         yield started
-    finally:
-        _end(started)
 
 
 def module(name: str, *arguments: object, **environ: str) -> AbstractContextManager[psutil.Popen]:
@@ -55,11 +59,11 @@ def module(name: str, *arguments: object, **environ: str) -> AbstractContextMana
 @contextmanager
 def worker(url: str, **environ: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run a critic worker with these variables; end it afterwards."""
-    started = start_worker("vlac", _environment({**environ, "VLAC_REDIS_URL": url}), "--quiet")
-    try:
+    with ExitStack() as stack:
+        with signals_held():
+            started = start_worker("vlac", _environment({**environ, "VLAC_REDIS_URL": url}), "--quiet")
+            stack.callback(end_worker, started, _PATIENCE_S)
         yield started
-    finally:
-        end_worker(started, _PATIENCE_S)
 
 
 def check_alive(worker: subprocess.Popen[bytes]) -> None:

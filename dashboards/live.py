@@ -33,6 +33,7 @@ from vlac_queue.config import VlacConfig
 from vlac_queue.console import queue_option, redis_url_option, replace_what_can_not_be_shown
 from vlac_queue.credentials import with_credentials
 from vlac_queue.errors import ConfigError
+from vlac_queue.signals import interrupt_on_signals
 
 #: Seconds between the two looks of --once and --json: rates are differences, and workers report every second.
 _TWO_LOOKS_S = 2.0
@@ -55,7 +56,9 @@ _RESIZE_S = 0.25
     "--json", "as_json", is_flag=True, help="Print one JSON document; exit code 1 if the diagnosis is bad."
 )
 @click.option("--record", metavar="FILE", help="Write each look to FILE as a line of JSON; - is the output.")
-@click.option("--replay", metavar="FILE", type=click.Path(dir_okay=False), help="Show a recording again.")
+@click.option(
+    "--replay", metavar="FILE", type=click.Path(exists=True, dir_okay=False), help="Show a recording again."
+)
 @click.option("--speed", type=click.FloatRange(0.01, 10_000), default=1.0, show_default=True, help="Of --replay.")
 @click.option("--export", metavar="FILE", help="Write Prometheus metrics to FILE at each look.")
 @click.option(
@@ -86,7 +89,7 @@ def main(
         )
     replace_what_can_not_be_shown()
     # Ending in order gives the terminal back as it was.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    interrupt_on_signals()
     console = Console(highlight=False)
     stop, shown = threading.Event(), Shown()
     with _ended_in_order(130 if once or as_json else 0), ExitStack() as stack:
@@ -114,11 +117,12 @@ def main(
 
 @contextmanager
 def _ended_in_order(interrupted: int) -> Iterator[None]:
-    """Ends with the exit code `interrupted` at Ctrl-C, and tells errors in a sentence."""
+    """Ends with the exit code `interrupted` at Ctrl-C, at others as a shell has it; tells errors in a sentence."""
     try:
         yield
-    except KeyboardInterrupt:
-        sys.exit(interrupted)
+    except KeyboardInterrupt as interrupt:
+        (number,) = interrupt.args or (signal.SIGINT,)
+        sys.exit(interrupted if number == signal.SIGINT else 128 + number)
     except ConfigError as error:
         raise click.UsageError(str(error)) from None
     except FileExistsError as error:

@@ -16,6 +16,8 @@ from rich.control import Control
 from rich.segment import Segment, Segments
 from rich.text import Text
 
+from vlac_queue.signals import signals_held
+
 #: What terminals send for keys that are no characters.
 _SEQUENCES = {
     b"\x1b[A": "up", b"\x1bOA": "up", b"\x1b[B": "down", b"\x1bOB": "down", b"\x1b[5~": "pageup",
@@ -44,13 +46,18 @@ class Screen:
         return self._console.size
 
     def __enter__(self) -> Screen:
-        self._enter()
-        self._before = signal.signal(signal.SIGTSTP, self._suspend)
+        try:
+            self._enter()
+            self._before = signal.signal(signal.SIGTSTP, self._suspend)
+        except BaseException:  # Ctrl-C
+            self._leave()
+            raise
         return self
 
     def __exit__(self, *raised: object) -> None:
-        signal.signal(signal.SIGTSTP, self._before)
-        self._leave()
+        with signals_held():
+            signal.signal(signal.SIGTSTP, self._before)
+            self._leave()
 
     def wait(self, wake: int, seconds: float) -> list[str]:
         """Waits for keys, for `wake` (a file descriptor) to become readable, or for `seconds`.

@@ -48,19 +48,22 @@ class Scene:
         return self.renderer.render()[::-1].copy()  # Meta-World's cameras hang upside down
 
     def expert_run(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Let the scripted expert act, until one chunk after its success.
+        """Let the scripted expert act, until two chunks after its success.
+
+        So its last two pictures, which mean done to the critic, are beyond the goal, and near misses before them.
 
         Returns:
-            States, float64 (T, 39), and actions, (T, 4); a picture a chunk, uint8 (C, PIXELS, PIXELS, 3).
+            States, float64 (T, 39), and actions, (T, 4), without those of the last chunk; a picture a chunk, uint8
+            (C, PIXELS, PIXELS, 3).
         """
         expert, environment, success = EXPERTS[self.task](), self.environments[0], 0
         state = environment.reset()[0]
         states, actions, pictures = [], [], [self.picture(0)]
-        while success < 2 and len(pictures) <= CHUNKS:
+        while success < 3 and len(pictures) <= CHUNKS:
             for _ in range(CHUNK_STEPS):
                 states.append(state)
                 actions.append(np.clip(expert.get_action(state), -1, 1))
                 state, *_, info = environment.step(actions[-1])
             pictures.append(self.picture(0))
             success += bool(info["success"])
-        return np.stack(states), np.stack(actions), np.stack(pictures)
+        return np.stack(states[:-CHUNK_STEPS]), np.stack(actions[:-CHUNK_STEPS]), np.stack(pictures)

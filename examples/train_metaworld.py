@@ -33,9 +33,10 @@ from vlac_queue.server import RedisServer
 from vlac_queue.trust import Signs, fooled, fooled_from
 
 EPISODES = 32
-DEVIATION = 0.3  # of actions around what the policy means
+DEVIATION = 0.3  # of actions around what the policy means; at the end half of it
 IMITATION_ERROR = 0.105  # mean squared
-LEARNING_RATE, PASSES, BATCHES, CLIP = 4e-4, 4, 4, 0.2
+LEARNING_RATE, PASSES, BATCHES, CLIP = 4e-4, 4, 4, 0.2  # the rate falls to 0
+FARTHEST = 0.03  # from the policy that played: Kullback-Leibler divergence at which an update ends
 LEAST_SPREAD = 0.05  # of rewards: a single failure must not count ten times as much
 
 
@@ -45,7 +46,13 @@ class Policy(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.net = nn.Sequential(nn.Linear(39, 128), nn.Tanh(), nn.Linear(128, 128), nn.Tanh(), nn.Linear(128, 4))
-        self.optimizer = torch.optim.Adam(self.parameters(), lr=LEARNING_RATE)
+        self.optimizer = torch.optim.Adam(self.parameters())
+        self.calm(1.0)
+
+    def calm(self, left: float) -> None:
+        """Take smaller steps the less (1..0) of the training is left; large ones would undo what was learned."""
+        self.deviation = DEVIATION * (1 + left) / 2
+        self.optimizer.param_groups[0]["lr"] = LEARNING_RATE * left
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         return self.net(states)
@@ -57,11 +64,10 @@ class Policy(nn.Module):
 
     def imitate(self, states: np.ndarray, actions: np.ndarray) -> None:
         """Warm up: so near to the expert's actions that it succeeds now and then."""
-        error = torch.inf
-        while error > IMITATION_ERROR:
+        loss = torch.tensor(torch.inf)
+        while loss.item() > IMITATION_ERROR:
             loss = ((self(_tensor(states)) - _tensor(actions)) ** 2).mean()
             self.descend(loss)
-            error = loss.item()
 
 
 @dataclass
@@ -91,7 +97,7 @@ def play(scene: Scene, policy: Policy, gate: RolloutGate | None) -> Played:
         for _ in range(CHUNK_STEPS):
             # For all, active or not: what an episode does must not depend on when another's end became known.
             with torch.no_grad():
-                action = policy(state) + DEVIATION * torch.randn(EPISODES, 4)
+                action = policy(state) + policy.deviation * torch.randn(EPISODES, 4)
             states.append(state.clone())
             actions.append(action)
             for i in active:
@@ -119,19 +125,20 @@ def improve(policy: Policy, played: Played) -> None:
     """Clipped policy gradient; what was simulated after an episode's end does not count."""
     reward = _tensor(played.reward)
     advantage = (reward - reward.mean()) / (reward.std() + LEAST_SPREAD)
-    chunk = torch.arange(len(played.states)) // CHUNK_STEPS
-    counts = (chunk[:, None] < torch.as_tensor(played.finish)[None]).float()
+    counts = (torch.arange(len(played.states))[:, None] // CHUNK_STEPS < torch.as_tensor(played.finish)).float()
 
     def log_likelihood(some: torch.Tensor) -> torch.Tensor:
-        return -((played.actions[:, some] - policy(played.states[:, some])) ** 2).sum(-1) / (2 * DEVIATION**2)
+        return -(((played.actions[:, some] - policy(played.states[:, some])) / policy.deviation) ** 2).sum(-1) / 2
 
     before = log_likelihood(torch.arange(EPISODES)).detach()
     for _ in range(PASSES):
         for some in torch.randperm(EPISODES).chunk(BATCHES):
-            ratio = (log_likelihood(some) - before[:, some]).exp()
-            clipped = ratio.clamp(1 - CLIP, 1 + CLIP)
-            gain = torch.minimum(ratio * advantage[some], clipped * advantage[some])
-            policy.descend(-(gain * counts[:, some]).sum() / counts[:, some].sum())
+            change, weights = log_likelihood(some) - before[:, some], counts[:, some] / counts[:, some].sum()
+            ratio = change.exp()
+            if ((ratio - 1 - change) * weights).sum() > FARTHEST:
+                return
+            gain = torch.minimum(ratio * advantage[some], ratio.clamp(1 - CLIP, 1 + CLIP) * advantage[some])
+            policy.descend(-(gain * weights).sum())
 
 
 @dataclass(frozen=True)
@@ -182,6 +189,7 @@ def train(options: argparse.Namespace) -> tuple[list[Iteration], dict[str, torch
         print("iteration  reward  done  true success  false dones  chunks  seconds")
         while len(history) < options.iterations:
             began = time.monotonic()
+            policy.calm(1 - len(history) / options.iterations)
             if client:
                 with RolloutGate(client, [scene.words] * EPISODES, references=[reference] * EPISODES) as gate:
                     played = play(scene, policy, gate)
@@ -213,9 +221,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=sorted(ENVS), default="door-open-v3")
     parser.add_argument("--reward", choices=("critic", "environment", "none"), default="critic")
-    parser.add_argument(
-        "--done-confirm", type=int, default=1, metavar="K", help="done must be said K times in a row"
-    )
+    parser.add_argument("--done-confirm", type=int, default=1, metavar="K", help="K dones in a row end an episode")
     parser.add_argument("--iterations", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stop-when-fooled", action="store_true", help="end at the first sign that the critic is")

@@ -6,6 +6,7 @@ import inspect
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from vlac_queue import CriticClient, VlacConfig
 from vlac_queue.control import live_workers, worker_command
 from vlac_queue.keys import Keys
 from vlac_queue.server import RedisServer
+from vlac_queue.signals import ENDING
 
 ROOT = Path(__file__).parent.parent
 
@@ -81,6 +83,16 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.write_line(f"{reasons.total()} skipped: {told}")
 
 
+@pytest.fixture(autouse=True)
+def _own_signals() -> Iterator[None]:
+    """Take back what a program that ran in this process does at signals."""
+    hook, handlers = sys.unraisablehook, [(number, signal.getsignal(number)) for number in ENDING]
+    yield
+    sys.unraisablehook = hook
+    for number, handler in handlers:
+        signal.signal(number, handler)
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[RedisServer]:
     with RedisServer() as started:
@@ -101,6 +113,16 @@ def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
         assert time.monotonic() < deadline, f"never came true: {condition}"
         time.sleep(0.01)
     return value
+
+
+def started_by(mark: str) -> list[psutil.Process]:
+    """Living processes that have this `TEST_MARK` in their environment, whoever their parent is by now."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("TEST_MARK") == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
 
 
 class Workers:

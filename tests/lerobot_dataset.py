@@ -43,7 +43,6 @@ def write_dataset(
         data: list[dict[str, Any]] = []
         seconds = 0.0
         for index, (task, frames) in enumerate(part, start):
-            times = np.arange(len(frames)) / _FPS
             row: dict[str, Any] = {
                 "episode_index": index, "tasks": [task], "length": len(frames), "dataset_from_index": first,
                 "dataset_to_index": first + len(frames), "data/chunk_index": 0, "data/file_index": number,
@@ -53,11 +52,11 @@ def write_dataset(
                 row |= {f"{place}/chunk_index": 0, f"{place}/file_index": number}
                 row |= {f"{place}/from_timestamp": seconds, f"{place}/to_timestamp": seconds + len(frames) / _FPS}
             rows.append(row)
-            for place, time in enumerate(times):
-                each = {"timestamp": np.float32(time), "frame_index": place, "episode_index": index}
-                each |= {"index": first + place, "task_index": tasks.index(task)}
+            for frame_index, frame in enumerate(frames):
+                each: dict[str, Any] = {"timestamp": np.float32(frame_index / _FPS), "frame_index": frame_index}
+                each |= {"episode_index": index, "index": first + frame_index, "task_index": tasks.index(task)}
                 if not in_video:
-                    each |= {camera: {"bytes": _png(frames[place]), "path": None} for camera in cameras}
+                    each |= {camera: {"bytes": _png(frame), "path": None} for camera in cameras}
                 data.append(each)
             first += len(frames)
             seconds += len(frames) / _FPS
@@ -69,7 +68,8 @@ def write_dataset(
     numbered = [{"task_index": number, "task": task} for number, task in enumerate(tasks)]
     _write(pa, pq, root / "meta/tasks.parquet", numbered)
     dtype = "video" if in_video else "image"
-    info = {"codebase_version": "v3.0", "fps": _FPS, "features": {name: {"dtype": dtype} for name in cameras}}
+    features = {name: {"dtype": dtype} for name in cameras}
+    info = {"codebase_version": "v3.0", "fps": _FPS, "total_episodes": len(episodes), "features": features}
     (root / "meta/info.json").write_text(json.dumps(info))
     return root
 
@@ -88,6 +88,7 @@ def write_video(path: Path, frames: Frames) -> None:
     codec = next(name for name in _CODECS if name in av.codecs_available)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=_FPS, options={"crf": "20", "g": "2"})
+        assert isinstance(stream, av.VideoStream)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         for frame in frames:

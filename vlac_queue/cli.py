@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from typing import Any
 
 import click
 
 from vlac_queue.console import replace_what_can_not_be_shown
+from vlac_queue.signals import keep_interrupts
 
 #: Command -> the module that holds it, imported when the command is called or listed.
 _COMMANDS = {
@@ -29,6 +32,14 @@ _COMMANDS = {
 
 
 class _Commands(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        keep_interrupts()
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("interrupted; everything that was started has ended", err=True)
+            sys.exit(130)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
 

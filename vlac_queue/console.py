@@ -29,6 +29,7 @@ from vlac_queue.connection import connect
 from vlac_queue.credentials import with_credentials
 from vlac_queue.errors import VlacQueueError
 from vlac_queue.faults import redis_errors
+from vlac_queue.texts import clean
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -49,14 +50,16 @@ def queue_options(command: Command) -> Command:
 
 @contextmanager
 def errors_as_messages() -> Iterator[None]:
-    """Show our errors, missing extras and unusable values as one sentence with exit code 1, Ctrl-C as 130."""
+    """Show our errors, missing extras and unusable values as one sentence with exit code 1."""
     try:
         yield
     except (VlacQueueError, ImportError, RuntimeError, ValueError) as error:
-        raise click.ClickException(str(error)) from error
-    except KeyboardInterrupt:
-        click.echo("interrupted; everything that was started has ended", err=True)
-        sys.exit(130)
+        raise click.ClickException(_shown(error)) from error
+
+
+def _shown(text: object) -> str:
+    """Return a message fit for a terminal: it may repeat what stands in a file or on Redis."""
+    return clean(text, 100_000, keep="\n")
 
 
 class _NotWritten(click.ClickException):
@@ -69,7 +72,8 @@ def writing(path: Path, option: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _NotWritten(f"can't write to {path} ({error.strerror}); choose another {option}.") from error
+        reason = f"can't write to {path} ({error.strerror or error}); choose another {option}."
+        raise _NotWritten(_shown(reason)) from error
 
 
 @contextmanager
@@ -86,7 +90,7 @@ def connected(redis_url: str, user: str = "") -> Iterator[redis.Redis]:
 
 def note(text: str) -> None:
     """Say on stderr what is worth knowing and no error."""
-    click.echo(f"note: {text}", err=True)
+    click.echo(f"note: {_shown(text)}", err=True)
 
 
 def plain_table(**options: Any) -> Table:

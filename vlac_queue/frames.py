@@ -51,6 +51,8 @@ Frames = NDArray[np.uint8]
 MAX_SIDE = 4096
 #: Most pixel bytes of one batch, when encoding and (by default) when decoding.
 MAX_BATCH_BYTES = 256 << 20
+#: Most pixel bytes that one query may need: 10,000 frames of 256x256, say.
+MAX_QUERY_BYTES = 2 << 30
 
 _MAGIC = b"VLQF"
 _VERSION = 1

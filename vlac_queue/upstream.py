@@ -7,7 +7,7 @@ each name that is subclassed, exchanged or called, with the parameters that it h
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 #: File of a package and name in it -> its parameters; None where the name only has to be there.
@@ -28,7 +28,7 @@ def misfits(package: Path, needed: Needed) -> list[str]:
 
 
 def _names(path: Path) -> dict[str, str]:
-    """Return what a module defines or imports, and its classes' methods, with the parameters of functions."""
+    """Return what a module and its classes define or import, with the parameters of functions."""
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -37,16 +37,21 @@ def _names(path: Path) -> dict[str, str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom | ast.Import):
             found.update({alias.asname or alias.name: "" for alias in node.names})
-    for statement in tree.body:
+    return found | _defined(tree.body)
+
+
+def _defined(body: Iterable[ast.stmt], of: str = "") -> dict[str, str]:
+    """Return what statements of a module define, or, with a prefix, those of a class."""
+    found: dict[str, str] = {}
+    for statement in body:
         if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
-            found[statement.name] = _parameters(statement)
-        elif isinstance(statement, ast.Assign):
-            found.update({target.id: "" for target in statement.targets if isinstance(target, ast.Name)})
+            found[of + statement.name] = _parameters(statement)
+        elif isinstance(statement, ast.Assign | ast.AnnAssign):
+            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+            found.update({of + target.id: "" for target in targets if isinstance(target, ast.Name)})
         elif isinstance(statement, ast.ClassDef):
-            found[statement.name] = ""
-            for inner in statement.body:
-                if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef):
-                    found[f"{statement.name}.{inner.name}"] = _parameters(inner)
+            found[of + statement.name] = ""
+            found |= _defined(statement.body, f"{of}{statement.name}.")
     return found
 
 

@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 from vlac_queue.credentials import WORKER
 from vlac_queue.errors import FrameError, ProtocolError, VlacQueueError
 from vlac_queue.faults import as_ours, passes
-from vlac_queue.frames import Frames
+from vlac_queue.frames import MAX_QUERY_BYTES, Frames
 from vlac_queue.messages import Failure, Query
 from vlac_queue.store import EpisodeMeta
 from workers import memory
@@ -23,9 +23,6 @@ from workers.decoded import History
 from workers.flow import JobQuery, Prepared
 from workers.kept import Kept
 from workers.store import NOTHING_AHEAD, EpisodeRead, ReadAhead, Wanted, WorkerStore
-
-#: Most pixel bytes that one query may need: 10,000 frames of 256x256, say.
-MAX_QUERY_BYTES = 2 << 30
 
 
 class _FramesLost(Exception):

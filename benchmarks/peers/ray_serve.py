@@ -53,7 +53,8 @@ def start(url: str, episodes: int, *, together: bool) -> Iterator[Asker]:
     loop = asyncio.new_event_loop()
     try:
         serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR", "enable_access_log": False})
-        handle = serve.run(Critic.bind(), name="bench", route_prefix=None)
+        deployment: Any = Critic  # Ray's decorator makes one of the class
+        handle = serve.run(deployment.bind(), name="bench", route_prefix=None)
 
         async def call(frames: Sequence[Frames]) -> list[bool]:
             calls = [np.stack(frames)] if together else [frame[None] for frame in frames]

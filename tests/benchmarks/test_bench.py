@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from click.testing import CliRunner
 from benchmarks import overlap, workers
 from benchmarks.peers import OURS, PEERS
 from benchmarks.workloads import photographs, simulator
+from tests.conftest import ROOT, started_by, until
 from vlac_queue.cli import main
 
 SMALL = ("--rounds", "1", "--seconds", "0", "--episodes", "4", "--most-episodes", "16", "--most-workers", "2")
@@ -103,6 +107,23 @@ def test_rollouts_with_and_without_the_critic(tmp_path: Path) -> None:
         assert 0 < wall["after_s"] < wall["seconds"] and 0 < wall["wait_p50_s"] <= wall["wait_p95_s"]
         assert wall["vision"] >= 1 and 0 < wall["busy"] < 1  # every frame goes through vision once at least
     assert "over none" in output and "at most 1.15" in output
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_it_and_all_that_it_started(tmp_path: Path) -> None:
+    mark = str(tmp_path)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vlac_queue.cli", "bench", "--only", "overlap", "--chunks", "1"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        env={**os.environ, "TEST_MARK": mark}, start_new_session=True,
+    )  # fmt: skip
+    until(lambda: any("multiprocessing.spawn" in " ".join(each.cmdline()) for each in started_by(mark)))
+    # As a terminal does: all of the foreground, and whoever presses twice.
+    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert errors == "interrupted; everything that was started has ended\n" and process.returncode == 130
+    assert not started_by(mark)
 
 
 def test_without_a_checkout_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

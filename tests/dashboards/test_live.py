@@ -120,7 +120,7 @@ def test_the_queue_is_a_choice(server: RedisServer, connection: redis.Redis) -> 
         (["--redis-url", "redis://localhost:port"], "can't be used"),
         (["--queue", "a:b"], "queue must be"),
         (["--interval", "0"], "--interval"),
-        (["--replay", "x", "--record", "y"], "--replay goes with --speed only"),
+        (["--replay", __file__, "--record", "y"], "--replay goes with --speed only"),
         (["--json", "--record", "y"], "--once and --json look once"),
     ],
 )
@@ -339,12 +339,16 @@ def test_a_replay_without_a_terminal_prints_all_of_it(started: Any, tmp_path: Pa
     assert f"queue vlac at {URL}" in output
 
 
-@pytest.mark.parametrize("text", [None, "{}\n"])
-def test_a_replay_of_something_else_is_refused(started: Any, tmp_path: Path, text: str | None) -> None:
+@pytest.mark.parametrize(
+    ("text", "code", "part"), [(None, 2, "does not exist"), ("{}\n", 1, "is no recording; make one with")]
+)
+def test_a_replay_of_something_else_is_refused(
+    started: Any, tmp_path: Path, text: str | None, code: int, part: str
+) -> None:
     path = tmp_path / "run.jsonl"
     if text is not None:
         path.write_text(text)
     process = started("--replay", str(path))
-    assert process.wait(30) == 1
+    assert process.wait(30) == code
     error = process.stderr.read()
-    assert str(path) in error and "Traceback" not in error
+    assert str(path) in error and part in error and "Traceback" not in error and "Errno" not in error

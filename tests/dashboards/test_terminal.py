@@ -202,6 +202,36 @@ def test_ending_it_gives_the_terminal_back(
         assert until(terminal.is_given_back)
 
 
+@pytest.mark.parametrize("shown", [False, True], ids=["taking it", "giving it back"])
+def test_ctrl_c_while_the_terminal_changes(tmp_path: Path, shown: bool) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(f"""
+import signal
+from rich.console import Console
+from dashboards.screen import Screen
+from vlac_queue.signals import interrupt_on_signals
+
+class Interrupted(Console):
+    def show_cursor(self, show=True):
+        if show == {shown}:
+            signal.raise_signal(signal.SIGINT)
+        return super().show_cursor(show)
+
+interrupt_on_signals()
+try:
+    with Screen(Interrupted()):
+        pass
+except KeyboardInterrupt:
+    print("interrupted")
+""")
+    terminal = Terminal(tmp_path, f"{sys.executable} {program}")
+    try:
+        terminal.shows("interrupted", "ended with 0")
+        assert until(terminal.is_given_back)
+    finally:
+        terminal.close()
+
+
 def test_an_error_gives_the_terminal_back(server: RedisServer, connection: redis.Redis, tmp_path: Path) -> None:
     folder = tmp_path / "metrics"
     folder.mkdir()

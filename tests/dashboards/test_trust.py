@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from typing import Any
 
 from dashboards.diagnosis import judge
 from dashboards.snapshot import Look, Training
@@ -22,7 +21,7 @@ def batch(before: Training, done: int, contradicted: int, **audit: float) -> Tra
     )  # fmt: skip
 
 
-def seen(*batches: tuple[int, int], **audits: Any) -> list[str]:
+def seen(*batches: tuple[int, int]) -> list[str]:
     """What is said after each batch of (done, contradicted)."""
     stretches, training = Stretches(), Training()
     stretches.add(training)

@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.conftest import Workers, until
+from tests.conftest import Workers, started_by, until
 from tests.security.test_secrets import CommandLines
 from vlac_queue import CriticClient
 from vlac_queue.commands.demo.play import Report, recorded_runs, train
@@ -125,16 +125,6 @@ def test_nothing_shows_the_password_of_a_users_own_server(run: Any) -> None:
         assert SETTINGS["VLAC_REDIS_PASSWORD"] not in text
 
 
-def _started_by(mark: str) -> list[psutil.Process]:
-    """Living processes that have this in their environment, whoever their parent is by now."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if process.environ().get("DEMO_MARK") == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
-
-
 #: Moments of a demo: a condition on the command lines of what it has started so far.
 _MOMENTS: dict[str, Callable[[list[str]], bool]] = {
     "Redis starts": lambda lines: any("redis-server" in line for line in lines),
@@ -156,7 +146,7 @@ def test_an_interrupted_demo_leaves_no_process_behind(number: signal.Signals, mo
     mark = str(tmp_path)
     process = subprocess.Popen(
         [*COMMAND, "--no-png"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        env={**os.environ, "DEMO_MARK": mark},
+        env={**os.environ, "TEST_MARK": mark},
     )  # fmt: skip
     parent = psutil.Process(process.pid)
 
@@ -175,7 +165,7 @@ def test_an_interrupted_demo_leaves_no_process_behind(number: signal.Signals, mo
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130 and b"Traceback" not in errors
     assert errors.splitlines()[-1] == b"interrupted; everything that was started has ended"
-    assert not _started_by(mark)
+    assert not started_by(mark)
 
 
 _WRONG = {"--workers": ("0", "0 is not in the range"), "--out": ("/proc/x", "choose another --out"),

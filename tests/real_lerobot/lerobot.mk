@@ -14,7 +14,7 @@ $(LEROBOT_VENV)/.installed: tests/real_lerobot/lerobot.mk pyproject.toml
 	python3 -m venv $(LEROBOT_VENV)
 	$(LEROBOT_PIP) torch==2.13.0
 	$(LEROBOT_PIP) --no-deps torchvision==0.28.0 lerobot==0.4.4
-	$(LEROBOT_PIP) 'datasets>=4,<5' 'av>=15,<16' 'pandas<3' 'huggingface-hub<0.36' draccus==0.10.0 deepdiff einops \
-		gymnasium jsonlines opencv-python-headless packaging pillow safetensors termcolor
+	$(LEROBOT_PIP) 'accelerate>=1.10,<2' 'datasets>=4,<5' 'av>=15,<16' 'pandas<3' 'huggingface-hub<0.36' draccus==0.10.0 \
+		'deepdiff<9' einops gymnasium jsonlines 'opencv-python-headless<4.13' 'packaging<26' pillow safetensors termcolor
 	$(LEROBOT_PIP) -e '.[datasets,embedded,plot]' 'pytest>=8.2' 'pytest-timeout>=2.3'
 	touch $@

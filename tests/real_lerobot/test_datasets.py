@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from lerobot.datasets import lerobot_dataset
+from lerobot.utils.rabc import RABCWeights
 
 from tests.conftest import Workers
 from tests.lerobot_dataset import write_dataset
@@ -17,8 +19,6 @@ from vlac_queue import CriticClient
 from vlac_queue.cli import main
 from vlac_queue.commands.datasets.opening import open_dataset
 from vlac_queue.commands.demo.rollouts import Rollout
-
-lerobot_dataset = pytest.importorskip("lerobot.datasets.lerobot_dataset")
 
 ROLLOUTS = {rollout.name: rollout for rollout in SHIPPED}
 RUNS = [ROLLOUTS[f"drawer-open-v3_{name}"] for name in ("reference_s3", "expert_s1", "random_s21", "stalled_s31")]
@@ -92,8 +92,6 @@ def test_the_fixture_of_ci_is_laid_out_as_lerobot_does(dataset: Path, tmp_path: 
 def test_labels_weigh_lerobots_samples(
     dataset: Path, client: CriticClient, workers: Workers, tmp_path: Path
 ) -> None:
-    from lerobot.utils.rabc import RABCWeights
-
     workers.start()
     command = ["label", str(dataset), "--reference", "0", "--out", str(tmp_path / "labels")]
     command += ["--redis-url", client.config.redis_url]

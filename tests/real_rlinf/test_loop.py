@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import redis
 
 from tests.conftest import ROOT
 from vlac_queue import CriticClient, RolloutGate, VlacConfig
@@ -21,8 +22,8 @@ CHUNK = 2
 PLANS = [["...d....", "........", ".d.....d"], ["s......w", ".......d", "...s...."]]
 
 
-def config(mode: str, views: list[str], *, env_workers: int, **train: Any) -> dict[str, Any]:
-    """RLinf's config, as little of it as its workers read."""
+def config(mode: str, views: list[str], *, workers: tuple[int, int], **train: Any) -> dict[str, Any]:
+    """RLinf's config, as little of it as its environment and reward workers read; `workers`: how many of each."""
     env = {
         "env_type": "libero",
         "task_suite_name": "plans",
@@ -48,14 +49,17 @@ def config(mode: str, views: list[str], *, env_workers: int, **train: Any) -> di
         "model_type": "vlac",
         "views": views,
         "reward_mode": "${reward.reward_mode}",
-        "num_action_chunks": "${actor.model.num_action_chunks}",
+        "policy": "${actor.model}",
         "env": "${env.train}",
         "runner": "${runner}",
     }
     return {
         "cluster": {
             "num_nodes": 1,
-            "component_placement": {"actor,rollout,reward": "0", "env": f"0:0-{env_workers - 1}"},
+            "component_placement": {
+                "actor,rollout": "0",
+                **{part: f"0:0-{count - 1}" for part, count in zip(("env", "reward"), workers, strict=True)},
+            },
         },
         "runner": {"only_eval": False, "val_check_interval": -1},
         "algorithm": {"gamma": 0.99},
@@ -73,23 +77,36 @@ def config(mode: str, views: list[str], *, env_workers: int, **train: Any) -> di
     }
 
 
-def roll_out(cfg: dict[str, Any], redis_url: str, folder: Path) -> list[dict[str, Any]]:
-    """What each environment worker showed and was given; RLINF_EXT_MODULE is all that RLinf is told."""
+def run(
+    cfg: dict[str, Any], redis_url: str, folder: Path, plans: list[list[str]]
+) -> subprocess.CompletedProcess[str]:
+    """RLinf's loop on these plans; RLINF_EXT_MODULE is all that RLinf is told."""
     (folder / "config.json").write_text(json.dumps(cfg))
     site = ROOT / "tests" / "real_rlinf" / "site"
     environ = {
         **os.environ,
         "RLINF_EXT_MODULE": "vlac_queue.integrations.rlinf",
         "VLAC_REDIS_URL": redis_url,
-        "FAKE_LIBERO_PLANS": json.dumps(PLANS),
+        "FAKE_LIBERO_PLANS": json.dumps(plans),
         "PYTHONPATH": os.pathsep.join([os.environ["RLINF_HOME"], str(ROOT), str(site)]),
+        "RAY_ADDRESS": "local",  # or RLinf joins any cluster of this host
         "RAY_AUTH_MODE": "disabled",
     }
     command = [sys.executable, "-m", "tests.real_rlinf.loop", str(folder / "config.json")]
     with open(folder / "log", "w") as log:
-        done = subprocess.run(command, env=environ, stdout=subprocess.PIPE, stderr=log, text=True, timeout=500)
+        return subprocess.run(command, env=environ, stdout=subprocess.PIPE, stderr=log, text=True, timeout=500)
+
+
+def roll_out(cfg: dict[str, Any], redis_url: str, folder: Path) -> list[dict[str, Any]]:
+    """What each environment worker showed and was given."""
+    done = run(cfg, redis_url, folder, PLANS)
     assert done.returncode == 0, (folder / "log").read_text()[-5000:] + done.stdout[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def open_episodes(redis_url: str) -> int:
+    with redis.Redis.from_url(redis_url) as connection:
+        return connection.zcard("vlac:vlac:open")
 
 
 def episodes(told: dict[str, Any]) -> list[tuple[int, int, int]]:
@@ -118,8 +135,8 @@ def by_the_gate(redis_url: str, told: dict[str, Any], view: str) -> list[float |
 @pytest.mark.timeout(600)
 def test_terminal_rewards_are_the_gates_at_the_end_of_each_episode(redis_url: str, tmp_path: Path) -> None:
     # Rows of both environment workers come to the one reward worker in one batch.
-    workers = roll_out(config("terminal", ["main_images"], env_workers=2), redis_url, tmp_path)
-    assert len(workers) == 2
+    workers = roll_out(config("terminal", ["main_images"], workers=(2, 1)), redis_url, tmp_path)
+    assert len(workers) == 2 and open_episodes(redis_url) == 0
     given = set()
     for told in workers:
         rewards = np.array(told["rewards"])
@@ -139,16 +156,26 @@ def test_terminal_rewards_are_the_gates_at_the_end_of_each_episode(redis_url: st
 def test_rows_that_reset_at_different_steps_are_rewarded_by_both_cameras(redis_url: str, tmp_path: Path) -> None:
     """RLinf resets a row when the simulator calls it done, which the reward model would refuse: it isn't told."""
     views = ["main_images", "wrist_images"]
-    # One environment worker: RLinf itself can't merge what several send when rows of one alone were reset.
+    # As many of each: one reward worker can't merge what several send when rows of one alone were reset.
     train = {"auto_reset": True, "ignore_terminations": False, "rollout_epoch": 3}
-    cfg = config("per_step", views, env_workers=1, **train)
-    cfg["reward"]["model"]["env"] = {"auto_reset": True}
+    cfg = config("per_step", views, workers=(2, 2), **train)
+    cfg["reward"]["model"]["env"] = {"auto_reset": True, "ignore_terminations": True}
     lengths = set()
-    (told,) = roll_out(cfg, redis_url, tmp_path)
-    rewards = np.array(told["rewards"])
-    assert rewards.shape == (12, 4, CHUNK) and not rewards[..., :-1].any()
-    of_views = [by_the_gate(redis_url, told, view) for view in views]
-    for (row, first, last), *of_episode in zip(episodes(told), *of_views, strict=True):
-        assert rewards[first:last, row].sum() == pytest.approx(min(of_episode))
-        lengths.add(last - first)
+    for told in roll_out(cfg, redis_url, tmp_path):
+        rewards = np.array(told["rewards"])
+        assert rewards.shape == (12, 2, CHUNK) and not rewards[..., :-1].any()
+        of_views = [by_the_gate(redis_url, told, view) for view in views]
+        for (row, first, last), *of_episode in zip(episodes(told), *of_views, strict=True):
+            assert rewards[first:last, row].sum() == pytest.approx(min(of_episode))
+            lengths.add(last - first)
     assert len(lengths) > 1
+
+
+@pytest.mark.timeout(600)
+def test_a_failure_of_the_critic_ends_the_run_and_leaves_no_episode_open(redis_url: str, tmp_path: Path) -> None:
+    cfg = config("terminal", ["main_images"], workers=(1, 1), total_num_envs=2)
+    before = open_episodes(redis_url)
+    done = run(cfg, redis_url, tmp_path, [["...x....", "........"]])
+    assert done.returncode != 0
+    assert "CriticFailed: the picture says so" in done.stdout + (tmp_path / "log").read_text()
+    assert open_episodes(redis_url) == before

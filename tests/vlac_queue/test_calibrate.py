@@ -93,6 +93,68 @@ def test_intervals_are_wilsons() -> None:
     assert none is not None and fewer is not None and none["high"] <= 0.02 < fewer["high"]
 
 
+def plain_figures(episodes: Sequence[Judged], threshold: float, confirm: int) -> dict[str, Any]:
+    """The figures as docs/datasets.md defines them, counted episode by episode."""
+    right: list[tuple[Truth, int]] = []
+    false: list[tuple[Truth, int]] = []
+    known: list[tuple[Truth, int | None]] = []
+    for episode in episodes:
+        truth = episode.truth
+        assert truth is not None
+        runs = [episode.scores[max(0, end - confirm) : end] for end in range(1, len(episode.scores) + 1)]
+        done = [len(run) == confirm and min(run) > threshold for run in runs]
+        if True not in done:
+            known += [(truth, None)] * episode.whole
+            continue
+        frame = episode.frames[done.index(True)]
+        known.append((truth, frame))
+        in_time = truth.success and (truth.frame is None or frame >= truth.frame)
+        (right if in_time else false).append((truth, frame))
+    never_and_failed = sum(frame is None and not truth.success for truth, frame in known)
+    delays = [frame - truth.frame for truth, frame in right if truth.frame is not None]
+    return {
+        "precision": (len(right), len(right) + len(false)),
+        "recall": (len(right), sum(truth.success for truth, _ in known)),
+        "false_done_rate": (len(false), len(false) + never_and_failed),
+        "delay": sum(delays) / len(delays) if delays else None,
+        "unknown": len(episodes) - len(known),
+    }
+
+
+episodes_of_any_kind = st.builds(
+    lambda scores, step, truth, whole: judged(
+        scores, truth, whole=whole, frames=range(0, step * len(scores), step)
+    ),
+    st.lists(st.sampled_from([0.0, 0.3, 0.5, 0.51, 0.9, 0.95, 1.0]), min_size=1, max_size=6),
+    st.integers(1, 7),
+    st.just(Truth(False)) | st.builds(Truth, st.just(True), st.none() | st.integers(0, 40)),
+    st.booleans(),
+)
+
+
+@given(
+    st.lists(episodes_of_any_kind, min_size=1, max_size=30),
+    st.sampled_from([0.0, 0.5, 0.9, 0.99]),
+    st.integers(1, 3),
+)
+def test_figures_are_those_of_a_plain_count(episodes: list[Judged], threshold: float, confirm: int) -> None:
+    figures = tally(*episodes).figures(CONFIRMS.index(confirm), COLUMN[threshold])
+    plain = plain_figures(episodes, threshold, confirm)
+    assert figures["delay"] == pytest.approx(plain["delay"]) and figures["unknown"] == plain["unknown"]
+    for name in ("precision", "recall", "false_done_rate"):
+        part, whole = plain[name]
+        if not whole:
+            assert figures[name] is None
+            continue
+        assert figures[name]["rate"] == pytest.approx(part / whole)
+        # Wilson's interval: the rates from which what was seen is 1.96 standard deviations away.
+        for end in ("low", "high"):
+            there = figures[name][end]
+            assert (part / whole - there) ** 2 == pytest.approx(
+                1.959964**2 * there * (1 - there) / whole, abs=1e-9
+            )
+
+
 # Recommending.
 
 
@@ -121,10 +183,33 @@ def test_the_threshold_lies_in_the_middle_of_those_that_are_good_enough() -> Non
     assert few.place is not None and not few.shown and "too few episodes" in few.remark
 
 
-def test_where_no_threshold_will_do_none_is_recommended() -> None:
-    fooled = tally(*(judged([1.0, 1.0, 1.0], Truth(False)) for _ in range(9)))
-    choice = choose(fooled, 0.02)
-    assert choice.place is None and "the least is 100.0%" in choice.remark
+SUCCESS = judged([0.1, 0.95], Truth(True, 1))
+
+
+@pytest.mark.parametrize(
+    ("episodes", "remark"),
+    [
+        ([SUCCESS, *[judged([1.0, 1.0, 1.0], Truth(False))] * 9], "the least is 100.0%"),
+        # What finds nothing has no false dones either.
+        ([SUCCESS, *[judged([0.96, 0.96], Truth(False))] * 9], "the least is 100.0%"),
+        ([SUCCESS] * 9, "no episode is known to have failed"),
+        ([judged([0.1], Truth(False))] * 9, "no episode is known to have succeeded"),
+        ([judged([0.0, 0.0], Truth(True)), judged([0.0], Truth(False))], "the critic finds none"),
+        (
+            [judged([0.1, 0.3], Truth(True, 1), whole=False), judged([0.4], Truth(False), whole=False)] * 9,
+            "the least is 100.0%",
+        ),
+    ],
+)
+def test_where_no_threshold_will_do_none_is_recommended(episodes: list[Judged], remark: str) -> None:
+    choice = choose(tally(*episodes), 0.02)
+    assert choice.place is None and not choice.shown and remark in choice.remark
+
+
+def test_of_one_episode_of_each_kind_it_says_that_they_are_few() -> None:
+    choice = choose(tally(SUCCESS, judged([0.1, 0.2], Truth(False))), 0.02)
+    assert choice.place is not None and not choice.shown
+    assert "too few episodes: its false-done rate may be up to 79.3%" in choice.remark
 
 
 def test_a_single_false_done_is_outvoted_by_two_in_a_row() -> None:
@@ -201,4 +286,18 @@ def test_labels_are_judged_by_a_table(client: CriticClient, workers: Workers, tm
     table_of_truth.write_text("episode,success\n0,perhaps\n")
     wrong = calibrate(folder, "--truth", table_of_truth)
     assert wrong.exit_code == 1 and "line 2: it needs an episode, success (1 or 0)" in wrong.stderr
+    for text, message in {
+        "episode;success\n0;1\n": "and not with the names of its columns, separated by commas",
+        "": "begins with ''",
+        "episode,success\n0,1\n\n0,0\n": "line 4: '0' stands there before, with another end",
+        "episode,success\n0,1\n0.npy,0\n": "says two things of episode '0.npy'",
+        "episode,success,frame\n0,1,99999999999999999999\n": "line 2: it needs",
+        "episode,success\nschl\xfcssel,1\n": "no table of successes in UTF-8",
+    }.items():
+        table_of_truth.write_bytes(text.encode("latin-1"))
+        wrong = calibrate(folder, "--truth", table_of_truth)
+        assert wrong.exit_code == 1 and message in wrong.stderr, (text, wrong.stderr)
+    table_of_truth.write_text("\ufeffepisode, success\n0, 0\n1, 1\n 0.npy ,failure\n77,1\n", encoding="utf-8")
+    odd = calibrate(folder, "--truth", table_of_truth)
+    assert "2 episodes of 8 with a known end" in odd.stdout and "1 episode, '77'" in odd.stderr
     assert calibrate(tmp_path).exit_code == 1

@@ -67,6 +67,15 @@ def test_frames_in_verdicts_out(client: CriticClient, worker: Workers) -> None:
         assert value.result().values == pytest.approx((20.0, 40.0, 100.0))
 
 
+def test_leaving_after_redis_stayed_away_does_not_wait_for_it_again() -> None:
+    with RedisServer() as own, CriticClient(VlacConfig(redis_url=own.url, patience_s=60)) as client:
+        began = time.monotonic()
+        with pytest.raises(RedisUnavailable, match="gone"), client.episode("task"):
+            own.stop()
+            raise RedisUnavailable("gone")
+        assert time.monotonic() - began < 30
+
+
 def test_a_closed_episode_leaves_nothing_on_redis(
     client: CriticClient, worker: Workers, connection: redis.Redis
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,6 +99,109 @@ def test_what_is_damaged_is_named(tmp_path: Path) -> None:
         open_dataset(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        ({"fps": 0}, "Expected `float` > 0"),
+        ({"features": ["front"]}, "Expected `object`"),
+        ({"features": {CAMERA: {"dtype": "video", "info": "rgb"}}}, "Expected `object | null`"),
+        ({"video_path": "{file}.mp4"}, "names files by"),
+        ({"video_path": "{chunk_index:9999999999d}"}, "names files by"),
+        ({"data_path": "{video_key.__class__}"}, "names files by"),
+    ],
+)
+def test_an_info_file_that_is_none_is_refused(tmp_path: Path, about: dict[str, Any], message: str) -> None:
+    write_dataset(tmp_path, EPISODES[:1], in_video=False)
+    info = tmp_path / "meta/info.json"
+    info.write_text(json.dumps(json.loads(info.read_text()) | about))
+    with pytest.raises(FrameError, match=message):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"length": None}, "not as LeRobotDataset v3 has it"),
+        ({"length": -1}, "not as LeRobotDataset v3 has it"),
+        ({"length": 10**12}, "has 11 frames of episode 1"),
+        ({f"videos/{CAMERA}/from_timestamp": None}, "not as LeRobotDataset v3 has it"),
+        ({f"videos/{CAMERA}/chunk_index": None}, "not as LeRobotDataset v3 has it"),
+        ({f"videos/{CAMERA}/from_timestamp": 1e6}, "has no frame at"),
+    ],
+)
+def test_a_damaged_row_is_an_error_of_its_episode(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    write_dataset(tmp_path, EPISODES)
+    change_rows(tmp_path, 1, change)
+    first, damaged, last = open_dataset(tmp_path).recordings()
+    assert len(list(first.clip(1).frames)) == 8 and len(list(last.clip(5).frames)) == 2
+    with pytest.raises(FrameError, match=message):
+        list(damaged.clip(1).frames)
+
+
+def change_rows(dataset: Path, row: int, change: dict[str, Any]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file = dataset / "meta/episodes/chunk-000/file-000.parquet"
+    rows = pq.read_table(file).to_pylist()
+    rows[row] |= change
+    pq.write_table(pa.Table.from_pylist(rows), file)
+
+
+@pytest.mark.parametrize("in_video", [True, False], ids=["video", "pictures"])
+def test_episodes_of_one_frame_and_of_none(tmp_path: Path, in_video: bool) -> None:
+    write_dataset(
+        tmp_path, [("lift", shades(1)), ("lift", shades(2, 3)[:0]), ("lift", shades(4, 5))], in_video=in_video
+    )
+    one, none, two = open_dataset(tmp_path).recordings()
+    assert (read(one.clip(3).frames), read(two.clip(3).frames)) == ([1], [4, 5])
+    with pytest.raises(FrameError, match="holds no frame"):
+        list(none.clip(1).frames)
+
+
+def test_pictures_that_are_out_of_order_are_refused(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    write_dataset(tmp_path, EPISODES[:1], in_video=False)
+    file = tmp_path / "data/chunk-000/file-000.parquet"
+    pq.write_table(pa.Table.from_pylist(pq.read_table(file).to_pylist()[::-1]), file)
+    (recording,) = open_dataset(tmp_path).recordings()
+    with pytest.raises(FrameError, match="lacks frame 1 of episode 0"):
+        list(recording.clip(1).frames)
+
+
+def test_a_list_of_episodes_with_a_gap_is_told(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    write_dataset(tmp_path, EPISODES, in_video=False)
+    first, second = (tmp_path / f"meta/episodes/chunk-000/file-{number:03}.parquet" for number in (0, 1))
+    rows = pq.read_table(first)
+    pq.write_table(rows.slice(2), second)
+    pq.write_table(rows.slice(0, 2), first)
+    whole = open_dataset(tmp_path)
+    assert (whole.episodes, whole.damage) == (3, ())
+    second.write_bytes(second.read_bytes()[:-30])
+    damaged = open_dataset(tmp_path)
+    assert damaged.episodes == len(list(damaged.recordings())) == 2
+    assert "file-001.parquet can't be read" in damaged.damage[0]
+    second.unlink()
+    assert "lists 2 episodes of 3: a file is missing" in open_dataset(tmp_path).damage[0]
+
+
+def test_files_may_be_links_as_the_hub_caches_them(tmp_path: Path) -> None:
+    """huggingface_hub keeps what it downloads under its hash, and links there from the names."""
+    root = write_dataset(tmp_path / "recorded", EPISODES[:2])
+    snapshot, blobs = tmp_path / "hub/snapshots/1a2b", tmp_path / "hub/blobs"
+    blobs.mkdir(parents=True)
+    for number, file in enumerate(path for path in root.rglob("*") if path.is_file()):
+        file.rename(blobs / str(number))
+        link = snapshot / file.relative_to(root)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(blobs / str(number))
+    assert [len(list(each.clip(1).frames)) for each in open_dataset(snapshot).recordings()] == [8, 11]
+
+
 def test_no_path_leads_out_of_the_dataset(tmp_path: Path) -> None:
     write_dataset(tmp_path / "data", EPISODES[:1])
     (tmp_path / "elsewhere.mp4").write_bytes(b"another's")
@@ -126,7 +230,19 @@ def test_a_table_lists_files(tmp_path: Path) -> None:
     (tmp_path / "episodes.csv").write_text("file,task\na.npz\n")
     with pytest.raises(FrameError, match="line 2: no task"):
         open_dataset(tmp_path)
-    (tmp_path / "episodes.csv").unlink()
+    table = tmp_path / "episodes.csv"
+    for text, message in {
+        "file;task\na.npz;lift\n": "has no column file .*separated by commas",
+        "file,task\n\n a.npz, \n": "line 3: no task",
+        "file,task\na.npz,schlie\xdfen\n": "no table of recordings in UTF-8",
+    }.items():
+        table.write_bytes(text.encode("latin-1"))
+        with pytest.raises(FrameError, match=message):
+            open_dataset(tmp_path)
+    table.write_text("\ufefffile, task\n a.npz ,Tür schließen \n", encoding="utf-8")
+    (odd,) = open_dataset(tmp_path).recordings()
+    assert (odd.name, odd.task, len(list(odd.clip(1).frames))) == ("a.npz", "Tür schließen", 4)
+    table.unlink()
     with pytest.raises(FrameError, match=r"no LeRobot dataset .* and has no episodes\.csv"):
         open_dataset(tmp_path)
 

@@ -25,6 +25,7 @@ from tests.rollouts import ROLLOUTS as SHIPPED
 from tests.workers.critics import NAME, frame
 from vlac_queue import CriticClient, CriticFailed
 from vlac_queue.cli import main
+from vlac_queue.commands.episodes.marks import read_marks
 from vlac_queue.plot import evenly, fitting, shrunk, text_width
 
 ROLLOUTS = {rollout.name: rollout for rollout in SHIPPED}
@@ -371,8 +372,48 @@ def test_a_person_says_what_succeeded(client: CriticClient, tmp_path: Path) -> N
     listed = json.loads(run_log("list", *place, "--json").output)["episodes"]
     marks = {each["id"]: each["mark"] for each in listed if each["mark"] is not None}
     assert marks == {"e-3": True, "e-11": False, "e-1": False}
-    usage = run_log("mark", "e-3", *place)
-    assert usage.exit_code == 2 and "success or failure" in usage.stderr
+    beyond = run_log("mark", "e-3", "success", *place, "--frame", 2)
+    assert beyond.exit_code == 1 and "has no frame 2: it has 2 frames" in beyond.stderr
+    for wrong, message in {
+        ("e-3",): "success or failure",
+        ("e-3", "failure", "--frame", 1): "a failure has none",
+        ("e-3", "--all"): "neither an ID nor --frame",
+    }.items():
+        usage = run_log("mark", *wrong, *place)
+        assert usage.exit_code == 2 and message in usage.stderr
+
+
+def test_a_mark_that_was_cut_short_is_left_out(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    write_log(log / "client", 3, dones=2)
+    assert run_log("mark", "e-1", "success", "--log", log).exit_code == 0
+    marks = log / "marks.jsonl"
+    whole = marks.read_bytes()
+    marks.write_bytes(whole + b'{"kind":"mark","epi')  # as a full disk leaves it
+    assert read_marks(log)["000000000001"].success
+    assert run_log("mark", "e-2", "failure", "--log", log).exit_code == 0
+    assert [mark.success for mark in read_marks(log).values()] == [True, False]
+    marks.unlink()
+    (tmp_path / "other").write_bytes(whole)
+    marks.symlink_to(tmp_path / "other")
+    refused = run_log("mark", "e-2", "failure", "--log", log)
+    assert refused.exit_code == 2 and "can't write to" in refused.stderr
+    assert (tmp_path / "other").read_bytes() == whole
+
+
+def test_keys_take_a_terminal(logging: CriticClient, workers: Workers, tmp_path: Path) -> None:
+    workers.start(NAME)
+    with logging.episode("lift", id="e-1") as episode:
+        episode.observe(frame(1, side=64)).result()
+    outside = tmp_path / "outside.png"
+    (tmp_path / "log" / "marking.png").symlink_to(outside)
+    command = [sys.executable, "-m", "vlac_queue.cli", "episodes", "mark", "--all", "--no-open"]
+    ran = subprocess.run(
+        [*command, "--log", str(tmp_path / "log")],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=ROOT, start_new_session=True,
+    )  # fmt: skip
+    assert ran.returncode == 1 and "takes keys from a terminal" in ran.stderr and "Traceback" not in ran.stderr
+    assert not outside.exists()
 
 
 def run_log(*arguments: Any, input: str = "") -> Result:
@@ -405,9 +446,9 @@ def test_what_a_crashed_run_left_open_is_closed(client: CriticClient, connection
     connection.delete(f"vlac:vlac:client:{client.id}")  # as it expires
     assert "2 episodes have ids" in run(client, "close", "left").stderr
     assert run(client, "close", "left-2", "o").output == "closed: left-2\nclosed: other\n"
-    assert {key.decode() for key in connection.keys("vlac:vlac:episode:*")} == {
-        "vlac:vlac:episode:left-1",
-        "vlac:vlac:episode:left-1:frames",
+    assert set(connection.keys("vlac:vlac:episode:*")) == {
+        b"vlac:vlac:episode:left-1",
+        b"vlac:vlac:episode:left-1:frames",
     }
     assert run(client, "close", "left-1").exit_code == 0
     assert connection.keys("vlac:vlac:reference:*") == connection.keys("vlac:vlac:sizes") == []

@@ -75,6 +75,23 @@ def test_a_log_without_mistakes_writes_nothing(client: CriticClient, workers: Wo
     assert not (tmp_path / "negatives.npz").exists()
 
 
+def test_what_was_exported_stays_where_nothing_comes_after(
+    log: Path, client: CriticClient, tmp_path: Path, vlacs_prompts: None
+) -> None:
+    out = {"negatives": tmp_path / "negatives.npz", "swift": tmp_path / "set"}
+    for kind, path in out.items():
+        assert export(log, "--format", kind, "-o", path).exit_code == 0
+    written = {path: path.read_bytes() for path in tmp_path.rglob("*.npz")} | {
+        path: path.read_bytes() for path in out["swift"].rglob("*.jsonl")
+    }
+    with CriticClient(replace(client.config, decision_log=str(tmp_path / "other"))) as logging:
+        logging.episode("lift").close()
+    for kind, path in out.items():
+        assert export(tmp_path / "other", "--format", kind, "-o", path).exit_code == 1
+    assert {path: path.read_bytes() for path in written} == written
+    assert not list(tmp_path.rglob(".partial*"))
+
+
 class _Gac:
     """evo_vlac's class as far as prompts go."""
 
@@ -97,15 +114,18 @@ class _Gac:
         return image
 
 
-def test_a_fine_tuning_set_has_vlacs_prompts_and_the_truth(
-    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def vlacs_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """evo_vlac, as far as prompts go."""
     module = ModuleType("evo_vlac.utils.model_utils")
     module.GAC_model = _Gac  # type: ignore[attr-defined]
     utils = ModuleType("evo_vlac.utils")
     utils.model_utils = module  # type: ignore[attr-defined]
     for name, made in (("evo_vlac", ModuleType("evo_vlac")), ("evo_vlac.utils", utils)):
         monkeypatch.setitem(sys.modules, name, made)
+
+
+def test_a_fine_tuning_set_has_vlacs_prompts_and_the_truth(log: Path, tmp_path: Path, vlacs_prompts: None) -> None:
     out = tmp_path / "set"
     result = export(log, "--format", "swift", "-o", out, "--validation", 0, "--false-dones", 3)
     assert result.exit_code == 0, result.output

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,15 @@ from tests.conftest import Workers
 from tests.lerobot_dataset import CAMERA, write_dataset
 from tests.rollouts import ROLLOUTS as SHIPPED
 from tests.workers.critics import NAME
-from vlac_queue import CriticClient
+from vlac_queue import CriticClient, FrameError
 from vlac_queue.cli import main
 from vlac_queue.client import Episode
 from vlac_queue.commands.asking import MAX_OPEN
+from vlac_queue.commands.datasets.recording import Recording
 from vlac_queue.commands.demo.rollouts import success_step
 from vlac_queue.commands.label import asking
+from vlac_queue.commands.label.labels import How, open_labels
+from vlac_queue.commands.score.reading import Clip
 from vlac_queue.frames import Frames
 
 ROLLOUTS = {rollout.name: rollout for rollout in SHIPPED}
@@ -129,6 +132,75 @@ def test_what_is_labelled_is_not_asked_again(client: CriticClient, workers: Work
     assert refused.exit_code == 1 and "was made with stride 1, and now it is 2" in refused.stderr
 
 
+def test_labels_are_not_mixed_with_those_of_another_dataset_or_reference(
+    client: CriticClient, workers: Workers, tmp_path: Path
+) -> None:
+    workers.start(NAME)
+    data = table_of(tmp_path / "data", [("lift", reds(0, 100, 200)), ("turn", reds(0, 100))])
+    reference = tmp_path / "reference.npy"
+    np.save(reference, reds(0, 255))
+    arguments, environ = (data, "--no-png"), {"VLAC_REFERENCE": str(reference)}
+    assert label(client, *arguments, **environ).exit_code == 0
+    assert label(client, *arguments, **environ).exit_code == 0
+    np.save(reference, reds(0, 254))  # the same name, other frames
+    for other in (environ, {}):
+        refused = label(client, *arguments, **other)
+        assert refused.exit_code == 1 and "was made with references" in refused.stderr
+    np.save(reference, reds(0, 255))
+    rows = (data / "episodes.csv").read_text()
+    for changed in (rows.replace("lift", "drop"), rows.replace("0.npz,lift\n", "1.npz,lift\n0.npz,lift\n")):
+        (data / "episodes.csv").write_text(changed)
+        refused = label(client, *arguments, **environ)
+        assert refused.exit_code == 1 and "is another recording than the one labelled" in refused.stderr
+    (data / "episodes.csv").write_text(rows + "0.npz,lift\n")  # it has grown
+    assert label(client, *arguments, **environ).exit_code == 0
+    assert len(progress(data / "vlac-labels")["index"]) == 3 + 2 + 3
+
+
+def test_a_dataset_may_move_with_its_labels(
+    client: CriticClient, workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers.start(NAME)
+    data = table_of(tmp_path / "data", [("lift", reds(0, 100)), ("lift", reds(0, 255))])
+    (data / "episodes.csv").write_text("file,task,reference\n0.npz,lift,1.npz\n1.npz,lift,\n")
+    assert label(client, data, "--no-png").exit_code == 0
+    data.rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    again = label(client, "moved", "--no-png", "--json")
+    assert again.exit_code == 0 and "2 of 2 episodes are labelled already" in again.stderr
+    assert json.loads(again.stdout)["dataset"] == str(tmp_path / "moved")
+    outside = ("--no-png", "--out", tmp_path / "out")
+    assert label(client, "moved", *outside).exit_code == 0
+    table_of(tmp_path / "other", [("lift", reds(0, 100))])
+    assert "was made with dataset" in label(client, "other", *outside).stderr
+
+
+def test_one_labels_at_a_time(client: CriticClient, tmp_path: Path) -> None:
+    data = table_of(tmp_path / "data", [("lift", reds(0, 100))])
+    how = How(str(data), "", "", 1, 1, 0.85, ())
+    with open_labels(data / "vlac-labels", how):
+        refused = label(client, data, "--no-png")
+    assert refused.exit_code == 1 and "another `vlac-queue label` adds to" in refused.stderr
+    # While nothing is labelled nothing can be mixed.
+    assert "no worker listens" in label(client, data, "--no-png", "--task", "turn").stderr
+
+
+def test_no_link_in_a_folder_of_labels_leads_elsewhere(
+    client: CriticClient, workers: Workers, tmp_path: Path
+) -> None:
+    workers.start(NAME)
+    data = table_of(tmp_path / "data", [("lift", reds(0, 100, 200))])
+    (data / "vlac-labels").mkdir()
+    for name in ("labels.jsonl", ".partial.progress.parquet", "progress.parquet", "summary.json", "episodes.png"):
+        (tmp_path / name).write_text("precious")
+        (data / "vlac-labels" / name).symlink_to(tmp_path / name)
+    refused = label(client, data)
+    assert refused.exit_code == 2 and "can't write to" in refused.stderr
+    (data / "vlac-labels" / "labels.jsonl").unlink()
+    assert label(client, data).exit_code == 0
+    assert {path.read_text() for path in tmp_path.glob("*.*") if path.suffix != ".log"} == {"precious"}
+
+
 def test_labels_of_two_critics_are_not_mixed(client: CriticClient, workers: Workers, tmp_path: Path) -> None:
     worker = workers.start(NAME)
     data = table_of(tmp_path / "data", [("lift", reds(0, 100, 200)) for _ in range(2)])
@@ -155,6 +227,77 @@ def test_damaged_episodes_are_named_and_left_out(client: CriticClient, workers: 
     np.testing.assert_array_equal(columns["index"], [0, 1, 2, 6, 7, 8, 12, 13, 14])
     summary = json.loads((dataset / "vlac-labels" / "summary.json").read_text())
     assert list(summary["left_out"]) == ["episode 1", "episode 3"]
+
+
+def test_whatever_reading_raises_is_an_error_of_its_episode(client: CriticClient, workers: Workers) -> None:
+    workers.start(NAME)
+
+    def damaged(stride: int) -> Clip:
+        def numbered() -> Iterator[tuple[int, Frames]]:
+            yield 0, reds(7)[0]
+            raise KeyError("a library's own")
+
+        return Clip(Path("damaged"), 3, numbered())
+
+    def recording(index: int, clip: Callable[[int], Clip]) -> Recording:
+        return Recording(index, f"episode {index}", "lift", None, None, None, clip=clip)
+
+    def whole(stride: int) -> Clip:
+        return Clip(Path("whole"), 2, enumerate(reds(0, 100)))
+
+    recordings = iter([recording(0, damaged), recording(1, whole)])
+    answers = {
+        each.recording.index: each for each in asking.ask_all(client, recordings, lambda recording: None, 1)
+    }
+    assert isinstance(answers[0].error, FrameError) and "(KeyError: " in str(answers[0].error)
+    assert answers[1].error is None and answers[1].length == 2
+
+
+def test_what_a_dataset_does_not_list_or_show_is_told(
+    client: CriticClient, workers: Workers, tmp_path: Path
+) -> None:
+    workers.start(NAME)
+    runs = [("lift", reds(0, 100)), ("lift", reds(0, 1)[:0]), ("lift", reds(50))]
+    dataset = write_dataset(tmp_path / "data", runs)
+    info = dataset / "meta/info.json"
+    info.write_text(info.read_text().replace('"total_episodes": 3', '"total_episodes": 5'))
+    result = label(client, dataset, "--json", "--no-png")
+    assert result.exit_code == 1
+    left_out = json.loads(result.stdout)["left_out"]
+    assert "lists 3 episodes of 5" in left_out["data"] and "holds no frame" in left_out["episode 1"]
+    np.testing.assert_array_equal(progress(dataset / "vlac-labels")["index"], [0, 1, 2])
+
+
+def test_an_episode_too_long_for_a_value_list_is_left_out_at_its_first_frame(
+    client: CriticClient, workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers.start(NAME)
+    monkeypatch.setattr("vlac_queue.commands.score.reading.MAX_QUERY_BYTES", 10 * reds(0).nbytes)
+    data = table_of(tmp_path / "data", [("lift", reds(*range(12))), ("lift", reds(*range(10)))])
+    result = label(client, data, "--no-png", "--json")
+    assert result.exit_code == 1 and "more than 10 frames of 32x32 pixels" in result.stderr
+    assert [list(json.loads(result.stdout)[name]) for name in ("left_out", "best")] == [["0.npz"], [1]]
+    assert "Labelled 1 episode" in result.stderr
+    assert label(client, data, "--no-png", "--stride", 2, "--out", tmp_path / "half").exit_code == 0
+    command = ["score", str(data / "0.npz"), "--task", "lift", "--json", "--redis-url", client.config.redis_url]
+    shown = CliRunner().invoke(main, command)
+    assert shown.exit_code == 1 and "take fewer by --stride" in shown.stderr
+
+
+def test_many_damaged_episodes_do_not_end_what_has_begun_well(
+    client: CriticClient, workers: Workers, tmp_path: Path
+) -> None:
+    workers.start(NAME)
+    data = table_of(tmp_path / "data", [("lift", reds(0, 100))] * 14)
+    for number in range(1, 13):
+        (data / f"{number}.npz").write_bytes(b"damaged")
+    assert label(client, data, "--no-png", "--episodes", 0).exit_code == 0
+    assert label(client, data, "--no-png").exit_code == 1
+    np.testing.assert_array_equal(progress(data / "vlac-labels")["episode_index"], [0, 0, 13, 13])
+    (data / "13.npz").unlink()  # among the best: the picture goes on without it
+    result = label(client, data, "--episodes", "0,13")
+    assert result.exit_code == 0 and "note: the picture is without 13.npz: " in result.stderr
+    assert (data / "vlac-labels" / "episodes.png").is_file()
 
 
 def test_an_episode_that_the_critic_fails_on_is_left_out(
@@ -215,6 +358,22 @@ def test_where_redis_holds_much_the_first_episode_goes_on_alone(
     assert max(held) < limit and max(held) > limit / 4
 
 
+def test_no_text_of_a_dataset_reaches_the_terminal_as_a_sequence(
+    client: CriticClient, workers: Workers, tmp_path: Path
+) -> None:
+    workers.start(NAME)
+    evil = "Tür\x1b[2J\x9b31m\u202e"
+    dataset = write_dataset(tmp_path / "data", [(evil, reds(0, 100)), ("refuse " + evil, reds(1))], in_video=False)
+    for arguments in ((), ("--json",)):
+        result = label(client, dataset, "--no-png", *arguments)
+        assert result.exit_code == 1 and "T" in result.stdout
+        assert not set(result.output) & set(evil[3:4] + evil[7:8] + evil[-1:])
+    info = dataset / "meta/info.json"
+    info.write_text(info.read_text().replace('"v3.0"', json.dumps("v9" + evil[3:])))
+    refused = label(client, dataset)
+    assert "of version v9?[2J?31m?" in refused.stderr
+
+
 def test_errors_are_one_sentence(client: CriticClient, tmp_path: Path) -> None:
     data = table_of(tmp_path / "data", [("lift", reds(0, 100))])
     (tmp_path / "file").touch()
@@ -223,6 +382,7 @@ def test_errors_are_one_sentence(client: CriticClient, tmp_path: Path) -> None:
         (data,): "no worker listens",
         (tmp_path / "empty",): "no LeRobot dataset",
         (data, "--episodes", "x"): "--episodes takes numbers",
+        (data, "--episodes", "1-"): "none of these episodes",
         (data, "--reference", 4): "has no episode 4",
         (data, "--out", tmp_path / "file" / "out"): "can't write to",
     }

@@ -33,7 +33,7 @@ class TaskCritic:
     """
 
     def __init__(self, config: VlacConfig) -> None:
-        self._offloaded = False
+        pass
 
     def load(self) -> None:
         if os.environ.get("TASK_CRITIC_BROKEN"):

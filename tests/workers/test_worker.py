@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-import subprocess
 import time
 import zlib
 from pathlib import Path
@@ -431,11 +430,6 @@ def test_one_worker_serves_one_queue(workers: Workers) -> None:
 
 
 # Plain `rq worker vlac --with-scheduler`, nothing exported.
-
-
-def horses(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """Children other than RQ's scheduler: work-horses."""
-    return [child for child in psutil.Process(process.pid).children() if "scheduler" not in child.name()]
 
 
 def test_a_plain_rq_worker_keeps_the_model_over_100_jobs(client: CriticClient, workers: Workers) -> None:

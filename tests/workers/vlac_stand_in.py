@@ -7,7 +7,6 @@ from pathlib import Path
 
 from vlac_queue.config import VlacConfig
 from vlac_queue.errors import CriticFailed
-from workers.critics import CriticAnswer, CriticQuery
 from workers.critics.vlac import VlacCritic
 from workers.critics.vlac.calls import Completion
 from workers.critics.vlac.rows import Row
@@ -102,26 +101,3 @@ class LostOnceCritic(VlacCritic):
             return "1"
         Path("lost").touch()
         return RuntimeError("CUDA error: an illegal memory access was encountered")
-
-
-AHEAD_ONLY = "tests.workers.vlac_stand_in:AheadOnlyCritic"
-
-
-class AheadOnlyCritic(VlacCritic):
-    """The critic vlac on the stand-in; nothing is ever done, and pairs fail unless they were asked ahead."""
-
-    def __init__(self, config: VlacConfig) -> None:
-        self._answering = False
-        super().__init__(config, StandInModel(self._say))
-
-    def answer(self, queries: Sequence[CriticQuery]) -> list[CriticAnswer]:
-        self._answering = True
-        try:
-            return super().answer(queries)
-        finally:
-            self._answering = False
-
-    def _say(self, row: Row) -> str | Exception:
-        if row.prompt.startswith("done"):
-            return "0"
-        return CriticFailed("not asked ahead") if self._answering else colour(row)

@@ -27,7 +27,14 @@ from vlac_queue.client.sending import ClientStats, Part, Sender, check_frames
 from vlac_queue.config import VlacConfig
 from vlac_queue.connection import BLOCK_S, Patience, RedisClock, connect
 from vlac_queue.control import order_workers, require_workers, timeout_error
-from vlac_queue.errors import ConfigError, CriticTimeout, EpisodeLost, NoWorkers, VlacQueueError
+from vlac_queue.errors import (
+    ConfigError,
+    CriticTimeout,
+    EpisodeLost,
+    NoWorkers,
+    RedisUnavailable,
+    VlacQueueError,
+)
 from vlac_queue.frames import Frames, as_batch
 from vlac_queue.keys import Keys
 from vlac_queue.messages import DoneVerdict, ValueVerdict
@@ -183,11 +190,11 @@ class CriticClient:
         """Close episodes at the end of a `with` statement.
 
         Where `error` ends it (Ctrl-C, say), that is told, and not that closing failed; such episodes expire by
-        themselves.
+        themselves. After a Redis that stayed away for `patience_s`, closing doesn't wait for it once more.
         """
-        interrupted = error is not None and not isinstance(error, Exception)
+        hurry = isinstance(error, RedisUnavailable) or (error is not None and not isinstance(error, Exception))
         try:
-            self._opened.close(episodes, self._at_once if interrupted else self._patiently)
+            self._opened.close(episodes, self._at_once if hurry else self._patiently)
         except VlacQueueError as failure:
             if error is None:
                 raise

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from vlac_queue import ConfigError, CriticClient, FrameError, ProtocolError, VlacConfig
+from vlac_queue import ConfigError, CriticClient, ProtocolError, VlacConfig
 from vlac_queue.frames import Frames
 from vlac_queue.integrations.rows import RowRewards
 from vlac_queue.upstream import Needed, misfits
@@ -29,17 +30,30 @@ _REGISTRY = "models/embodiment/reward/__init__.py"
 _BASE = "models/embodiment/reward/base_reward_model.py"
 _REWARD_WORKER = "workers/reward/reward_worker.py"
 _ENV_WORKER = "workers/env/env_worker.py"
+_SEEN = "data/schema/embodied_types.py"
 
 _NEEDED: Needed = {
+    ("scheduler/cluster/cluster.py", "ClusterEnvVar.EXT_MODULE"): None,
     ("scheduler/cluster/utils.py", "load_user_extension_module"): "logger",
+    ("scheduler/worker/worker.py", "Worker._load_user_extensions"): "self",
+    (_REGISTRY, "BaseRewardModel"): None,
     (_REGISTRY, "reward_model_registry"): None,
     (_REGISTRY, "get_reward_model_class"): "reward_model_type",
     (_BASE, "BaseRewardModel.__init__"): "self cfg",
     (_BASE, "BaseRewardModel.forward"): "self input_data labels",
     (_BASE, "BaseRewardModel.compute_reward"): "self observations",
+    (_REWARD_WORKER, "EmbodiedRewardWorker.init_worker"): "self",
     (_REWARD_WORKER, "EmbodiedRewardWorker.model_provider_func"): "self",
+    (_REWARD_WORKER, "EmbodiedRewardWorker.compute_rewards"): "self input_channel output_channel",
     (_REWARD_WORKER, "EmbodiedRewardWorker.compute_reward"): "self observations",
     (_REWARD_WORKER, "EmbodiedRewardWorker._format_reward_output"): "rewards",
+    (_SEEN, "EnvOutput.dones"): None,
+    (_SEEN, "EnvOutput.final_obs"): None,
+    (_ENV_WORKER, "EnvWorker._run_interact_once"): (
+        "self input_channel rollout_channel reward_channel actor_channel cooperative_yield"
+    ),
+    (_ENV_WORKER, "EnvWorker.bootstrap_step"): "self",
+    (_ENV_WORKER, "EnvWorker.env_interact_step"): "self chunk_actions stage_id",
     (_ENV_WORKER, "EnvWorker.get_reward_model_output"): (
         "self env_output send_channel recv_channel stage_id last_run"
     ),
@@ -51,7 +65,7 @@ _NEEDED: Needed = {
 #: Lines of the block `reward.model` that copy what RLinf keeps elsewhere in its config.
 _COPIED = {
     "reward_mode": "${reward.reward_mode}",
-    "num_action_chunks": "${actor.model.num_action_chunks}",
+    "policy": "${actor.model}",
     "env": "${env.train}",
     "runner": "${runner}",
 }
@@ -106,7 +120,12 @@ class Judge:
         for name, line in _COPIED.items():
             if cfg.get(name) is None:
                 raise ConfigError(f"reward.model.{name} is missing; write {name}: {line}")
-        _check_mode(cfg["reward_mode"], cfg["env"], cfg["runner"])
+        if cfg.get("num_envs") is None:
+            raise ConfigError(
+                "RLinf gave no num_envs: it does so in its EmbodiedRewardWorker alone. There is nothing to train."
+            )
+        _check_mode(cfg["reward_mode"], cfg["runner"])
+        _check_ends(cfg["env"], cfg["policy"])
         node = cfg.get("vlac") or {}
         if not (node.get("redis_url") or os.environ.get("VLAC_REDIS_URL")):
             raise ConfigError(
@@ -118,9 +137,10 @@ class Judge:
                 "RLinf can't leave single episodes out of training; set reward.model.vlac.on_failure to raise or "
                 "retry, and patience_s to the seconds that an outage may last."
             )
-        self.views = [str(view) for view in cfg.get("views") or ["main_images"]]
+        views = cfg.get("views") or "main_images"
+        self.views = [views] if isinstance(views, str) else [str(view) for view in views]
         self._per_step = cfg["reward_mode"] == "per_step"
-        self._chunk = int(cfg["num_action_chunks"])
+        self._chunk = int(cfg["policy"]["num_action_chunks"])
         self._rows = int(cfg["num_envs"])
         self._rewards = RowRewards(
             CriticClient(config), rows=self._rows, views=len(self.views), wait=self._per_step
@@ -138,7 +158,7 @@ class Judge:
             mode per_step, the reward in the last of the chunk's T steps.
 
         Raises:
-            VlacQueueError: critic or queue failed, or observations are not usable.
+            VlacQueueError: critic or queue failed, or observations are not usable; the episodes are closed then.
         """
         for name in ("dones", "task_descriptions"):
             if observations.get(name) is None:
@@ -147,13 +167,16 @@ class Judge:
                     f"{sorted(observations)}. With reward.standalone_realworld there are none: leave it out."
                 )
         ended = _array(observations["dones"]).astype(bool).reshape(-1)
+        described = observations["task_descriptions"]
+        tasks = [described] if isinstance(described, str) else list(described)
         frames = [self._view(observations, view) for view in self.views]
-        for name, count in [("dones", len(ended)), *zip(self.views, map(len, frames), strict=True)]:
+        rows = {"dones": len(ended), "task_descriptions": len(tasks)}
+        for name, count in (rows | dict(zip(self.views, map(len, frames), strict=True))).items():
             if count != self._rows:
                 raise ProtocolError(
                     f"{name} has {count} rows and this reward worker has {self._rows} environments."
                 )
-        given = self._rewards.step(list(observations["task_descriptions"]), frames, ended).astype(np.float32)
+        given = self._rewards.step(tasks, frames, ended).astype(np.float32)
         if not self._per_step:
             return given
         chunk = np.zeros((self._rows, self._chunk), np.float32)
@@ -169,12 +192,10 @@ class Judge:
                 f"there are no {name} in RLinf's observations; reward.model.views may name {cameras}."
             )
         frames = _array(observations[name])
-        if frames.ndim == 5 and index:
-            return frames[:, int(index)]
-        if frames.ndim == 5:
-            names = [f"{name}.{camera}" for camera in range(frames.shape[1])]
-            raise FrameError(f"{name} holds {len(names)} cameras; name one in reward.model.views: {names}.")
-        return frames
+        cameras = [f"{name}.{camera}" for camera in range(frames.shape[1])] if frames.ndim == 5 else [name]
+        if view not in cameras:
+            raise ConfigError(f"there is no camera {view}; reward.model.views may name {cameras}.")
+        return frames[:, int(index)] if index else frames
 
 
 def reward_model_class() -> type:
@@ -201,8 +222,8 @@ def reward_model_class() -> type:
     return VlacRewardModel
 
 
-def _check_mode(mode: str, env: Mapping[str, Any], runner: Mapping[str, Any]) -> None:
-    """Raise ConfigError where RLinf would not say when episodes end, or would end them by the simulator's word."""
+def _check_mode(mode: str, runner: Mapping[str, Any]) -> None:
+    """Raise ConfigError where RLinf would not ask row by row, or would ask with what the queue has already."""
     if runner.get("enable_decoupled_mode"):
         raise ConfigError(
             "rows of several environment workers come in any order with runner.enable_decoupled_mode, and would "
@@ -213,10 +234,19 @@ def _check_mode(mode: str, env: Mapping[str, Any], runner: Mapping[str, Any]) ->
             f"reward.reward_mode must be terminal or per_step, not {mode!r}. The queue keeps each episode's "
             "frames, so it needs no history_buffer, which sends them again with every window."
         )
-    if env.get("ignore_terminations") is False:
+
+
+def _check_ends(env: Mapping[str, Any], policy: Mapping[str, Any]) -> None:
+    """Raise ConfigError where others than the critic would decide over episodes' ends or rewards."""
+    if not env.get("ignore_terminations"):
         raise ConfigError(
             "the simulator's own success would end episodes; set env.train.ignore_terminations=True, so that only "
             "the critic judges, and the time limit ends them."
+        )
+    if env.get("auto_reset") and (policy.get("add_value_head") or policy.get("add_q_head")):
+        raise ConfigError(
+            "with auto_reset RLinf adds the policy's own value of the last picture to the critic's reward; set "
+            "env.train.auto_reset=False, or use a policy without a value head."
         )
     limit, rollout = env.get("max_episode_steps"), env.get("max_steps_per_rollout_epoch")
     if not env.get("auto_reset") and limit != rollout:
@@ -232,5 +262,8 @@ def _array(values: Any) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    check_upstream()
+    try:
+        check_upstream()
+    except ConfigError as error:
+        sys.exit(str(error))
     print(f"The installed RLinf has all that the reward model {MODEL_TYPE!r} needs.")

@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from vlac_queue import CriticClient, RolloutGate
+from vlac_queue import CriticClient, ProtocolError, RolloutGate
 from vlac_queue.frames import Frames
 
 
@@ -31,6 +31,7 @@ class RowRewards:
         self._views = views
         self._wait = wait
         self._gate: RolloutGate | None = None
+        self._failed = False
         #: Rows whose next frame is the first of an episode, and rows that have had their episode's reward.
         self._fresh = np.ones(rows, bool)
         self._rewarded = np.zeros(rows, bool)
@@ -50,8 +51,22 @@ class RowRewards:
             0.0 for the others.
 
         Raises:
-            VlacQueueError: critic or queue failed, or frames are not usable.
+            VlacQueueError: critic or queue failed, or frames are not usable. The episodes are closed then.
+            ProtocolError: an earlier step failed.
         """
+        if self._failed:
+            raise ProtocolError("an earlier step failed, and what its rows saw is not complete; begin anew.")
+        try:
+            return self._step(tasks, frames, ended)
+        except BaseException as error:
+            self._failed = True
+            if self._gate is not None:
+                self._client.leave(self._gate.episodes, error)
+            raise
+
+    def _step(
+        self, tasks: Sequence[str], frames: Sequence[Sequence[Frames] | Frames], ended: NDArray[np.bool_]
+    ) -> NDArray[np.float64]:
         gate = self._opened(tasks)
         rows = range(len(ended))
         gate.observe(

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import redis
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.conftest import Workers, until
 from tests.verl_adapter.pixel_critic import picture
 from tests.workers.critics import frame
-from vlac_queue import CriticClient, CriticFailed, RolloutGate, VlacConfig
+from vlac_queue import CriticClient, CriticFailed, ProtocolError, RolloutGate, VlacConfig
 from vlac_queue.integrations.rows import RowRewards
 
 WAITS = pytest.mark.parametrize("wait", [False, True])
@@ -65,6 +67,42 @@ def test_rows_that_reset_at_different_steps_get_the_gates_rewards(config: VlacCo
             bounds = [0, *ends[: len(whole)]]
             sums = [rewards[a:b, row].sum() for a, b in pairwise(bounds)]
             assert sums == by_the_gate(client, whole)
+
+
+@settings(max_examples=12)
+@given(
+    wait=st.booleans(),
+    confirm=st.integers(1, 2),
+    views=st.lists(
+        st.lists(st.text(alphabet="..d", min_size=6, max_size=6), min_size=3, max_size=3), min_size=1, max_size=2
+    ),
+    ended=st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=6, max_size=6),
+)
+def test_whatever_ends_when_rewards_are_the_gates(
+    redis_url: str, wait: bool, confirm: int, views: list[list[str]], ended: list[list[bool]]
+) -> None:
+    """Three rows, six steps: letters of each view and row, and rows that end at each step, are drawn."""
+    ends = np.array(ended)
+    frames = [[episode(row) for row in rows] for rows in views]
+    config = VlacConfig(redis_url=redis_url, timeout_s=30, done_confirm=confirm)
+    with CriticClient(config) as client:
+        judge = RowRewards(client, rows=3, views=len(views), wait=wait)
+        steps = range(len(ends))
+        rewards = np.array(
+            [judge.step(["t"] * 3, [[row[t] for row in view] for view in frames], ends[t]) for t in steps]
+        )
+        for row in range(3):
+            bounds = [0, *(np.flatnonzero(ends[:, row]) + 1)]
+            for first, last in pairwise(bounds):
+                with RolloutGate(client, ["t"] * len(views)) as gate:
+                    for step in range(first, last):
+                        gate.observe(None, {index: view[row][step] for index, view in enumerate(frames)})
+                    outcomes = gate.settle()
+                expected = np.zeros(last - first)
+                at = max(outcome.finish_step for outcome in outcomes) if wait else last - first
+                expected[at - 1] = min(outcome.reward for outcome in outcomes if outcome.reward is not None)
+                assert rewards[first:last, row].tolist() == expected.tolist()
+            assert wait or not rewards[bounds[-1] :, row].any()
 
 
 def test_a_reward_comes_at_the_step_of_its_done_or_at_the_end(config: VlacConfig) -> None:
@@ -125,6 +163,21 @@ def test_a_new_episode_has_the_task_that_its_first_step_names(config: VlacConfig
         assert tasks() == ["lower"]  # an episode that ended leaves Redis
         judge.step(["turn", "ignored"], frames, np.array([False, False]))
         assert tasks() == ["lower", "turn"]
+
+
+@WAITS
+def test_after_a_failure_nothing_stays_on_redis_and_no_step_is_taken(
+    client: CriticClient, workers: Workers, connection: redis.Redis, wait: bool
+) -> None:
+    workers.start("tests.verl_adapter.pixel_critic:PixelCritic")
+    judge = RowRewards(client, rows=2, wait=wait)
+    judge.step(["t"] * 2, [[picture(), picture()]], np.array([False, False]))
+    assert connection.zcard("vlac:vlac:open") == 2
+    with pytest.raises(CriticFailed, match="the picture says so"):
+        judge.step(["t"] * 2, [[picture(), picture(fails=True)]], np.array([True, True]))
+    assert not connection.keys("vlac:vlac:episode:*") and not connection.zcard("vlac:vlac:open")
+    with pytest.raises(ProtocolError, match="an earlier step failed"):
+        judge.step(["t"] * 2, [[picture(), picture()]], np.array([False, False]))
 
 
 def test_a_failure_is_raised_or_nan_and_never_a_reward(config: VlacConfig) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from vlac_queue.commands.calibrate.tally import CONFIRMS, THRESHOLDS, Tally, enough
 
-#: Part of the episodes that may have ended before a threshold shows what it does.
+#: Part of the episodes that may have ended before a threshold shows what it does; a message has it in words.
 _MOST_UNKNOWN = 0.1
 
 
@@ -29,27 +29,22 @@ class Choice:
 
 def choose(tally: Tally, wanted: float) -> Choice:
     """Return the setting with a false-done rate of at most `wanted`, 0..1, that finds most successes."""
-    best: tuple[float, float, int] | None = None
     found: dict[tuple[float, float, int], list[int]] = {}
-    least = 1.0
-    for row in range(len(CONFIRMS)):
-        for column in range(len(THRESHOLDS)):
-            figures = tally.figures(row, column)
-            false, recall = figures["false_done_rate"], figures["recall"]
-            if figures["unknown"] > _MOST_UNKNOWN * tally.episodes or false is None:
-                continue
-            least = min(least, false["rate"])
-            if false["rate"] > wanted:
-                continue
-            key = (-(recall["rate"] if recall else 0.0), figures["delay"] or 0.0, row)
-            found.setdefault(key, []).append(column)
-            best = key if best is None else min(best, key)
-    if best is None:
-        return Choice(
-            None,
-            False,
-            f"no setting has a false-done rate of {wanted:.1%} or less; the least is {least:.1%}",
-        )
+    least: float | None = None
+    for row, column in np.ndindex(len(CONFIRMS), len(THRESHOLDS)):
+        figures = tally.figures(row, column)
+        false, recall = figures["false_done_rate"], figures["recall"]
+        if figures["unknown"] > _MOST_UNKNOWN * tally.episodes or false is None or recall is None:
+            continue
+        if recall["rate"] == 0:
+            continue  # a threshold that nothing reaches has no false dones either
+        least = false["rate"] if least is None else min(least, false["rate"])
+        if false["rate"] <= wanted:
+            # By the recall, then by the delay, then by the number of dones.
+            found.setdefault((-recall["rate"], figures["delay"] or 0.0, row), []).append(column)
+    if not found:
+        return Choice(None, False, _why_none(tally, wanted, least))
+    best = min(found)
     row, columns = best[2], found[best]
     # In the middle of those that do the same: the farthest from doing something else.
     run = max(np.split(np.array(columns), np.flatnonzero(np.diff(columns) > 1) + 1), key=len)
@@ -63,3 +58,17 @@ def choose(tally: Tally, wanted: float) -> Choice:
             f"{enough(wanted):,} episodes that are not done are needed, none of them found done."
         )
     return Choice((row, column), shown, remark)
+
+
+def _why_none(tally: Tally, wanted: float, least: float | None) -> str:
+    if not tally.failed or not tally.succeeded:
+        known = "failed" if tally.succeeded else "succeeded"
+        return f"no episode is known to have {known}: to choose a threshold takes some of both kinds"
+    if least is None:
+        return (
+            "no setting that finds a success is known to do so in nine of ten episodes: the critic finds none, or "
+            "too many ended at a lower threshold; calibrate on whole episodes (`vlac-queue label`)"
+        )
+    return (
+        f"no setting that finds a success has a false-done rate of {wanted:.1%} or less; the least is {least:.1%}"
+    )

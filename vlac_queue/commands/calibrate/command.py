@@ -135,10 +135,11 @@ def _show(total: Tally, tasks: Sequence[Tally], choice: Choice, episodes: int, n
     print_table(("threshold", "dones", *_HEADERS), rows, texts=1)
     if len(tasks) > 1:
         row, column = choice.place or (0, here)
-        at = f"at {THRESHOLDS[column]:.2f}, {many(CONFIRMS[row], 'done')}"
+        click.echo(f"by task, at {THRESHOLDS[column]:.2f} and {many(CONFIRMS[row], 'done')}:")
+        # Without what is unknown, which JSON has: tasks often differ in their last words.
         print_table(
-            (f"task, {at}", "episodes", *_HEADERS),
-            [[clean(t.task), f"{t.episodes:,}", *_cells(t, row, column)] for t in tasks],
+            ("task", "episodes", *_HEADERS[:-1]),
+            [[clean(t.task), f"{t.episodes:,}", *_cells(t, row, column)[:-1]] for t in tasks],
             texts=1,
         )
     if setting := _setting(choice):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,8 +12,15 @@ from vlac_queue.commands.episodes.log import read_log
 from vlac_queue.commands.episodes.record import EpisodeRecord
 from vlac_queue.commands.label.labels import LABELS, read_labels
 from vlac_queue.errors import ProtocolError
+from vlac_queue.texts import many
 
-_TRUE, _FALSE = ("1", "true", "yes", "success"), ("0", "false", "no", "failure")
+#: Columns of a table of successes, and what may stand in the second one.
+_COLUMNS = ("episode", "success", "frame")
+_TRUTHS = dict.fromkeys(("1", "true", "yes", "success"), True) | dict.fromkeys(
+    ("0", "false", "no", "failure"), False
+)
+#: Most names that a note repeats.
+_TOLD = 5
 
 
 @dataclass(frozen=True)
@@ -62,10 +70,17 @@ def read_judged(folder: Path, table: Path | None, note: Callable[[str], object])
         ProtocolError: the folder holds neither, or the table is not usable.
     """
     truths = {} if table is None else _read_table(table)
+    left = set(truths)
     for judged, names in _of_labels(folder) if (folder / LABELS).is_file() else _of_log(folder, note):
         told = [truths[name] for name in names if name in truths]
+        left.difference_update(names)
+        if len(set(told)) > 1:
+            raise ProtocolError(f"{table} says two things of episode {judged.id!r}, by its name and its number.")
         if judged.scores:
             yield replace(judged, truth=told[0]) if told else judged
+    if left:
+        some = ", ".join(map(repr, sorted(left)[:_TOLD])) + (", ..." if len(left) > _TOLD else "")
+        note(f"{table} names what is not in {folder}: {many(len(left), 'episode')}, {some}")
 
 
 def _of_log(folder: Path, note: Callable[[str], object]) -> Iterator[tuple[Judged, tuple[str, ...]]]:
@@ -107,15 +122,25 @@ def _read_table(table: Path) -> dict[str, Truth]:
     truths: dict[str, Truth] = {}
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
-            for number, row in enumerate(csv.DictReader(file), 2):
-                name = (row.get("episode") or row.get("episode_index") or "").strip()
-                success, frame = (row.get("success") or "").strip().lower(), (row.get("frame") or "").strip()
-                if not name or success not in (*_TRUE, *_FALSE) or not (frame == "" or frame.isdecimal()):
+            rows = csv.DictReader(file, skipinitialspace=True)
+            if not {"episode", "success"} <= set(rows.fieldnames or ()):
+                raise ProtocolError(
+                    f"{table} begins with {','.join(rows.fieldnames or ())[:80]!r}, and not with the names of its "
+                    "columns, separated by commas: episode,success and perhaps frame."
+                )
+            for row in rows:
+                name, success, frame = ((row.get(column) or "").strip() for column in _COLUMNS)
+                told = _TRUTHS.get(success.lower())
+                if not name or told is None or not re.fullmatch("[0-9]{0,15}", frame):
                     raise ProtocolError(
-                        f"{table}, line {number}: it needs an episode, success (1 or 0), and may have the frame "
-                        "of the success."
+                        f"{table}, line {rows.line_num}: it needs an episode, success (1 or 0), and may have the "
+                        "frame of the success."
                     )
-                truths[name] = Truth(success in _TRUE, int(frame) if frame and success in _TRUE else None)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ProtocolError(f"{table} is no table of successes ({error}).") from None
+                truth = Truth(told, int(frame) if frame and told else None)
+                if truths.setdefault(name, truth) != truth:
+                    raise ProtocolError(
+                        f"{table}, line {rows.line_num}: {name!r} stands there before, with another end."
+                    )
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise ProtocolError(f"{table} is no table of successes in UTF-8 ({error}).") from None
     return truths

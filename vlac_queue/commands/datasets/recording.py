@@ -22,6 +22,7 @@ class Recording:
         first: number of its first frame in the whole dataset; None where the lengths of those before it tell.
         reference: a successful run of the same task, where the dataset names one.
         clip: opens it at a stride: frames 0, stride, 2 * stride, ... and the last. Errors as `open_clip`.
+        reference_name: how the dataset names the reference, wherever the dataset lies; "" where it names none.
     """
 
     index: int
@@ -31,6 +32,7 @@ class Recording:
     first: int | None
     reference: Path | None
     clip: Callable[[int], Clip] = field(repr=False)
+    reference_name: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,14 @@ class Dataset:
         camera: the camera chosen; "" where there is no choice.
         episodes: how many there are.
         recordings: gives each of them, in the order of their numbers, reading as it goes. Raises FrameError.
+        damage: why there are fewer than there should be; empty where nothing is amiss.
     """
 
     path: Path
     camera: str
     episodes: int
     recordings: Callable[[], Iterator[Recording]] = field(repr=False)
+    damage: tuple[str, ...] = ()
 
 
 def chosen_episodes(text: str) -> Callable[[int], bool]:

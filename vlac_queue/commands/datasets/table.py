@@ -13,7 +13,7 @@ from vlac_queue.errors import FrameError
 
 #: Name of the table in a folder of recordings.
 TABLE = "episodes.csv"
-_NEEDED = "it needs the columns file and task, and may have reference"
+_NEEDED = "it needs the columns file and task, and may have reference, separated by commas"
 
 
 def open_table(path: Path, *, task: str | None = None) -> Dataset:
@@ -38,7 +38,7 @@ def open_table(path: Path, *, task: str | None = None) -> Dataset:
 def _recordings(table: Path, task: str | None) -> Iterator[Recording]:
     for index, row in enumerate(_rows(table, task)):
         file = table.parent / row["file"]
-        reference = row.get("reference") or ""
+        reference = row["reference"]
         yield Recording(
             index=index,
             name=row["file"],
@@ -47,16 +47,23 @@ def _recordings(table: Path, task: str | None) -> Iterator[Recording]:
             first=None,
             reference=table.parent / reference if reference else None,
             clip=partial(open_clip, file, keep_last=True),
+            reference_name=reference,
         )
 
 
 def _rows(table: Path, task: str | None) -> Iterator[dict[str, str]]:
+    """Yield the rows, their cells without spaces at the ends; `reference` may be empty."""
     needed = ["file"] if task else ["file", "task"]
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
-            for number, row in enumerate(csv.DictReader(file), 2):
-                if missing := [name for name in needed if not (row.get(name) or "").strip()]:
-                    raise FrameError(f"{table}, line {number}: no {' and no '.join(missing)}; {_NEEDED}.")
-                yield row
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise FrameError(f"{table} is no table of recordings ({error}); {_NEEDED}.") from None
+            rows = csv.DictReader(file, skipinitialspace=True)
+            if missing := [name for name in needed if name not in (rows.fieldnames or ())]:
+                begin = ",".join(rows.fieldnames or ())[:80]
+                raise FrameError(f"{table} has no column {missing[0]} (it begins with {begin!r}); {_NEEDED}.")
+            for row in rows:
+                cells = {name: (row.get(name) or "").strip() for name in ("file", "task", "reference")}
+                if missing := [name for name in needed if not cells[name]]:
+                    raise FrameError(f"{table}, line {rows.line_num}: no {' and no '.join(missing)}; {_NEEDED}.")
+                yield cells
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise FrameError(f"{table} is no table of recordings in UTF-8 ({error}); {_NEEDED}.") from None

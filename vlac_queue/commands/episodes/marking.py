@@ -13,8 +13,9 @@ from vlac_queue.commands.episodes import log
 from vlac_queue.commands.episodes.marks import add_mark
 from vlac_queue.commands.episodes.record import EpisodeRecord
 from vlac_queue.commands.episodes.sheet import write_episode
-from vlac_queue.console import errors_as_messages, writing
+from vlac_queue.console import errors_as_messages, note, writing
 from vlac_queue.errors import FrameError, ProtocolError
+from vlac_queue.files import replacing
 from vlac_queue.plot import figure_class
 from vlac_queue.texts import clean, many
 
@@ -49,13 +50,21 @@ def mark(
     With --all each episode is drawn to marking.png in the log's folder, and a key says what it is: s success,
     f failure, space pass it over, q end.
     """
+    if each and (episode is not None or frame is not None):
+        raise click.UsageError("--all goes through all: give it neither an ID nor --frame.")
+    if not each and (episode is None or verdict is None):
+        raise click.UsageError("give an ID and success or failure, or --all.")
+    if frame is not None and verdict == "failure":
+        raise click.UsageError("--frame is the first frame that is done, and a failure has none.")
     with errors_as_messages():
-        if each:
+        if episode is None:
             _mark_all(folder, shown)
             return
-        if episode is None or verdict is None:
-            raise click.UsageError("give an ID and success or failure, or --all.")
-        record = log.find_episode(folder, episode.removesuffix(".."), _note)
+        record = log.find_episode(folder, episode.removesuffix(".."), note)
+        if frame is not None and record.frames is not None and frame >= record.frames:
+            raise FrameError(
+                f"episode {record.id!r} has no frame {frame}: it has {many(record.frames, 'frame')}, from 0 on."
+            )
         with writing(folder, "--log"):
             add_mark(folder, record.id, record.token, verdict == "success", frame)
     click.echo(f"{record.id}: {verdict}")
@@ -71,21 +80,21 @@ def _mark_all(folder: Path, shown: bool) -> None:
     click.echo(f"{many(total, 'episode')}; s success, f failure, space pass over, q end. Look at {picture}")
     for number, record in enumerate(_open_ones(folder), 1):
         try:
-            with writing(picture, "--log"):
-                write_episode(record, partial(log.read_batches, record, _note), picture)
+            with writing(picture, "--log"), replacing(picture) as whole:
+                write_episode(record, partial(log.read_batches, record, note), whole)
         except FrameError as error:
-            _note(f"{record.id}: {error}")
+            note(f"{record.id}: {error}")
             continue
         if shown and number == 1:
             click.launch(str(picture))
         click.echo(f"{number} of {total}  {clean(record.id)}  {clean(record.task)}  ", nl=False)
-        while (key := click.getchar()) not in (*_KEYS, "q"):
-            pass
+        key = _key()
         click.echo(_KEYS.get(key, "ended"))
         if key == "q":
             break
         if key != " ":
-            add_mark(folder, record.id, record.token, key == "s")
+            with writing(folder, "--log"):
+                add_mark(folder, record.id, record.token, key == "s")
         given[_KEYS[key]] += 1
     click.echo(", ".join(f"{count} {name}" for name, count in given.items()) or "nothing was marked")
 
@@ -100,5 +109,13 @@ def _open_ones(folder: Path) -> Iterator[EpisodeRecord]:
         raise ProtocolError(f"{error} What was marked so far is kept.") from None
 
 
-def _note(text: str) -> None:
-    click.echo(f"note: {text}", err=True)
+def _key() -> str:
+    """Wait for a key that means something, and return it; Ctrl-D is an end, too."""
+    try:
+        while (key := click.getchar()) not in (*_KEYS, "q"):
+            pass
+    except EOFError:
+        return "q"
+    except OSError as error:
+        raise RuntimeError(f"--all takes keys from a terminal, and there is none ({error.strerror}).") from None
+    return key

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import time
 from pathlib import Path
@@ -37,7 +39,7 @@ _LINE = msgspec.json.Decoder(Mark)
 
 
 def read_marks(folder: Path) -> dict[str, Mark]:
-    """Return the last mark of each episode that has one, by its token.
+    """Return the last mark of each episode that has one, by its token. A line that was cut short is left out.
 
     Raises:
         ProtocolError: the file holds something else.
@@ -45,7 +47,7 @@ def read_marks(folder: Path) -> dict[str, Mark]:
     path = folder / MARKS
     marks: dict[str, Mark] = {}
     if path.is_file():
-        for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
             try:
                 mark = _LINE.decode(line)
             except msgspec.MsgspecError as error:
@@ -61,9 +63,13 @@ def add_mark(folder: Path, episode: str, token: str, success: bool, frame: int |
         OSError: the file can't be written.
     """
     mark = Mark(episode, token, success, frame if success else None, round(time.time(), 3))
-    # In one call, so that two people's lines don't mix.
-    file = os.open(folder / MARKS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-    try:
-        os.write(file, msgspec.json.encode(mark) + b"\n")
-    finally:
-        os.close(file)
+    line = msgspec.json.encode(mark) + b"\n"
+    file = os.open(folder / MARKS, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    with open(file, "r+b", buffering=0) as marks:
+        fcntl.flock(marks, fcntl.LOCK_EX)  # another may mark at the same time
+        # After the last whole line: a program that died, or a full disk, may have left a part of one.
+        end = marks.read().rfind(b"\n") + 1
+        marks.truncate(end)
+        if (written := marks.write(line)) != len(line):
+            marks.truncate(end)
+            raise OSError(errno.ENOSPC, f"only {written} of {len(line)} bytes were written")

@@ -12,6 +12,7 @@ import numpy as np
 from vlac_queue.commands.episodes.log import Note
 from vlac_queue.commands.export.truth import known_episodes
 from vlac_queue.errors import FrameError
+from vlac_queue.files import replacing
 from vlac_queue.frames import Frames
 from vlac_queue.plot import evenly
 
@@ -53,7 +54,7 @@ def write_negatives(folder: Path, path: Path, most: int, above: float | None, no
             f"the frames of {folder} are of several sizes, such as {shown}; export logs of one camera."
         )
     tasks = [each.task for each in negatives]
-    with path.open("wb") as file:
+    with replacing(path) as partial, partial.open("wb") as file:
         frames = np.stack([each.frame for each in negatives])
         np.savez_compressed(file, frames=frames, task=tasks)
     return dict(Counter(tasks))

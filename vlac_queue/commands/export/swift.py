@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import pairwise
@@ -15,6 +16,7 @@ from vlac_queue.commands.episodes.log import Note
 from vlac_queue.commands.export.prompts import Prompts
 from vlac_queue.commands.export.truth import Known, known_episodes
 from vlac_queue.errors import FrameError
+from vlac_queue.files import replacing
 from vlac_queue.plot import evenly
 
 #: Files of the set, and the folder of its images.
@@ -57,7 +59,11 @@ def write_set(folder: Path, out: Path, prompts: Prompts, choice: Choice, note: N
     """
     (out / IMAGES).mkdir(parents=True, exist_ok=True)
     counts: Counter[str] = Counter()
-    with (out / TRAINING).open("w") as training, (out / VALIDATION).open("w") as validation:
+    with ExitStack() as stack:
+        training, validation = (
+            stack.enter_context(stack.enter_context(replacing(out / name)).open("w", encoding="utf-8"))
+            for name in (TRAINING, VALIDATION)
+        )
         for known in known_episodes(folder, note):
             apart = _share(known) < choice.validation
             try:
@@ -67,8 +73,8 @@ def write_set(folder: Path, out: Path, prompts: Prompts, choice: Choice, note: N
                 continue
             counts += written
             counts["validation episodes" if apart else "training episodes"] += bool(written)
-    if not counts:
-        raise FrameError(f"{folder} has no episode whose end is known; see `vlac-queue episodes mark`.")
+        if not counts:
+            raise FrameError(f"{folder} has no episode whose end is known; see `vlac-queue episodes mark`.")
     return counts
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,9 @@ from vlac_queue.commands.label.references import References
 from vlac_queue.commands.label.sheet import COLUMNS, HEIGHT, write_sheet
 from vlac_queue.commands.label.summary import HEADERS, LEGEND, Ranked, Summary, summarize
 from vlac_queue.config import VlacConfig
-from vlac_queue.console import errors_as_messages, print_table, queue_options, writing
+from vlac_queue.console import errors_as_messages, note, print_table, queue_options, writing
 from vlac_queue.errors import FrameError, VlacQueueError
+from vlac_queue.files import replacing
 from vlac_queue.frames import Frames
 from vlac_queue.plot import evenly, figure_class, shrunk
 from vlac_queue.texts import clean, duration, many, number
@@ -90,18 +93,23 @@ def label(
         wanted = chosen_episodes(chosen)
         dataset = open_dataset(source, camera=camera, task=task)
         folder = out or dataset.path / "vlac-labels"
+        reference = References(dataset, references, reference_stride, config.reference)
         how = How(
-            str(dataset.path.resolve()), dataset.camera, task or "", stride, config.value_stride,
-            config.done_threshold, (*references, f"stride {reference_stride}"),
+            _name(dataset.path.resolve(), folder.resolve()), dataset.camera, task or "", stride,
+            config.value_stride, config.done_threshold, reference.said,
         )  # fmt: skip
-        reference = References(dataset, references, reference_stride)
-        with writing(folder, "--out"):
-            labels = open_labels(folder, how)
-        done = _label(config, dataset, labels, reference.of, wanted)
-        made = _write(dataset, labels, folder, done, png)
+        with ExitStack() as stack:
+            with writing(folder, "--out"):
+                labels = stack.enter_context(open_labels(folder, how))
+            done = _label(config, dataset, labels, reference.of, wanted)
+            made = _write(dataset, labels, folder, done, png)
     _show(made, done, folder, as_json)
     if done.left_out:
         raise SystemExit(1)
+
+
+def _name(dataset: Path, folder: Path) -> str:
+    return os.path.relpath(dataset, folder) if folder.is_relative_to(dataset) else str(dataset)
 
 
 @dataclass
@@ -122,17 +130,23 @@ def _label(
     wanted: Callable[[int], bool],
 ) -> _Done:
     """Label what has no labels yet."""
-    done, began = _Done(), time.monotonic()
-    total = sum(wanted(index) for index in range(dataset.episodes))
+    done = _Done()
+    for reason in dataset.damage:
+        _leave_out(done, dataset.path.name, reason)
 
     def missing() -> Iterator[Recording]:
         for recording in dataset.recordings():
-            if wanted(recording.index) and recording.index not in labels:
+            if wanted(recording.index) and not labels.has(recording):
                 yield recording
 
-    before = sum(wanted(index) for index in range(dataset.episodes) if index in labels)
+    # Through all of it before anything is asked: whether there is something to do, and labels are of this dataset.
+    chosen = [labels.has(recording) for recording in dataset.recordings() if wanted(recording.index)]
+    total, before = len(chosen), sum(chosen)
+    if not total:
+        raise FrameError(f"none of these episodes: {dataset.path} has {many(dataset.episodes, 'episode')}.")
     if before:
         click.echo(f"{before:,} of {many(total, 'episode')} are labelled already", err=True)
+    began = time.monotonic()
     with Progress(total, before) as progress, CriticClient(config) as client:
 
         def sent(count: int) -> None:
@@ -152,24 +166,30 @@ def _take_in(answers: Answers, labels: Labels, done: _Done) -> None:
             labels.add(labelled(answers))
         done.episodes += 1
         return
-    reason = answers.error.args[0] if isinstance(answers.error, VlacQueueError) else str(answers.error)
-    reason = clean(" ".join(str(reason).split()), 400)
-    done.left_out[answers.recording.name] = reason
-    click.echo(f"left out: {clean(answers.recording.name)}: {reason}", err=True)
-    if not done.episodes and len(done.left_out) >= _ALL_WRONG:
+    said = answers.error.args[0] if isinstance(answers.error, VlacQueueError) else str(answers.error)
+    reason = _leave_out(done, answers.recording.name, str(said))
+    if not len(labels) and len(done.left_out) >= _ALL_WRONG:
         raise FrameError(f"the first {_ALL_WRONG} episodes were all left out; the last one: {reason}")
+
+
+def _leave_out(done: _Done, name: str, said: str) -> str:
+    """Say that a part of the dataset is left out, and return why."""
+    reason = clean(" ".join(said.split()), 400)
+    done.left_out[name] = reason
+    click.echo(f"left out: {clean(name)}: {reason}", err=True)
+    return reason
 
 
 def _write(dataset: Dataset, labels: Labels, folder: Path, done: _Done, png: bool) -> dict[str, Any]:
     """Write the table, the summary and the picture; return the summary with what was made of it."""
-    summary = summarize(labels)
+    summary, about = summarize(labels), folder / "summary.json"
     with writing(folder, "--out"):
         rows = write_progress(labels, folder / PROGRESS)
         written = [folder / PROGRESS]
         if png and (summary.best or summary.worst):
             written += _draw(dataset, labels, summary, folder / "episodes.png")
         document = {
-            "dataset": labels.how.dataset,
+            "dataset": str(dataset.path.resolve()),
             "camera": labels.how.camera,
             "critic": [labels.critic.name, labels.critic.model, labels.critic.prompt] if labels.critic else None,
             "stride": labels.how.stride,
@@ -183,8 +203,10 @@ def _write(dataset: Dataset, labels: Labels, folder: Path, done: _Done, png: boo
             "labelled_now": done.episodes,
             "frames_per_s": done.frames / done.seconds if done.frames else None,
         }
-        (folder / "summary.json").write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    return {"document": document, "summary": summary, "written": [*written, folder / "summary.json"]}
+        text = json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False)
+        with replacing(about) as partial:
+            partial.write_text(text + "\n", "utf-8")
+    return {"document": document, "summary": summary, "written": [*written, about]}
 
 
 def _draw(dataset: Dataset, labels: Labels, summary: Summary, path: Path) -> list[Path]:
@@ -194,22 +216,28 @@ def _draw(dataset: Dataset, labels: Labels, summary: Summary, path: Path) -> lis
     for recording in dataset.recordings():
         if ranked := wanted.get(recording.index):
             places = set(evenly(len(ranked.score.frames), COLUMNS))
-            numbered = enumerate(recording.clip(labels.how.stride).numbered)
-            read[recording.index] = [(n, shrunk(frame, HEIGHT)) for at, (n, frame) in numbered if at in places]
+            try:
+                numbered = enumerate(recording.clip(labels.how.stride).numbered)
+                read[recording.index] = [(n, shrunk(frame, HEIGHT)) for at, (n, frame) in numbered if at in places]
+            except FrameError as error:  # damaged since it was labelled
+                note(f"the picture is without {recording.name}: {error}")
         if len(read) == len(wanted):
             break
+    if not read:
+        return []
     shown = [(ranked, read[ranked.episode]) for ranked in wanted.values() if ranked.episode in read]
     title = f"{many(summary.total.episodes, 'episode')}: the {len(summary.best)} with the highest VOC"
     if summary.worst:
         title += f", then the {len(summary.worst)} with the lowest"
-    write_sheet(shown, path, title)
+    with replacing(path) as partial:
+        write_sheet(shown, partial, title)
     return [path]
 
 
 def _show(made: dict[str, Any], done: _Done, folder: Path, as_json: bool) -> None:
     summary: Summary = made["summary"]
     if as_json:
-        click.echo(json.dumps(made["document"], indent=2, allow_nan=False, ensure_ascii=False))
+        click.echo(json.dumps(made["document"], indent=2, allow_nan=False))
     elif summary.tasks:
         print_table(HEADERS, summary.rows(), texts=1)
         click.echo(LEGEND)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from vlac_queue.commands.datasets.recording import Recording
-from vlac_queue.errors import VlacQueueError
+from vlac_queue.errors import FrameError, VlacQueueError
 from vlac_queue.frames import Frames
 
 #: Most decoded frames of an episode that wait to be sent, and most bytes of them.
@@ -57,7 +57,7 @@ class Reading:
     def run(self, recording: Recording, stride: int) -> None:
         """Decode; in a thread of its own."""
         try:
-            for number, frame in recording.clip(stride).numbered:
+            for number, frame in recording.clip(stride).askable:
                 with self._changed:
                     most = max(1, min(_AHEAD, _AHEAD_BYTES // frame.nbytes))
                     self._changed.wait_for(lambda most=most: self._given_up or len(self._frames) < most)  # type: ignore[misc]
@@ -65,8 +65,11 @@ class Reading:
                         return
                     self._frames.append((number, frame))
                     self._changed.notify_all()
-        except (VlacQueueError, ImportError, OSError, MemoryError) as error:
+        except (VlacQueueError, ImportError, OSError) as error:
             self.error = error
+        except Exception as error:
+            # Of one damaged file among thousands; without an error it would count as read to its end.
+            self.error = FrameError(f"{recording.name} can't be read ({type(error).__name__}: {error}).")
         finally:
             with self._changed:
                 self._finished = True

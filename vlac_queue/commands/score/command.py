@@ -18,8 +18,8 @@ from vlac_queue.commands.asking import (
 )
 from vlac_queue.commands.score.figures import Score, make_score, summary
 from vlac_queue.commands.score.picture import Thumbnails, write_sheet
-from vlac_queue.commands.score.reading import Clip, read_reference
-from vlac_queue.commands.score.source import find_source
+from vlac_queue.commands.score.reading import Clip
+from vlac_queue.commands.score.source import find_reference, find_source
 from vlac_queue.config import VlacConfig
 from vlac_queue.console import errors_as_messages, progress_bar, queue_options, writing
 from vlac_queue.frames import Frames
@@ -36,8 +36,9 @@ from vlac_queue.texts import many
 @camera_option
 @click.option(
     "--reference",
-    type=click.Path(exists=True, path_type=Path),
-    help="A successful run of the same task: a recording.  [default: VLAC_REFERENCE, or none]",
+    metavar="EPISODE|PATH",
+    help="A successful run of the same task: an episode of the dataset, or a recording.  "
+    "[default: VLAC_REFERENCE, or none]",
 )
 @stride_option
 @reference_stride_option
@@ -55,7 +56,7 @@ def score(
     task: str | None,
     episode: int | None,
     camera: str | None,
-    reference: Path | None,
+    reference: str | None,
     stride: int,
     reference_stride: int,
     redis_url: str,
@@ -80,8 +81,9 @@ def score(
             figure_class()  # better missed now than after the work
         recording = find_source(source, episode=episode, camera=camera, task=task)
         clip = recording.clip(stride)
-        known = reference or recording.reference
-        reference_frames = None if known is None else read_reference(known, reference_stride)
+        reference_frames = find_reference(
+            source, recording, reference, of_dataset=episode is not None, camera=camera, stride=reference_stride
+        )
         if folder is not None:
             with writing(folder, "--out"):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -106,7 +108,7 @@ def _ask_clip(
 
     def frames() -> Iterator[Frames]:
         nonlocal last
-        for last, frame in clip.numbered:
+        for last, frame in clip.askable:
             yield thumbnails.add(last, frame)
 
     with progress_bar() as bar, CriticClient(config) as client:

@@ -82,7 +82,7 @@ class Score:
 
     def to_json(self) -> str:
         """Return all fields as a JSON object; what is undefined is null."""
-        return json.dumps(asdict(self), indent=2, allow_nan=False, ensure_ascii=False)
+        return json.dumps(asdict(self), indent=2, allow_nan=False)
 
 
 # Over 40 lines: one value for each field of the JSON, each a line or two.

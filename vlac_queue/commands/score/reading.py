@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 import numpy as np
 
 from vlac_queue.errors import FrameError
-from vlac_queue.frames import MAX_BATCH_BYTES, Frames, as_batch
+from vlac_queue.frames import MAX_BATCH_BYTES, MAX_QUERY_BYTES, Frames, as_batch
 
 if TYPE_CHECKING:
     from av import VideoFrame
 
 Item = TypeVar("Item")
 
+#: Seconds by which a video's sound may be longer than its pictures.
+_SOUND_S = 1.0
 #: Pictures that a folder may hold.
 _PICTURES = (".png", ".jpg", ".jpeg")
 
@@ -40,6 +42,22 @@ class Clip:
     def frames(self) -> Iterator[Frames]:
         """Return the frames alone."""
         return (frame for _, frame in self.numbered)
+
+    @property
+    def askable(self) -> Iterator[tuple[int, Frames]]:
+        """Return `numbered`, which raises FrameError where all frames are more than a value list takes.
+
+        At the first frame, where their number is known, and not after hours of asking.
+        """
+        for taken, (number, frame) in enumerate(self.numbered, 1):
+            if max(taken, self.count or 0) * frame.nbytes > MAX_QUERY_BYTES:
+                height, width, _ = frame.shape
+                raise FrameError(
+                    f"{self.path} has more than {MAX_QUERY_BYTES // frame.nbytes:,} frames of {width}x{height} "
+                    f"pixels, more than a value list takes ({MAX_QUERY_BYTES >> 20:,} MiB of pixels); take "
+                    "fewer by --stride."
+                )
+            yield number, frame
 
 
 def open_clip(path: Path, stride: int = 1, *, keep_last: bool = False) -> Clip:
@@ -72,7 +90,7 @@ def open_clip(path: Path, stride: int = 1, *, keep_last: bool = False) -> Clip:
     else:
         total = _video_length(path)
         named = ((i, f"frame {i}", _pixels(frame)) for i, frame in every(_video(path), stride, keep_last))
-    count = None if total is None else len(list(every(range(total), stride, keep_last)))
+    count = None if total is None else how_many(total, stride, keep_last)
     return Clip(path, count, of_one_size(path, named))
 
 
@@ -119,6 +137,12 @@ def every(items: Iterable[Item], stride: int, keep_last: bool) -> Iterator[tuple
         yield index, item
 
 
+def how_many(total: int, stride: int, keep_last: bool) -> int:
+    """Return how many of `total` items `every` yields."""
+    taken = -(-total // stride)
+    return taken + (keep_last and total > 0 and (total - 1) % stride > 0)
+
+
 def of_one_size(path: Path, named: Iterable[tuple[int, str, Frames]]) -> Iterator[tuple[int, Frames]]:
     """Yield frames and their numbers, checked; the names are for messages."""
     first = None
@@ -140,9 +164,11 @@ def _array(path: Path) -> Frames:
     try:
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
         array = loaded["frames"] if path.suffix == ".npz" else loaded
-    except (OSError, EOFError, ValueError, LookupError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, EOFError, ValueError, LookupError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        # numpy takes any other file for pickled objects, and advises to load them "unsafely".
+        reason = "no file of numpy's, or one of objects" if "allow_pickle" in str(error) else error
         raise FrameError(
-            f"{path} holds no frames ({error}); give an .npz with an array 'frames', or an .npy."
+            f"{path} holds no frames ({reason}); give an .npz with an array 'frames', or an .npy."
         ) from None
     try:
         as_batch(array[:1] if isinstance(array, np.ndarray) and array.ndim == 4 else array)
@@ -192,7 +218,7 @@ def frames_at(path: Path, times: Sequence[float], tolerance_s: float) -> Iterato
     """Yield the frames of a video that are shown at given times.
 
     Args:
-        times: seconds on the video's clock, ascending, one or more.
+        times: seconds on the video's clock, ascending.
         tolerance_s: how far a frame may be from its time.
 
     Yields:
@@ -202,7 +228,8 @@ def frames_at(path: Path, times: Sequence[float], tolerance_s: float) -> Iterato
         FrameError: the video can't be read, or has no frame at one of the times.
     """
     left = iter(times)
-    wanted = next(left)
+    if (wanted := next(left, None)) is None:
+        return
     with _opened(path) as file, closing(_decoded(file, str(path), start_s=times[0] - tolerance_s)) as decoded:
         for frame in decoded:
             while frame.time is not None and frame.time >= wanted - tolerance_s:
@@ -249,9 +276,36 @@ def _decoded(file: BinaryIO, name: str, start_s: float = 0.0) -> Generator[Video
             stream.thread_type = "AUTO"
             if start_s > 0:
                 container.seek(int(start_s / stream.time_base), stream=stream)
-            yield from container.decode(stream)
+            last = None
+            for last in container.decode(stream):
+                if last.is_corrupt and last.time is not None and last.time >= start_s:  # FFmpeg made something up
+                    raise FrameError(f"{name} is damaged at {last.time:.1f} s; copy or record it again.")
+                yield last
+            _check_end(container, stream, last, name)
     except (OSError, IndexError, av.FFmpegError) as error:
         raise _unreadable(name, error) from None
+
+
+def _check_end(container: Any, stream: Any, last: VideoFrame | None, name: str) -> None:
+    """Refuse a video that ends before the end that its head tells: of one that was cut off FFmpeg says nothing.
+
+    The number of frames in the head doesn't tell: of a video that was trimmed without encoding it anew, it is that
+    of all frames.
+    """
+    if last is None or last.time is None or last.time_base is None:
+        return
+    if stream.duration is not None:
+        end = float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+        tolerance = 2 / float(stream.average_rate or 10)
+    elif container.duration is not None:
+        end = ((container.start_time or 0) + container.duration) / 1e6  # that of the sound, if it is longer
+        tolerance = _SOUND_S
+    else:
+        return
+    if last.time + float((last.duration or 0) * last.time_base) + tolerance < end:
+        raise FrameError(
+            f"{name} is cut off: its last frame is at {last.time:.1f} s of {end:.1f}; copy or record it again."
+        )
 
 
 def _unreadable(name: str, error: Exception) -> FrameError:

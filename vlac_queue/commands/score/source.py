@@ -11,8 +11,9 @@ from vlac_queue.commands.datasets.lerobot import is_lerobot
 from vlac_queue.commands.datasets.opening import find_recording, open_dataset
 from vlac_queue.commands.datasets.recording import Recording
 from vlac_queue.commands.demo.rollouts import read_rollout
-from vlac_queue.commands.score.reading import open_clip
+from vlac_queue.commands.score.reading import open_clip, read_reference, stacked
 from vlac_queue.errors import FrameError
+from vlac_queue.frames import Frames
 
 #: A run that ships, for messages.
 EXAMPLE = "drawer-open-v3_expert_s1"
@@ -39,6 +40,25 @@ def find_source(source: str, *, episode: int | None, camera: str | None, task: s
     if task is None:
         raise FrameError(f"say what the robot should do in {path}, such as --task 'open the drawer'.")
     return Recording(0, path.name, task, None, None, None, clip=partial(open_clip, path, keep_last=True))
+
+
+def find_reference(
+    source: str, recording: Recording, given: str | None, *, of_dataset: bool, camera: str | None, stride: int
+) -> Frames | None:
+    """Return the successful run that a run is compared with, uint8 (T,H,W,3); None for the configuration's.
+
+    Args:
+        given: a recording's path, or with `of_dataset` the number of an episode; None takes the one that the
+            dataset names.
+
+    Raises:
+        FrameError: there is none, or it can't be read.
+    """
+    if given is not None and given.isdecimal() and of_dataset:
+        episode = find_recording(open_dataset(Path(source), camera=camera), int(given))
+        return stacked(episode.clip(stride), episode.name)
+    known = recording.reference if given is None else Path(given)
+    return None if known is None else read_reference(known, stride)
 
 
 def _shipped(name: str, task: str | None) -> Recording:
