@@ -173,6 +173,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Any:
                 if path == "too big":
                     raise RuntimeError("CUDA out of memory")
                 self.model = SimpleNamespace(to=lambda device: torch.events.append(f"to {device}"))
+                self.prefix = SimpleNamespace(clear=lambda: torch.events.append("forget the prefix"))
 
         return Loaded
 
@@ -226,10 +227,10 @@ def test_offloading_moves_the_weights_to_the_host_and_back(installed: Any) -> No
     cleared: list[str] = []
     loaded.gac.images.clear = lambda: cleared.append("images")
     loaded.offload()
-    assert installed.events == ["to cpu", "empty cache"]
+    assert installed.events == ["to cpu", "forget the prefix", "empty cache"]
     assert not cleared, "features are in host memory: they stay"
     loaded.wake()
-    assert installed.events[2:] == ["to cuda:0"]
+    assert installed.events[3:] == ["to cuda:0"]
 
 
 @pytest.mark.parametrize(
