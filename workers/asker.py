@@ -152,10 +152,10 @@ class Asker:
                     self._score_pairs(self.pairs)
             elif self._batcher.closed:
                 return
-            elif self._order != self.followed and not (self.pairs and self.pairs.values):
+            elif self._order != self.followed and not (self.pairs and self.pairs.has_lists):
                 self._follow(self._order)
                 continue
-            elif self.pairs and (pairs or self.pairs.values):
+            elif self.pairs and (pairs or self.pairs.has_lists):
                 self._score_pairs(self.pairs)
             elif self._idle_s and not self.asleep and time.monotonic() >= worked + self._idle_s:
                 LOG.info("idle for %.0f s", self._idle_s)

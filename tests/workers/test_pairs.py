@@ -63,6 +63,22 @@ def raises(error: Exception) -> Any:
     return call
 
 
+def at_work(episode: Any, folder: Path) -> Any:
+    """A value query over 60 frames of an episode with the task "long", once its first pair is asked."""
+    episode.push(np.stack([frame(red) for red in range(60)]))
+    value = episode.ask_value()
+    until(lambda: seconds(folder, "long"))
+    return value
+
+
+def answered_before(urgent: Any, value: Any) -> None:
+    """A done query of another episode is answered before the value query of `at_work`."""
+    urgent.push(frame(200))
+    assert not urgent.ask_done().result().done
+    assert not value.done()
+    assert value.result().critics == expected(60)
+
+
 def counted(workers: Workers, name: str) -> int:
     return sum(int(each[name]) for each in workers.described())
 
@@ -234,13 +250,8 @@ def test_a_done_query_goes_before_the_pairs_of_a_list(
 ) -> None:
     workers.start(PAIRS, PAIRS_AT_ONCE="2", PAIR_SECONDS="0.05")
     with client.episode(task="long") as long, client.episode(task="urgent") as urgent:
-        long.push(np.stack([frame(red) for red in range(60)]))
-        value = long.ask_value()
-        until(lambda: seconds(tmp_path, "long"))
-        urgent.push(frame(200))
-        assert not urgent.ask_done().result().done
-        assert not value.done()
-        assert value.result().critics == expected(60)
+        value = at_work(long, tmp_path)
+        answered_before(urgent, value)
     # It takes a call's time to get there; the list takes thirty.
     assert asked(tmp_path, "").index("done 200") < 30
 
@@ -333,16 +344,11 @@ def test_a_job_on_its_last_try_waits_for_lists_and_done_queries_do_not(
 ) -> None:
     workers.start(PAIRS, PAIRS_AT_ONCE="2", PAIR_SECONDS="0.05")
     with client.episode(task="long") as long, client.episode(task="urgent") as urgent:
-        long.push(np.stack([frame(red) for red in range(60)]))
-        value = long.ask_value()
-        until(lambda: seconds(tmp_path, "long"))
+        value = at_work(long, tmp_path)
         connection.rpush(Keys("vlac").alone, "vlac_00000000000000000000000000000000")
         beat = workers.described()[0]["time"]
         until(lambda: float(workers.described()[0]["time"]) > float(beat) + 1)  # the next beat knows of it
-        urgent.push(frame(200))
-        assert not urgent.ask_done().result().done
-        assert not value.done()
-        assert value.result().critics == expected(60)
+        answered_before(urgent, value)
     until(lambda: not connection.exists(Keys("vlac").alone))
 
 

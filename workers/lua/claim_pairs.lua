@@ -1,7 +1,8 @@
 -- Claims pairs of episodes to be scored, up to so many, and reads what is known of the others.
 --
 -- An episode's pairs are a hash: the index of a pair's second frame -> its score, or "?", until when (seconds) and in
--- which life of which worker it is being scored (one that begins anew under its name lives anew). Beside them stand "of": whose scores they are (token of the episode, `scored_by` of the
+-- which life of which worker it is being scored (one that begins anew under its name lives anew). Beside them stand
+-- "of": whose scores they are (token of the episode, `scored_by` of the
 -- critic), and "done": the frame at which the episode was last found done.
 --
 -- KEYS: for each episode: meta queries pairs
